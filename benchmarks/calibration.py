@@ -24,9 +24,8 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, conformal, figures, neighbours
-from tl_dist.trainer.load_model import Loaded, loaded
+from tl_dist.trainer.load_model import Loaded, loaded, process_as_it_was
 from tl_dist.trainer.predict import predict
-from tl_dist.trainer.setup import process_as_it_was
 
 CELLS = """\
 data: {name: elpv, image_size: 96, validation_fraction: 0.2}

@@ -22,27 +22,26 @@ def comparisons() -> Iterator[Comparison]:
     from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
     from tl_dist.datasets.split import folds_of
-    from tl_dist.features import classifiers
-    from tl_dist.features.classifiers import selection
+    from tl_dist.features import classifiers, nested
 
     found = load_digits()
     raw = PolynomialFeatures(2, include_bias=False).fit_transform(found.data / 16)[:, ::3].astype(np.float32)
     labels = found.target.astype(np.int32)
-    fold = folds_of(labels, selection.FOLDS, 0)
+    fold = folds_of(labels, nested.FOLDS, 0)
     said: dict[str, tuple[float, float]] = {}
 
     def ours() -> float:
         start = time.process_time()
-        chosen = selection.choose(raw[:, None], raw[:, None], labels, fold)
+        chosen = nested.choose(nested.Examples(raw[:, None], raw[:, None], labels, labels), fold)
         classifiers.fit("logistic", raw, labels, 10, l2=chosen.l2)
         said["tl_dist"] = chosen.l2, chosen.log_loss
         return time.process_time() - start
 
     def theirs() -> float:
         start = time.process_time()
-        rows = len(labels) * (selection.FOLDS - 1) / selection.FOLDS
+        rows = len(labels) * (nested.FOLDS - 1) / nested.FOLDS
         rival = LogisticRegressionCV(
-            Cs=[1 / (l2 * rows) for l2 in selection.GRID],
+            Cs=[1 / (l2 * rows) for l2 in nested.GRID],
             cv=PredefinedSplit(fold),
             scoring="neg_log_loss",
             max_iter=1000,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.results import record
+
 BENCHMARKS = (
     "cli_start",
     "scale_start",
@@ -81,13 +83,21 @@ class Comparison:
     def holds(self) -> bool:
         return self.ratio <= self.bar if self.at_most else self.ratio >= self.bar
 
-    def __str__(self) -> str:
-        bar = f"{'<=' if self.at_most else '>='} {self.bar:g}"
-        verdict = "holds" if self.holds else "falls short"
-        line = (
-            f"{self.name:<32} tl_dist {self.ours:.4g} {self.unit} | {self.rival_name} {self.rival:.4g} {self.unit} "
-            f"| ratio {self.ratio:.3f} | bar {bar} | {verdict}"
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The name, the two sides, the ratio, its bar and the verdict."""
+        return (
+            self.name,
+            f"{self.ours:.4g} {self.unit}",
+            f"{self.rival_name} {self.rival:.4g} {self.unit}",
+            f"{self.ratio:.3f}",
+            f"{'<=' if self.at_most else '>='} {self.bar:g}",
+            "holds" if self.holds else "falls short",
         )
+
+    def __str__(self) -> str:
+        name, ours, rival, ratio, bar, verdict = self.cells
+        line = f"{name:<32} tl_dist {ours} | {rival} | ratio {ratio} | bar {bar} | {verdict}"
         return f"{line}\n{'':<32} {self.note}" if self.note else line
 
 
@@ -102,7 +112,10 @@ def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the named benchmarks, or all but those ON_GPUS; 0 when every bar holds, NOT_RUN when one could not be run."""
+    """Run the named benchmarks, or all but those ON_GPUS; 0 when every bar holds, NOT_RUN when one could not be run.
+
+    Each result is recorded in RESULTS.md at once.
+    """
     known = (*BENCHMARKS, *ON_GPUS)
     unknown = set(names) - set(known)
     if unknown:
@@ -120,6 +133,7 @@ def main(names: Sequence[str]) -> int:
             for comparison in comparisons:
                 print(comparison, flush=True)
                 results.append(comparison)
+                record([comparison.cells], machine())
         except NotHereError as why:
             print(f"{name:<32} not run: {why}", flush=True)
             missing = True

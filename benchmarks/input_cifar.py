@@ -51,7 +51,7 @@ def per_core(source: Any, augmentations: tuple[str, ...]) -> float:
 
     read = augmented(source, augmentations, 0, 32)
     batches = train_batches(
-        read, Order(0, NUMBER, BATCH), rows=range(BATCH), from_step=0, to_step=NUMBER // BATCH, threads=1
+        read, Order(0, NUMBER, BATCH), rows=range(BATCH), steps=range(NUMBER // BATCH), threads=1
     )
     start = time.process_time()
     for _ in batches:

@@ -59,7 +59,7 @@ def whole_pipeline(source: Any, augmentations: tuple[str, ...], threads: int, ba
     order = Order(SEED, source.num_examples, batch)
     read = augmented(source, augmentations, SEED, SIZE)
     steps = source.num_examples // batch
-    return train_batches(read, order, rows=range(batch), from_step=0, to_step=steps, threads=threads)
+    return train_batches(read, order, rows=range(batch), steps=range(steps), threads=threads)
 
 
 def crops(source: Any, encoded: Sequence[bytes], area: tuple[float, float]) -> tuple[list[int], Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ import numpy as np
 
 import tl_dist as tl
 from benchmarks import networks
+from benchmarks.agreement import Agreement, agreement, resample
 from benchmarks.cells import WEIGHTS, part_of_elpv
 from benchmarks.cifar10 import VARIABLE
 from benchmarks.comparison import Comparison, NotHereError
 from tl_dist.launcher.train import Request
+from tl_dist.scores import clusters, text
 from tl_dist.terminal.console import Console
-from tl_dist.tools.rank.command import BASELINES, rank
+from tl_dist.tools.rank.candidates import candidates
+from tl_dist.tools.rank.command import SORTED_BY, rank
 
 CONFIG = """\
 epochs: 8
@@ -47,6 +50,15 @@ KEPT = "TL_DIST_RANK_RUNS"
 CELLS = 2624  # all
 NAMES = ("vgg16", *networks.PACKAGES)
 POINTS = 0.5
+SCORES = {
+    "order": SORTED_BY,
+    "linear_probe": "linear probe",
+    "nearest": "nearest neighbours",
+    "logme": "LogME",
+    "h_score": "H-score",
+    "nleep": "N-LEEP",
+}
+BASELINES = {"parameters": "parameters", "features": "number of features", "accuracy": "published accuracy"}
 VGG16_ACCURACY = 0.713  # of the weights that these were trained on from
 
 
@@ -61,18 +73,17 @@ def comparisons() -> Iterator[Comparison]:
     with tempfile.TemporaryDirectory(prefix="tl-dist-benchmark-") as name:
         directory = Path(os.environ.get(KEPT, name)).absolute()
         directory.mkdir(exist_ok=True)
-        listed = candidates(directory)
+        listed = list_candidates(directory)
         for data, section in data_sets(directory).items():
-            found = of_data(directory, listed, data, section)
-            agreement = found["agreement"]
-            first = agreement["scores"][0]
-            best = min(one["regret"] for one in agreement["baselines"])
-            regrets.append(first["regret"])
-            errors.append(first["error"])
-            plain.append({one["name"]: one["regret"] for one in agreement["baselines"]})
+            rows = of_data(directory, listed, data, section)
+            (first, *others), baselines = compared(rows, SCORES), compared(rows, BASELINES)
+            best = min(baseline.regret for baseline in baselines)
+            regrets.append(first.regret)
+            errors.append(first.error or 0.0)
+            plain.append({baseline.name: baseline.regret for baseline in baselines})
             yield Comparison(
-                f"rank[{data}]", "points of regret", 100 * first["regret"], "bar", POINTS, bar=1.0, at_most=True,
-                note=f"+- {100 * first['error']:.2f}; {outcome(found)}; best plain baseline {100 * best:.2f}",
+                f"rank[{data}]", "points of regret", 100 * first.regret, "bar", POINTS, bar=1.0, at_most=True,
+                note=f"+- {100 * errors[-1]:.2f}; {outcome(rows, others)}; best plain baseline {100 * best:.2f}",
             )  # fmt: skip
     # One baseline for all data sets, as somebody would follow it; a hundredth of a point so that 0 can be met.
     by_name = {name: float(np.mean([one[name] for one in plain])) for name in BASELINES.values()}
@@ -85,7 +96,7 @@ def comparisons() -> Iterator[Comparison]:
     )  # fmt: skip
 
 
-def candidates(directory: Path) -> Path:
+def list_candidates(directory: Path) -> Path:
     """The file of candidates, and their weights beside it."""
     entries: list[dict[str, Any]] = [{"backbone": "vgg16", "weights": WEIGHTS, "accuracy": VGG16_ACCURACY}]
     for name, (_, _, accuracy) in networks.PACKAGES.items():
@@ -119,12 +130,14 @@ def data_sets(directory: Path) -> dict[str, str]:
     }
 
 
-def of_data(directory: Path, listed: Path, data: str, section: str) -> dict[str, Any]:
-    """What `rank` finds of one data set, after every candidate has been trained from several seeds."""
+def of_data(directory: Path, listed: Path, data: str, section: str) -> list[dict[str, Any]]:
+    """The candidates in the order of `rank`, each with its `trained` accuracy and the test images that are `right`."""
     file = directory / f"{data}.yaml"
     file.write_text(CONFIG.format(data=section, weights=WEIGHTS))
-    runs, trained = directory / "runs", []
-    for name, entry in zip(NAMES, json.loads(listed.read_text()), strict=True):
+    runs, trained = directory / "runs", {}
+    request = Request(file, runs=runs)
+    choices = candidates(request, str(listed))
+    for name, choice, entry in zip(NAMES, choices, json.loads(listed.read_text()), strict=True):
         keys = {key: entry[key] for key in ("backbone", "weights", "train_from") if key in entry}
         overrides = [f"model.{key}={json.dumps(value)}" for key, value in keys.items()]
 
@@ -134,20 +147,43 @@ def of_data(directory: Path, listed: Path, data: str, section: str) -> dict[str,
 
         first = {rate: run(rate, 0) for rate in RATES}
         rate = max(RATES, key=lambda rate: first[rate].scores["validation"]["accuracy"])
-        trained += [first[rate].path, *(run(rate, seed).path for seed in range(1, SEEDS))]
-    console = Console(stderr=True)
+        of_seeds = [first[rate], *(run(rate, seed) for seed in range(1, SEEDS))]
+        trained[choice.label] = [each.predictions("test") for each in of_seeds]
     (directory / f"{data}_best.yaml").unlink(missing_ok=True)
-    return rank(Request(file, runs=runs), str(listed), console, images=5000, trained=trained, out=None)
+    ranking = rank(request, str(listed), Console(stderr=True), images=5000, out=None)
+    rows = []
+    for place, row in enumerate(ranking["candidates"]):
+        predicted = trained[row["candidate"]]
+        right = np.stack([each.probabilities.argmax(axis=1) == each.labels for each in predicted])
+        known = {
+            "order": -place,
+            "trained": float(right.mean()),
+            "right": right,
+            "groups": predicted[0].groups,
+        }
+        rows.append({**row, **known})
+    return rows
 
 
-def outcome(found: dict[str, Any]) -> str:
-    """Probe and accuracy of each candidate, and what the first by each other score would have lost."""
-    rows = [
-        f"{row['candidate'].split()[-1]} {row['linear_probe']:.3f} -> {row['trained']:.3f}"
-        for row in found["candidates"]
+def compared(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[Agreement]:
+    """How each score orders the candidates, beside their accuracy once trained."""
+    trained = [row["trained"] for row in rows]
+    resampled = resample([row["right"] for row in rows], clusters.numbers(rows[0]["groups"]))
+    each = (agreement(name, [row[key] for row in rows], trained, resampled) for key, name in names.items())
+    return [one for one in each if one is not None]
+
+
+def outcome(rows: Sequence[dict[str, Any]], scores: Sequence[Agreement]) -> str:
+    """Probe and accuracy of each candidate; what the first by each other score would have lost, and its order."""
+    probes = [
+        f"{row['candidate'].split()[-1]} {row['linear_probe']:.3f} -> {row['trained']:.3f}" for row in rows
     ]
-    scores = [f"{one['name']} {100 * one['regret']:.2f}" for one in found["agreement"]["scores"][1:]]
-    return f"probe and trained: {', '.join(rows)}; regret of {', '.join(scores)}"
+    lost = [
+        f"{score.name} {100 * score.regret:.2f} (tau {text.figure(score.kendall)}, "
+        f"Spearman {text.figure(score.spearman)})"
+        for score in scores
+    ]
+    return f"probe and trained: {', '.join(probes)}; regret of {', '.join(lost)}"
 
 
 if __name__ == "__main__":

@@ -40,22 +40,24 @@ def comparisons() -> Iterator[Comparison]:
 def ours(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float]:
     from benchmarks.trainer import Trainer, advance, config
     from tl_dist.parallel.single import SingleDevice
+    from tl_dist.runs.checkpoint import Checkpointer
     from tl_dist.runs.directory import RunDir
-    from tl_dist.trainer.metrics import Metrics
+    from tl_dist.trainer.run_writer import RunWriter
+    from tl_dist.training.state import TrainState
 
     cfg = config(backbone=backbone, batch=batch, image_size=size)
     reports = Trainer(cfg, SingleDevice(cfg), "float32").reports(cfg.report.every_steps)
     run = RunDir(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
-    metrics = Metrics(
-        run, from_step=0, total_steps=10**9, steps_per_epoch=16, epochs=1.0, num_workers=1,
-        class_names=[str(k) for k in range(10)], tensorboard=True,
+    writer = RunWriter(
+        run, cfg, TrainState({}), Checkpointer(run, keep=1, owned=lambda: True), total_steps=10**9, steps_per_epoch=16,
+        num_workers=1, class_names=[str(k) for k in range(10)], meta={},
     )  # fmt: skip
 
     def measure() -> float:
         start = time.perf_counter()
         pulled = advance(reports, steps)
         for report in pulled:
-            metrics.train(report)
+            writer.report(report)
         return (time.perf_counter() - start) * 1000 / sum(report.steps for report in pulled)
 
     return measure

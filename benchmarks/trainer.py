@@ -64,7 +64,7 @@ class Trainer:
         source = _in_memory(cfg)
         size = cfg.data.image_size or 32
         with parallel.scope():
-            self.model = classifier.build(
+            self.model = classifier.Classifier(
                 registry.backbone(cfg.model.backbone),
                 cfg.model,
                 image_size=size,
@@ -86,8 +86,7 @@ class Trainer:
             plain(source, size),
             Order(0, source.num_examples, cfg.global_batch),
             rows=rows_of(parallel.rank, parallel.world_size, cfg.global_batch),
-            from_step=0,
-            to_step=ENDLESS,
+            steps=range(ENDLESS),
             threads=threads,
         )
 

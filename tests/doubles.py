@@ -25,10 +25,11 @@ from tl_dist.datasets.store import EncodedStore, Location
 from tl_dist.features import extraction
 from tl_dist.models import classifier
 from tl_dist.parallel.single import SingleDevice
+from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.setup import Built, Setup
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer.run_writer import RunWriter
+from tl_dist.trainer.setup import Built, Setup, StageInput
 from tl_dist.training.state import TrainState
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
@@ -85,14 +86,14 @@ def array_source(num: int = 60, num_classes: int = 3) -> Source:
 def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> classifier.Classifier:
     config = ModelConfig(backbone=backbone, weights="random", **settings)
     record = registry.backbone(backbone)
-    return classifier.build(record, config, image_size=image_size, num_classes=3, seed=0)
+    return classifier.Classifier(record, config, image_size=image_size, num_classes=3, seed=0)
 
 
 def normalised(
     train_from: str, batch_norm: str, *, num_classes: int = 3, **settings: Any
 ) -> classifier.Classifier:
     config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm, **settings)
-    return classifier.build(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
+    return classifier.Classifier(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
 
 
 def drawn(classes: int, num: int = 120, views: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,8 +125,8 @@ def extract(
     said: list[Any] = []
     settings: dict[str, Any] = {"stop_requested": lambda: False, "say": said.append, **changes}
     source = settings.pop("source", FEATURE_SOURCE)
-    found = extraction.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
-    return found, said
+    places: dict[str, Any] = {"root": root, "split": "train", "parallel": PARALLEL}
+    return extraction.Extraction(source, prefix, views, **places, **settings).features(), said
 
 
 def setup_of(
@@ -155,6 +156,20 @@ def given_to(
     return StageInput(
         stage or setup.stages[0], net or setup.model, Read(lambda *_: (None, None)), {}, features
     )
+
+
+def run_writer(run: RunDir, step: int = 0, *, tensorboard: bool = False, **changes: Any) -> RunWriter:
+    """The writer of a run of two workers and classes, which saves nothing."""
+    cfg = CONFIG.model_copy(update={"report": CONFIG.report.model_copy(update={"tensorboard": tensorboard})})
+    settings: dict[str, Any] = {
+        "total_steps": 100,
+        "steps_per_epoch": 20.0,
+        "num_workers": 2,
+        "class_names": ["cat", "dog"],
+        "meta": {},
+    }
+    checkpointer = Checkpointer(run, keep=1, owned=lambda: True)
+    return RunWriter(run, cfg, TrainState({}, step), checkpointer, **(settings | changes))
 
 
 def digit_files(folder: Path, num: int, size: tuple[int, int] = (20, 24), *, jpeg_every: int = 0) -> Path:

@@ -5,6 +5,8 @@ The images are scikit-learn's digits and cells of ELPV: the formats are the offi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from tl_dist.datasets.example_proto import serialize
+from tl_dist.datasets.shard_index import framed
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_COARSE_NAMES = tuple(f"numbers_from_{5 * k}" for k in range(20))
@@ -120,6 +125,12 @@ def write_cifar100_binary(parent: Path, train: Labelled, test: Labelled) -> Path
     for name, part in (("train.bin", train), ("test.bin", test)):
         _records(part.images, part.labels // 5, part.labels).tofile(root / name)
     return root
+
+
+def published(parent: Path) -> dict[str, str]:
+    """The digests of all files, as `cifar.PUBLISHED` has them of the official ones."""
+    files = [file for file in parent.rglob("*") if file.is_file()]
+    return {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
 
 
 def write_elpv(root: Path, examples: Labelled) -> Path:
@@ -288,12 +299,30 @@ def photographs(num: int, size: tuple[int, int] = (64, 48)) -> list[bytes]:
     return encoded
 
 
-def packed_columns() -> dict[str, np.ndarray]:
-    """The arrays of a packed set's index that every set has: two images of four bytes."""
+def write_packed(root: Path, facts: Any, manifest: Any) -> None:
+    """A packed set of two records, what is beside them (bytes or JSON), and a manifest that may name its digest."""
+    root.mkdir(exist_ok=True)
+    content = facts if isinstance(facts, bytes) else json.dumps(facts).encode()
+    (root / f"{PACKED_SHARD}.tfrecord").write_bytes(_PACKED_RECORDS)
+    (root / f"{PACKED_SHARD}.json").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(manifest).replace('"right"', f'"{digest}"'))
+
+
+PACKED_SHARD = "train-00000-of-00001"
+_PACKED_RECORDS = b"".join(
+    framed(serialize({"image/encoded": b"x", "image/class/label": k, "image/filename": name}))
+    for k, name in enumerate((b"a", b"b"))
+)
+
+
+def packed_manifest() -> dict[str, Any]:
     return {
-        "offsets": np.array([0, 4], np.int64),
-        "sizes": np.array([4, 4], np.int64),
-        "checks": np.zeros(2, np.uint32),
-        "labels": np.array([0, 1], np.int32),
-        "ids": np.frombuffer(b"a\0b\0", np.uint8),
+        "format": "tl_dist packed 1",
+        "class_names": ["a", "b"],
+        "splits": {"train": {PACKED_SHARD: "right"}},
     }
+
+
+def packed_facts(**annotations: Any) -> dict[str, Any]:
+    return {"size": len(_PACKED_RECORDS), "ids": ["a", "b"], **annotations}

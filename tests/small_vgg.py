@@ -2,6 +2,6 @@
 
 from dataclasses import replace
 
-from tl_dist.models.backbones.tiny import TINY
+from tl_dist.models.backbones.applications import TINY
 
 SMALL_VGG = replace(TINY, name="small_vgg", preprocessing="caffe")

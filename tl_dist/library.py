@@ -78,7 +78,8 @@ def _train_here(cfg: Config, runs: Path) -> int:
     from tl_dist.launcher.train import open_run, with_trained_source
     from tl_dist.terminal.progress import Progress
     from tl_dist.trainer import attempt
-    from tl_dist.trainer.setup import process_as_it_was, setup
+    from tl_dist.trainer.load_model import process_as_it_was
+    from tl_dist.trainer.setup import setup
 
     with process_as_it_was():
         run = open_run(runs, with_trained_source(cfg, runs))
@@ -133,9 +134,8 @@ class Run:
         Raises `Refusal` without a checkpoint, and for a name that matches nothing.
         """
         from tl_dist.datasets.unlabelled import listed, unreadable
-        from tl_dist.trainer.load_model import loaded
+        from tl_dist.trainer.load_model import loaded, process_as_it_was
         from tl_dist.trainer.predict import predicted
-        from tl_dist.trainer.setup import process_as_it_was
 
         names = [images] if isinstance(images, str | Path) else images
         paths = listed([str(name) for name in names])
@@ -154,8 +154,7 @@ class Run:
         from tl_dist.launcher import read_only
         from tl_dist.tools.calibrate.command import keep
         from tl_dist.tools.calibrate.work import calibrate
-        from tl_dist.trainer.load_model import loaded
-        from tl_dist.trainer.setup import process_as_it_was
+        from tl_dist.trainer.load_model import loaded, process_as_it_was
 
         with process_as_it_was(), read_only.directory() as place:
             model = loaded(self._directory, at, cores=None, overrides=_HERE)
@@ -218,7 +217,7 @@ class Run:
         from tl_dist.tools.export import Request
         from tl_dist.tools.export.command import default_directory
         from tl_dist.tools.export.work import export
-        from tl_dist.trainer.setup import process_as_it_was
+        from tl_dist.trainer.load_model import process_as_it_was
 
         target = str(out or default_directory(self._directory, to, numbers))
         wanted = Request(to=to, numbers=numbers, out=target, check=check, min_agreement=min_agreement, at=at)

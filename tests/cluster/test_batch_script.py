@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.launcher.slurm.script import SubmitOptions, render
+from tl_dist.launcher.slurm.submit import SubmitOptions, render
 
 from .slurm_cluster import FinishedJob, SlurmCluster
 

@@ -255,11 +255,11 @@ def test_an_earlier_checkpoint_is_read_once_and_compared_with_itself(
 def test_what_falls_short_is_not_written(
     run: tl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tl_dist.models.export import runtime
+    from tl_dist.models import export as exports
 
-    ours = runtime._keras
+    ours = exports._keras
     monkeypatch.setattr(
-        runtime, "_keras", lambda *given: lambda images: np.roll(ours(*given)(images), 1, axis=1)
+        exports, "_keras", lambda *given: lambda images: np.roll(ours(*given)(images), 1, axis=1)
     )
     with pytest.raises(Refusal, match=r"gives 0 of 180 images of 'test'") as refused:
         run.export("keras", tmp_path / "made")

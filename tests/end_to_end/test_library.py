@@ -24,8 +24,8 @@ from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, reg
 from tl_dist.data.resize import resize
 from tl_dist.models import classifier
 from tl_dist.models.backbones import Backbone
-from tl_dist.models.backbones.tiny import TINY
-from tl_dist.models.keras_model import assemble
+from tl_dist.models.backbones.applications import TINY
+from tl_dist.models.classifier import assemble
 from tl_dist.runs.directory import RunDir
 
 CONFIG = """\
@@ -122,7 +122,7 @@ def assembled(backbone: Backbone, pooling: str, *, hidden: int | None = None) ->
     """A classifier on random weights with its head drawn too, and the model that is assembled of it."""
     settings: dict[str, Any] = {"pooling": pooling, "normalize": pooling == "both", "hidden": hidden}
     model = ModelConfig(backbone=backbone.name, weights="random", train_from="all", **settings)
-    net = classifier.build(backbone, model, image_size=32, num_classes=3, seed=0)
+    net = classifier.Classifier(backbone, model, image_size=32, num_classes=3, seed=0)
     for path, variable in net.trainable.items():
         if path.startswith("head/"):
             variable.assign(np.random.default_rng(len(path)).normal(size=variable.shape))

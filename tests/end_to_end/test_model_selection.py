@@ -255,7 +255,7 @@ def test_an_average_with_batch_norm_is_taken_with_statistics_of_its_own(workspac
     number = -(-min(1024, train.num_examples) // cfg.global_batch)
     batches = train_batches(
         plain(train, 32), Order(cfg.seed, train.num_examples, cfg.global_batch), rows=range(cfg.global_batch),
-        from_step=best["step"], to_step=best["step"] + number,
+        steps=range(best["step"], best["step"] + number),
     )  # fmt: skip
     images = np.concatenate([batch.images for batch in batches]).astype(np.float64) / 127.5 - 1
     kernel, bias = (found[f"backbone/conv1/{name}"].astype(np.float64) for name in ("kernel", "bias"))

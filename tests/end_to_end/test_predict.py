@@ -23,7 +23,8 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock
 from tl_dist.scores import predictions
 from tl_dist.trainer.evaluate import evaluate_checkpoint
-from tl_dist.trainer.setup import process_as_it_was, setup
+from tl_dist.trainer.load_model import process_as_it_was
+from tl_dist.trainer.setup import setup
 
 CLASSES = ("cat", "dog", "owl")
 CONFIG = (

@@ -16,15 +16,15 @@ from scipy.stats import spearmanr
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.datasets.division import open_splits
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import figures, heat, predictions
+from tl_dist.scores import explanations, figures, predictions
 from tl_dist.tools.explain import Request
 from tl_dist.tools.explain.command import ExplainOptions, explain
 from tl_dist.tools.explain.work import explained
 from tl_dist.tools.report import command as cli_report
-from tl_dist.trainer.load_model import loaded
-from tl_dist.trainer.setup import process_as_it_was
+from tl_dist.trainer.load_model import loaded, process_as_it_was
 
 SIDE, MARKER = 64, 14
 CLASSES = ("<script>alert(1)", "<img src=x onerror=alert(1)>")
@@ -211,7 +211,7 @@ def test_two_runs_are_compared_on_the_same_examples(run: tl.Run, browser: Any, t
     probabilities = known.probabilities.copy()
     probabilities[::2] = probabilities[::2, ::-1]
     arrays = {name: getattr(known, name) for name in ("ids", "labels", "class_names", "types", "step")}
-    predictions.save(file, **arrays, probabilities=probabilities)
+    save_npz(file, **arrays, probabilities=probabilities)
     out = tmp_path / "both.html"
     assert run.report(out, against=[tl.Run(other)]) == out  # as by the command line
     said: list[str] = []
@@ -225,7 +225,7 @@ def test_two_runs_are_compared_on_the_same_examples(run: tl.Run, browser: Any, t
     tab.locator("button[data-show='run-1']").click()
     assert tab.locator("#gallery .tile").count() == min(paired["only_second"], 48)
     assert said == []
-    predictions.save(file, **arrays | {"ids": known.ids[::-1]}, probabilities=probabilities)
+    save_npz(file, **arrays | {"ids": known.ids[::-1]}, probabilities=probabilities)
     with pytest.raises(Refusal, match="not evaluated on the same examples") as refused:
         cli_report.report(cli_report.Request([run.path, other], out), lambda text: None)
     assert refused.value.code == ExitCode.DATA
@@ -240,7 +240,7 @@ def test_pictures_of_what_speaks_for_a_class(run: tl.Run, markers: Markers, tmp_
     assert done.returncode == 0, done.stderr
     for file in files:
         with Image.open(f"{file}.explained.png") as picture:
-            assert heat.is_side_by_side(*picture.size)
+            assert explanations.is_side_by_side(*picture.size)
     with pytest.raises(Refusal, match="would be trained on") as refused:
         explain(ExplainOptions(run.path, [str(markers.root / names[0])]), lambda text: None)
     assert refused.value.code == ExitCode.USAGE

@@ -28,8 +28,7 @@ from tests.end_to_end.harness import INSTALLED, STARTED, TL_DIST
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.serve.app import application
-from tl_dist.tools.serve.command import listening_on, refuse_unusable
-from tl_dist.tools.serve.metrics import Metrics
+from tl_dist.tools.serve.command import PACKAGES, listening_on, refuse_unusable
 from tl_dist.tools.serve.requests import Answers
 from tl_dist.tools.serve.served import Served, of_export, of_run
 
@@ -68,7 +67,7 @@ def run(folder: Path) -> tl.Run:
 def answers(served: Served, files: list[Path]) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     """Probabilities, classes and the metadata, by the way of TensorFlow Serving."""
     with TestClient(
-        application(Answers(served, Metrics(), cores=2), hosts=["127.0.0.1"]), base_url="http://127.0.0.1"
+        application(Answers(served, cores=2), hosts=["127.0.0.1"]), base_url="http://127.0.0.1"
     ) as asked:
         instances = [{"b64": base64.b64encode(file.read_bytes()).decode()} for file in files]
         found = asked.post(f"/v1/models/{served.name}:predict", json={"instances": instances})
@@ -200,7 +199,7 @@ def test_a_mistake_is_refused_before_anything_is_loaded(
             listening_on(host, 0)
         assert refused.value.code == ExitCode.USAGE
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match="fastapi and uvicorn and python_multipart is not installed") as refused:
+    with pytest.raises(Refusal, match=f"{' and '.join(PACKAGES)} is not installed") as refused:
         refuse_unusable(run.path, "")
     assert refused.value.fix.startswith("pip install 'fastapi>=")
 
@@ -215,7 +214,7 @@ def test_a_server_for_others_says_so(run: tl.Run) -> None:
 @contextmanager
 def served_here(run: tl.Run) -> Iterator[str]:
     """The address of a server in a thread of this process."""
-    answers = Answers(of_run(RunDir.open(run.path), "", cores=None), Metrics(), cores=2)
+    answers = Answers(of_run(RunDir.open(run.path), "", cores=None), cores=2)
     server = uvicorn.Server(uvicorn.Config(application(answers, hosts=["127.0.0.1"]), log_level="warning"))
     listening = listening_on("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listening],))

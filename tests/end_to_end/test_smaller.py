@@ -15,12 +15,12 @@ import tl_dist as tl
 from tests.end_to_end.harness import Workspace, bits, losses, records
 from tl_dist.data.resize import resize
 from tl_dist.features.stored import FeatureSet
-from tl_dist.models import refit
+from tl_dist.models import pruning
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.prune.command import pruned
-from tl_dist.trainer import distillation
+from tl_dist.trainer import attempt, distillation
 from tl_dist.trainer import refit as worker_refit
-from tl_dist.trainer.recorder import Recorder
+from tl_dist.trainer.run_writer import RunWriter
 
 CONFIG = """\
 steps: 12
@@ -61,14 +61,14 @@ def _there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next run in this process is asked to stop after this step."""
-    report = Recorder.report
+    report = RunWriter.report
 
-    def then_stop(self: Recorder, found: Any) -> None:
+    def then_stop(self: RunWriter, found: Any) -> None:
         report(self, found)
         if found.step == step:
-            self._run.request_stop()
+            self.run.request_stop()
 
-    monkeypatch.setattr(Recorder, "report", then_stop)
+    monkeypatch.setattr(RunWriter, "report", then_stop)
 
 
 def refusal(workspace: Workspace, name: str, *overrides: str) -> str:
@@ -109,7 +109,8 @@ def test_what_is_kept_is_what_the_teacher_says_in_the_step(
 ) -> None:
     """Of the very view that the step sees: the teacher is given the augmented images instead."""
     kept = workspace.train_here("kept", *TAUGHT)
-    monkeypatch.setattr(distillation, "taught_in_steps", lambda cfg: True)
+    for module in (attempt, distillation):
+        monkeypatch.setattr(module, "taught_in_steps", lambda cfg: True)
     seen = workspace.train_here("seen", *TAUGHT)
     notes = [" ".join(record["text"] for record in records(run, "note")) for run in (kept, seen)]
     assert "from its kept outputs" in notes[0] and "in each step" in notes[1]
@@ -132,13 +133,13 @@ def test_a_stop_changes_no_bit_and_a_teacher_that_is_moved_or_changed_is_named(
 ) -> None:
     whole = workspace.train_here("whole", *PRUNED)
     with monkeypatch.context() as patch:
-        solve = refit.Fit.solve
+        solve = pruning.Fit.solve
 
-        def then_stop(self: refit.Fit, *sums: Any) -> None:
+        def then_stop(self: pruning.Fit, *sums: Any) -> None:
             solve(self, *sums)
             workspace.run("cut").request_stop()
 
-        patch.setattr(refit.Fit, "solve", then_stop)
+        patch.setattr(pruning.Fit, "solve", then_stop)
         workspace.train_here("cut", *PRUNED)
     assert workspace.run("cut").done is None and not losses(workspace.run("cut"))
     with monkeypatch.context() as patch:

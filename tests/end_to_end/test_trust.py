@@ -19,9 +19,9 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, figures, neighbours, predictions, robustness
 from tl_dist.tools.evaluate.corruptions import evaluate_corrupted
 from tl_dist.trainer.evaluate import evaluate_checkpoint
-from tl_dist.trainer.load_model import loaded
+from tl_dist.trainer.load_model import loaded, process_as_it_was
 from tl_dist.trainer.predict import predict
-from tl_dist.trainer.setup import process_as_it_was, setup
+from tl_dist.trainer.setup import setup
 
 CONFIG = (
     SMALL

@@ -29,7 +29,9 @@ def main() -> None:
         for precision in PRECISIONS:
             keras.config.set_dtype_policy(precision)
             config = ModelConfig(backbone=name, weights="random", train_from="all", batch_norm="train")
-            net = classifier.build(registry.backbone(name), config, image_size=SIZE, num_classes=3, seed=0)
+            net = classifier.Classifier(
+                registry.backbone(name), config, image_size=SIZE, num_classes=3, seed=0
+            )
             images = tf.cast(
                 tf.random.uniform([8, SIZE, SIZE, 3], maxval=256, dtype=tf.int32, seed=1), tf.uint8
             )

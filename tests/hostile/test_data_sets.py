@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -14,11 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
-from tests.official_layouts import CIFAR10_NAMES, masked_crc32c, packed_columns, write_python2_pickle
+from tests.official_layouts import (
+    PACKED_SHARD,
+    masked_crc32c,
+    packed_facts,
+    packed_manifest,
+    write_packed,
+)
 from tests.peak_memory import taken_by
 from tl_dist.config import DataConfig
 from tl_dist.datasets.division import open_splits
@@ -46,71 +50,42 @@ def described(arena: Arena, data: str) -> Sequence[str]:
 
 # ------------------------------------------------------------------------------------------- packed sets
 
-Columns = dict[str, Any]
-SHARD = "train-00000-of-00001"
-
-
-def manifest() -> dict[str, Any]:
-    shard = {"name": SHARD, "num_examples": 2, "images": {"size": 8}, "index": {}}
-    return {"format": "tl_dist packed 1", "class_names": ["a", "b"], "splits": {"train": [shard]}}
-
-
-def write_packed(root: Path, index: bytes, content: Any) -> None:
-    root.mkdir(exist_ok=True)
-    (root / f"{SHARD}.images").write_bytes(bytes(8))
-    (root / f"{SHARD}.npz").write_bytes(index)
-    text = json.dumps(content).replace(
-        '"index": {}', f'"index": {{"sha256": "{hashlib.sha256(index).hexdigest()}"}}'
-    )
-    (root / "manifest.json").write_text(text)
-
-
-def npz(arrays: Columns, save: Callable[..., None] = np.savez) -> bytes:
-    target = io.BytesIO()
-    save(target, **arrays)
-    return target.getvalue()
-
-
-def with_column(name: str, values: Any) -> bytes:
-    return npz({**packed_columns(), name: values})
-
-
-def without(name: str) -> bytes:
-    return npz({k: v for k, v in packed_columns().items() if k != name})
-
-
-class Runs:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch $RAN/packed",)
-
-
-INDEXES: dict[str, Callable[[], bytes]] = {
-    "no zip": lambda: b"x" * 100,
-    "empty": lambda: b"",
-    "compressed": lambda: npz(packed_columns(), np.savez_compressed),
-    "no labels": lambda: without("labels"),
-    "no ids": lambda: without("ids"),
-    "an id missing": lambda: with_column("ids", np.frombuffer(b"a\0", np.uint8)),
-    "ids of another type": lambda: with_column("ids", np.array([1.5])),
-    "a label out of range": lambda: with_column("labels", np.array([0, 2], np.int32)),
-    "a negative label": lambda: with_column("labels", np.array([0, -1], np.int32)),
-    "labels of another type": lambda: with_column("labels", np.array([0.0, 1.0])),
-    "a pickle": lambda: with_column("labels", np.array([Runs(), Runs()])),
-    "more labels than images": lambda: with_column("labels", np.array([0, 1, 1], np.int32)),
-    "an offset outside": lambda: with_column("offsets", np.array([0, 5], np.int64)),
-    "a size of 2^62": lambda: with_column("sizes", np.array([4, 2**62], np.int64)),
-    "a weight that is no number": lambda: with_column("weights", np.array([1, np.nan], np.float32)),
-    "half of soft labels": lambda: with_column("soft_others", np.array([1, 0], np.int32)),
+FACTS: dict[str, Any] = {
+    "no JSON": b"x" * 100,
+    "empty": b"",
+    "a list": [1],
+    "nested too deep": b"[" * 100_000,
+    "no ids": {"size": packed_facts()["size"]},
+    "an id missing": packed_facts() | {"ids": ["a"]},
+    "an id too many": packed_facts() | {"ids": ["a", "b", "c"]},
+    "an id twice": packed_facts() | {"ids": ["a", "a"]},
+    "an id of another set": packed_facts() | {"ids": ["a", "c"]},
+    "ids of another type": packed_facts() | {"ids": [1, 2]},
+    "ids a text": packed_facts() | {"ids": "ab"},
+    "a size that lies": packed_facts() | {"size": 2**62},
+    "a weight missing": packed_facts(weights=[1.0]),
+    "a weight that is no number": packed_facts(weights=[1.0, float("nan")]),
+    "a negative weight": packed_facts(weights=[1.0, -1.0]),
+    "an infinite weight": packed_facts(weights=[1.0, 1e300]),
+    "weights of another type": packed_facts(weights=[{}, []]),
+    "a weight of 5,000 digits": b'{"size": 1, "ids": [], "weights": [' + b"9" * 5000 + b"]}",
+    "a group missing": packed_facts(groups=["a"]),
+    "groups of another type": packed_facts(groups=[1, None]),
+    "half of soft labels": packed_facts(soft=[[1, 0]]),
+    "a soft label out of range": packed_facts(soft=[[1, 2], [0.5, 0.5]]),
+    "a soft label of 2^62": packed_facts(soft=[[1, 2**62], [0.5, 0.5]]),
+    "a negative share": packed_facts(soft=[[1, 0], [0.5, -0.5]]),
 }
 MANIFESTS: dict[str, dict[str, Any]] = {
     "splits a list": {"splits": [1]},
-    "splits without shards": {"splits": {"train": []}},
-    "a shard that is text": {"splits": {"train": ["x"]}},
+    "splits without shards": {"splits": {"train": {}}},
+    "shards a list": {"splits": {"train": ["x"]}},
+    "a digest that is a number": {"splits": {"train": {PACKED_SHARD: 5}}},
+    "another digest": {"splits": {"train": {PACKED_SHARD: "0" * 64}}},
     "class_names a number": {"class_names": 5},
     "class_names of numbers": {"class_names": [1, 2]},
-    "a file elsewhere": {"splits": {"train": [{"name": f"../{SHARD}"}]}},
-    "a size that lies": {"splits": {"train": [{"name": SHARD, "images": {"size": 2**62}}]}},
-    "no digest": {"splits": {"train": [{"name": SHARD, "images": {"size": 8}, "num_examples": 2}]}},
+    "no class": {"class_names": []},
+    "a file elsewhere": {"splits": {"train": {f"../{PACKED_SHARD}": "right"}}},
 }
 
 
@@ -118,51 +93,40 @@ def packed(path: Path) -> Any:
     return open_packed(DataConfig(name="packed", path=str(path), test_fraction=0.0, validation_fraction=0.0))
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_packed_set_that_is_changed_here_is_whole(tmp_path: Path) -> None:
-    write_packed(tmp_path / "set", npz(packed_columns()), manifest())
+    whole = packed_facts(weights=[1, 2.5], groups=["g", "h"], types=["t", "t"], soft=[[1, 0], [0.5, 1]])
+    write_packed(tmp_path / "set", whole, packed_manifest())
     assert packed(tmp_path / "set")["train"].num_examples == 2
 
 
-@pytest.mark.parametrize("kind", INDEXES)
-def test_the_index_of_a_packed_set_is_named(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAN", str(tmp_path))
-    write_packed(tmp_path / "set", INDEXES[kind](), manifest())
-    with pytest.raises(Refusal, match=f"{SHARD}.npz") as refused:
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("kind", FACTS)
+def test_what_is_beside_the_records_of_a_packed_set_is_named(kind: str, tmp_path: Path) -> None:
+    write_packed(tmp_path / "set", FACTS[kind], packed_manifest())
+    with pytest.raises(Refusal, match=PACKED_SHARD) as refused:
         packed(tmp_path / "set")
     assert refused.value.code == ExitCode.DATA
-    assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("kind", MANIFESTS)
 def test_the_manifest_of_a_packed_set_is_named(kind: str, tmp_path: Path) -> None:
-    write_packed(tmp_path / "set", npz(packed_columns()), manifest() | MANIFESTS[kind])
-    with pytest.raises(Refusal, match=f"manifest.json|{SHARD}") as refused:
+    write_packed(tmp_path / "set", packed_facts(), packed_manifest() | MANIFESTS[kind])
+    with pytest.raises(Refusal, match=f"manifest.json|{PACKED_SHARD}") as refused:
         packed(tmp_path / "set")
     assert refused.value.code == ExitCode.DATA
 
 
-@CASES.add("a packed index that unpacks to 3 GB", code=65, says=f"{SHARD}.npz .*compressed", always=False)
+@CASES.add("a packed label out of range", code=65, says="1 of 2 records are bad: .*label 1 is not in 0 to 0")
 def _(arena: Arena) -> Sequence[str]:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, column in packed_columns().items():
-            with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, column)
-        with archive.open("more.npy", "w", force_zip64=True) as member:
-            facts = {"descr": "|u1", "fortran_order": False, "shape": (3 << 30,)}
-            np.lib.format.write_array_header_1_0(member, facts)  # type: ignore[no-untyped-call]
-            for _ in range(3 << 6):
-                member.write(bytes(1 << 24))
-    write_packed(arena.folder / "set", target.getvalue(), manifest())
-    return INSPECT
-
-
-@CASES.add("a packed label out of range", code=65, says=f"{SHARD}.npz .*labels are not below 2")
-def _(arena: Arena) -> Sequence[str]:
-    write_packed(arena.folder / "set", with_column("labels", np.array([0, 1000], np.int32)), manifest())
-    return INSPECT
+    write_packed(arena.folder / "set", packed_facts(), packed_manifest() | {"class_names": ["a"]})
+    return described(arena, "{name: packed, path: set, max_bad: 0}")
 
 
 # ------------------------------------------------------------------------------------------- tfds, TFRecord
@@ -337,45 +301,27 @@ def cifar(arena: Arena, names: bytes) -> Sequence[str]:
     return INSPECT
 
 
-@CASES.add("a key of nested tuples", code=78, says="asks for one container in two places")
-def _(arena: Arena) -> Sequence[str]:
-    twice = b"".join(b"q%ch%c\x86" % (k, k) for k in range(60))
-    return cifar(arena, b"\x80\x02})" + b"N\x85" + twice + b"K\1s.")
+def pickled(name: str, content: bytes) -> None:
+    says = "batches.meta is a pickle other than the published one"
+    CASES.add(name, code=78, says=says, always=name == "a key of nested tuples")(
+        lambda arena: cifar(arena, content)
+    )
 
 
-@CASES.add("a name of nested lists", code=78, says="asks for one container in two places", always=False)
-def _(arena: Arena) -> Sequence[str]:
-    names = b"".join(b"]q%c" % k + (b"(h%ch%ce" % (k - 1, k - 1) if k else b"") for k in range(34))
-    return cifar(arena, b"\x80\x02}U\x0blabel_names](" + names + b"es.")
+TWICE = b"".join(b"q%ch%c\x86" % (k, k) for k in range(60))
+NESTED = b"".join(b"]q%c" % k + (b"(h%ch%ce" % (k - 1, k - 1) if k else b"") for k in range(34))
+pickled("a key of nested tuples", b"\x80\x02})" + b"N\x85" + TWICE + b"K\1s.")
+pickled("a name of nested lists", b"\x80\x02}U\x0blabel_names](" + NESTED + b"es.")
+pickled("tuples 100,000 deep", b"\x80\x02})" + b"\x85" * 100_000 + b"K\1s.")
+pickled("a key of 3,000 bytes of integer", pickle.dumps({1 << 24_000: 1}, protocol=2))
+pickled("16 million lists", b"\x80\x02(" + b"]" * (16 << 20) + b"l.")
+pickled("a memory of 2^32 places", b"\x80\x02}r\xff\xff\xff\xff.")
 
 
-@CASES.add("tuples 100,000 deep", code=78, says="asks for more than 64 tuples", always=False)
-def _(arena: Arena) -> Sequence[str]:
-    return cifar(arena, b"\x80\x02})" + b"\x85" * 100_000 + b"K\1s.")
-
-
-@CASES.add("a key of 3,000 bytes of integer", code=78, says="asks for the opcode LONG4", always=False)
-def _(arena: Arena) -> Sequence[str]:
-    return cifar(arena, pickle.dumps({1 << 24_000: 1}, protocol=2))
-
-
-@CASES.add("16 million lists", code=78, says="opcodes", always=False)
-def _(arena: Arena) -> Sequence[str]:
-    return cifar(arena, b"\x80\x02(" + b"]" * (16 << 20) + b"l.")
-
-
-@CASES.add("a memory of 2^32 places", code=78, says="a memory of 4,294,967,295 places", always=False)
-def _(arena: Arena) -> Sequence[str]:
-    return cifar(arena, b"\x80\x02}r\xff\xff\xff\xff.")
-
-
-@CASES.add("a pickle without end", code=65, says="data_batch_1 cannot be read: is larger than", always=False)
+@CASES.add("a pickle without end", code=65, says="batches.meta cannot be read: is larger than", always=False)
 def _(arena: Arena) -> Sequence[str]:
     arguments = cifar(arena, b"")
-    write_python2_pickle(
-        arena.folder / "set" / "batches.meta", {b"label_names": [n.encode() for n in CIFAR10_NAMES]}
-    )
-    with (arena.folder / "set" / "data_batch_1").open("r+b") as file:
+    with (arena.folder / "set" / "batches.meta").open("r+b") as file:
         file.truncate(9 << 30)
     return arguments
 
@@ -429,7 +375,7 @@ def test_weights_are_not_read_before_their_shapes_are_right(tmp_path: Path) -> N
     setup = f"""
 from pathlib import Path
 from types import SimpleNamespace
-from tl_dist.models.weights import safetensors_files
+from tl_dist.models.weights import sources
 from tl_dist.refusal import Refusal
 import safetensors, numpy
 file = Path({str(tmp_path / "x.safetensors")!r})
@@ -437,7 +383,7 @@ network = SimpleNamespace(name="tiny", weights=[SimpleNamespace(path="a/kernel",
 """
     measured = """
 try:
-    safetensors_files.arrays_of(file, file, network)
+    sources.safetensors_of(file, file, network)
 except Refusal as refused:
     assert "does not hold the weights of tiny" in str(refused), refused
 else:

@@ -230,7 +230,7 @@ def test_the_labels_of_a_tflite_file_are_as_many_as_the_classes(tmp_path: Path) 
 
     names = [*NAMES, "a\x0bb", "a\x85b", "a\u2028b", "a\r\nb", "last"]
     read: Any = None
-    write.write(Model(), tmp_path / "m.tflite", to="litert", class_names=names, read=read)
+    write(Model(), tmp_path / "m.tflite", to="litert", class_names=names, read=read)
     with zipfile.ZipFile(tmp_path / "m.tflite") as found:
         labels = found.read("labels.txt").decode().splitlines()
     assert len(labels) == len(names) and labels[-1] == "last"

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import random
 import resource
 import signal
@@ -36,21 +35,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.image_kinds import exif
-from tests.official_layouts import masked_crc32c, packed_columns, varint, write_python2_pickle
+from tests.official_layouts import (
+    masked_crc32c,
+    packed_facts,
+    packed_manifest,
+    varint,
+    write_packed,
+)
 from tl_dist.config import DataConfig, yaml_text
-from tl_dist.datasets.array_pickle import load_array_pickle
 from tl_dist.datasets.division import open_splits, read_manifest
 from tl_dist.datasets.example_proto import parse
 from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.formats.tfds import open_tfds
-from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.headers import Fault, look
-from tl_dist.datasets.preprocess import orientation
+from tl_dist.datasets.preprocess import exif_orientation, jpeg_orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
-from tl_dist.models.weights import hdf5, safetensors_files
-from tl_dist.models.weights import keras_archives as archives
+from tl_dist.models.weights import hdf5, sources
+from tl_dist.models.weights import keras_files as readers
 from tl_dist.refusal import Refusal
 
 MEMORY = 1 << 30  # bytes that a parser may add to those of the process
@@ -165,8 +168,7 @@ def _(data: bytes, folder: Path) -> None:
     (folder / "image").write_bytes(data)
     found = look(Location(folder / "image"))
     assert found.reason if isinstance(found, Fault) else found.width
-    assert 1 <= orientation(data) <= 8
-    assert len(first_frame_alone(data)) <= len(data) + 1
+    assert 1 <= jpeg_orientation(data) <= 8 and 1 <= exif_orientation(data) <= 8
 
 
 def field(number: int, data: bytes) -> bytes:
@@ -217,45 +219,6 @@ def _(shard: tuple[list[tuple[bytes, bool, int, int]], int], folder: Path) -> No
     assert len(found.labels) + len(found.bad) <= len(shard[0]) + 1
 
 
-@functools.cache
-def pickles() -> list[bytes]:
-    batch = {
-        b"data": np.zeros((2, 3072), np.uint8),
-        b"labels": [1, 2],
-        b"filenames": [b"a.png", b"b.png"],
-        b"batch_label": b"testing",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        write_python2_pickle(Path(folder) / "x", batch)
-        old = (Path(folder) / "x").read_bytes()
-    del batch[b"data"]
-    again = {"label_names": ["cat", "dog"], "labels": np.arange(3), "more": np.arange(3)}
-    return [
-        old,
-        *(pickle.dumps(content, protocol) for content in (batch, again) for protocol in (0, 2, 4, 5)),
-    ]
-
-
-OPCODES = st.lists(
-    st.sampled_from(
-        [
-            *(bytes([code]) for code in b"]})(taesuNRb20\x85\x86\x88\x93\x94"),
-            *(b"q\0", b"q\1", b"h\0", b"h\1", b"r\xff\xff\xff\x7f", b"K\1", b"U\1x", b"X\1\0\0\0x"),
-            *(b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"c_codecs\nencode\n"),
-            b"cnumpy.core.multiarray\n_reconstruct\n",
-        ]
-    ),
-    max_size=60,
-)
-
-
-@target("array_pickle", damaged(pickles) | OPCODES.map(lambda codes: b"".join(codes) + b"."), [])
-def _(data: bytes, folder: Path) -> None:
-    (folder / "batch").write_bytes(data)
-    with suppress(Refusal):
-        assert isinstance(load_array_pickle(folder / "batch"), dict)
-
-
 CONFIG = """\
 %YAML 1.2
 ---
@@ -284,68 +247,24 @@ def _(text: str, folder: Path) -> None:
         yaml_text.parse(text, "a.yaml")
 
 
-def columns() -> dict[str, np.ndarray]:
-    return {
-        **packed_columns(),
-        "weights": np.ones(2, np.float32),
-        "soft_others": np.array([1, 0], np.int32),
-        "soft_shares": np.array([0.5, 1], np.float32),
+def packed() -> Any:
+    annotations = {
+        "weights": [1.0, 2.0],
+        "groups": ["g", "h"],
+        "types": ["t", "t"],
+        "soft": [[1, 0], [0.5, 1.0]],
     }
+    manifest = packed_manifest()
+    manifest["splits"]["test"] = dict(manifest["splits"]["train"])
+    return {"facts": packed_facts(**annotations), "manifest": manifest}
 
 
-def npz(arrays: dict[str, np.ndarray], **options: Any) -> bytes:
-    target_file = io.BytesIO()
-    np.savez(target_file, **arrays, **options)
-    return target_file.getvalue()
-
-
-@st.composite
-def indexes(draw: st.DrawFn) -> bytes:
-    """An index whose columns are of another type or length, are missing, or hold extreme numbers."""
-    arrays = columns()
-    for name in draw(st.lists(st.sampled_from(sorted(arrays)), max_size=2, unique=True)):
-        kind = draw(
-            st.sampled_from(
-                ["i1", "i4", "i8", "u4", "u1", "f4", "f8", "U3", "O", "?", "S2", "i4,f4", "M8[s]"]
-            )
-        )
-        shape = draw(st.sampled_from([(2,), (0,), (), (1,), (3,), (2, 2)]))
-        number = draw(st.sampled_from([0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, np.nan, np.inf]))
-        if draw(st.booleans()):
-            with np.errstate(all="ignore"), suppress(ValueError, OverflowError, TypeError):
-                arrays[name] = np.full(shape, number).astype(arrays[name].dtype)
-        else:
-            arrays[name] = np.zeros(shape, kind)
-        if draw(st.integers(0, 5)) == 0:
-            del arrays[name]
-    return npz(arrays)
-
-
-def manifest() -> Any:
-    shard = {
-        "name": "train-00000-of-00001",
-        "num_examples": 2,
-        "images": {"size": 8},
-        "index": {"sha256": "right"},
-    }
-    return {
-        "format": "tl_dist packed 1",
-        "class_names": ["a", "b"],
-        "splits": {"train": [shard], "test": [dict(shard)]},
-    }
-
-
-@target(
-    "packed index",
-    st.tuples(damaged(lambda: [npz(columns())]) | indexes(), st.just(None) | mangled(manifest)),
-    [],
-)
-def _(packed: tuple[bytes, Any], folder: Path) -> None:
-    index, content = packed
-    (folder / "train-00000-of-00001.images").write_bytes(bytes(8))
-    (folder / "train-00000-of-00001.npz").write_bytes(index)
-    text = json.dumps(manifest() if content is None else content)
-    (folder / "manifest.json").write_text(text.replace('"right"', f'"{hashlib.sha256(index).hexdigest()}"'))
+@target("packed set", mangled(packed), [])
+def _(content: Any, folder: Path) -> None:
+    facts, manifest = (
+        content.get(key) if isinstance(content, dict) else content for key in ("facts", "manifest")
+    )
+    write_packed(folder, facts, manifest)
     with suppress(Refusal):
         for source in open_packed(data(folder, "packed")).values():
             assert set(source.labels.tolist()) <= set(range(source.num_classes))
@@ -436,7 +355,7 @@ def weights() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     with suppress(Refusal):
-        safetensors_files.arrays_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
+        sources.safetensors_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
 
 
 @functools.cache
@@ -496,7 +415,7 @@ def keras_archives() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     path = folder / "x.keras"
     path.write_bytes(content)
-    in_a_process(lambda: archives.arrays_of(path, NETWORK), ValueError)
+    in_a_process(lambda: readers.of_archive(path, NETWORK), ValueError)
     assert os.listdir(folder) == ["x.keras"]
 
 

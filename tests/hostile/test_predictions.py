@@ -13,12 +13,13 @@ import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.config import file as config_file
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import heat, neighbours, predictions
+from tl_dist.scores import explanations, neighbours
 from tl_dist.tools.predict import sorting, work
 from tl_dist.tools.predict.sorting import Folders
-from tl_dist.tools.predict.table import Columns, Row, written
+from tl_dist.tools.predict.table import Row, columns, written
 
 CASES = Cases()
 CONFIG = """\
@@ -83,7 +84,7 @@ OTHERS = {
 def test_a_file_of_predictions_is_replaced(tmp_path: Path, kind: str, text: str) -> None:
     file = tmp_path / f"p.{kind}"
     file.write_text(text)
-    with written(file, Columns(1)) as write:
+    with written(file, columns(1)) as write:
         write([Row("a", ["b"], [np.float32(0.5)])])
     assert file.read_text().count("b") and file.stat().st_mode & 0o777 == 0o600
 
@@ -93,7 +94,7 @@ def test_a_file_that_only_begins_so_is_not(tmp_path: Path, kind: str, text: str)
     """A list of labelled images, and predictions to which a person has added a column."""
     file = tmp_path / f"p.{kind}"
     file.write_text(text)
-    with pytest.raises(Refusal, match="is not a file of predictions") as caught, written(file, Columns(1)):
+    with pytest.raises(Refusal, match="is not a file of predictions") as caught, written(file, columns(1)):
         pass
     assert caught.value.code == ExitCode.CANNOT_CREATE and file.read_text() == text
 
@@ -142,7 +143,7 @@ def test_a_link_that_comes_between_the_look_and_the_copy_leads_nowhere(
 
 def test_neighbours_of_another_network_are_refused(tmp_path: Path) -> None:
     bank = neighbours.Neighbours("x", np.ones((10, 3), np.float32), np.ones(5, np.float32))
-    predictions.save(tmp_path / "run" / neighbours.FILE, **bank.arrays())
+    save_npz(tmp_path / "run" / neighbours.FILE, **bank.arrays())
     model: Any = SimpleNamespace(
         run=SimpleNamespace(path=tmp_path / "run", name="run"), sha256="x", calibration=object(), step=1,
         model=SimpleNamespace(num_features=16),
@@ -155,5 +156,5 @@ def test_neighbours_of_another_network_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["two\nlines", "x" * 200_000, "\x1b]0;x\x07", "", "\u202e" * 5_000])
 def test_a_caption_of_any_class_fits_its_panel(name: str) -> None:
     panel = np.zeros((8, 8, 3), np.uint8)
-    sheet = heat.side_by_side([(name, panel), ("b", panel)])
-    assert heat.is_side_by_side(*sheet.size)
+    sheet = explanations.side_by_side([(name, panel), ("b", panel)])
+    assert explanations.is_side_by_side(*sheet.size)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.config import file as config_file
+from tl_dist.files.npz import save_npz
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, label_errors, predictions
 from tl_dist.tools.report import examples, facts
@@ -43,9 +44,10 @@ def of_many_classes(arena: Arena) -> Path:
     said = draws.random((ROWS, CLASSES), np.float32)
     labels = draws.integers(0, CLASSES, ROWS).astype(np.int32)
     said[np.arange(ROWS), np.where(np.arange(ROWS) % 3, labels, labels // 2)] = 3
-    predictions.save(
+    save_npz(
         path, ids=np.array([f"i{k}" for k in range(ROWS)]), labels=labels, probabilities=said / said.sum(1)[:, None],
         class_names=np.array([f"class {k}" for k in range(CLASSES)]), step=1, types=np.array([], np.str_),
+        groups=np.array([], np.str_),
     )  # fmt: skip
     return path
 
@@ -73,22 +75,19 @@ def test_its_figures_of_many_classes_are_those_of_scikit_learn(arena: Arena) -> 
     found = facts.gather(of_many_classes(arena).parents[1], None)
     made = examples.examples_of(found)
     labels = found.predictions.labels
-    (table,) = examples.class_tables(made, None)
-    numbers = [int(row["name"].split()[1]) for row in table["rows"]]
+    (table,) = examples.class_tables(made)
+    numbers = [int(row.name.split()[1]) for row in table.rows]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, made.predicted, labels=numbers, zero_division=0
     )
-    assert (
-        support is not None and len(numbers) == examples.MAX_CLASSES and "of 20,000 classes" in table["note"]
-    )
-    for k, row in enumerate(table["rows"]):
-        told = [row["share"] or 0, row["more"][0] or 0, row["more"][1] or 0]
-        assert told == pytest.approx([recall[k], precision[k], f1[k]]) and row["num_examples"] == support[k]
+    assert support is not None and len(numbers) == examples.MAX_CLASSES and table.num == CLASSES
+    for k, row in enumerate(table.rows):
+        told = [row.share or 0, row.more[0] or 0, row.more[1] or 0]
+        assert told == pytest.approx([recall[k], precision[k], f1[k]]) and row.num_examples == support[k]
     wrong = labels != made.predicted
     counts = Counter(zip(labels[wrong].tolist(), made.predicted[wrong].tolist(), strict=True))
     best = sorted(counts, key=lambda pair: (-counts[pair], pair))[: examples.MAX_PAIRS]
-    told_pairs = [(pair["label_number"], pair["predicted_number"]) for pair in examples.pairs(made)]
-    assert told_pairs == best
+    assert [(label, predicted) for label, predicted, _ in examples.pairs(made)] == best
 
 
 def test_suspects_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +106,7 @@ def test_suspects_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_its_memory_is_that_of_the_predictions(arena: Arena) -> None:
     found = facts.gather(of_many_classes(arena).parents[1], None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    examples.confusions(examples.examples_of(found), 0)
+    examples.confusions(examples.examples_of(found))
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
     )  # KiB; a matrix would be 3 GiB

@@ -16,10 +16,11 @@ import pytest
 
 from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
 from tl_dist.config import file as config_file
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, checkpoint_format
 from tl_dist.runs.directory import RunDir, step_name
-from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.runs.identity import identity_of
 from tl_dist.runs.records import records
 from tl_dist.runs.table import runs
 from tl_dist.scores import calibration, neighbours, predictions
@@ -146,11 +147,12 @@ def predicted(arena: Arena, name: str, **arrays: object) -> Path:
         "probabilities": np.full((3, 2), 0.5, np.float32),
         "class_names": np.array(["x", "y"]),
         "step": 1,
+        "types": np.array([], np.str_),
         "groups": np.array([], np.str_),
     }
     path = predictions.file_of(arena.folder / name, "test")
     path.parent.parent.mkdir()
-    predictions.save(path, **right | arrays)
+    save_npz(path, **right | arrays)
     return path
 
 
@@ -204,10 +206,11 @@ def whole(arena: Arena) -> Path:
     said = predictions.load(predictions.file_of(run, "test"))
     labels = said.labels.astype(np.int32)
     of_true = said.probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    kept = calibration.Calibration(4, "x", (), 1.0, labels, of_true, np.array([], np.str_))
-    predictions.save(run / calibration.FILE, **kept.arrays())
+    none = np.array([], np.str_)
+    kept = calibration.Calibration(4, "x", none, 1.0, labels, of_true, none)
+    save_npz(run / calibration.FILE, **kept.arrays())
     bank = neighbours.Neighbours("x", np.eye(6, dtype=np.float32), np.ones(3, np.float32))
-    predictions.save(run / neighbours.FILE, **bank.arrays())
+    save_npz(run / neighbours.FILE, **bank.arrays())
     for name in ("exports/keras/model.keras", "track/wandb/x.wandb", "evaluations/test.json", "report.html"):
         (run / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         (run / name).write_text("{}")
@@ -282,7 +285,6 @@ def uses(run: Path) -> Iterator[Callable[[], Any]]:
     yield lambda: runs(run.parent)
     yield lambda: show_end(RunDir.open(run), Console(stderr=True))
     yield lambda: identity_of(RunDir.open(run))
-    yield lambda: decoding_of(RunDir.open(run), new=2)
     yield lambda: RunDir.open(run).freeze_identity({"class_names": ["a"]})
     yield lambda: checkpoint.find(RunDir.open(run))
     yield lambda: compare(run, run, "test")
@@ -365,9 +367,9 @@ def test_a_page_of_predictions_that_are_no_probabilities_is_made_in_silence(aren
     rows = np.full((3, 2), {"infinite": np.inf, "no number": np.nan}.get(what, 0.0), np.float32)
     names = np.array(["x"] if what == "one class" else ["x", "y"])
     labels = np.zeros(3, np.int32) if what == "one class" else np.array([0, 1, 0], np.int32)
-    predictions.save(
+    save_npz(
         predictions.file_of(arena.folder / "runs" / "run", "test"),
         ids=np.array(["a", "b", "c"]), labels=labels, probabilities=rows[:, : len(names)], class_names=names,
-        step=1, types=np.array([], np.str_),
+        step=1, types=np.array([], np.str_), groups=np.array([], np.str_),
     )  # fmt: skip
     assert report(Request([arena.folder / "runs" / "run"], pictures=False), lambda text: None).exists()

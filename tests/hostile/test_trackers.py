@@ -106,25 +106,20 @@ def everything_in(folder: Path, done: subprocess.CompletedProcess[str]) -> bytes
     return held + (done.stdout + done.stderr).encode()
 
 
-@pytest.mark.parametrize(
-    ("place", "beside"),
-    [
-        ("wandb", ()),
-        (".wandb", ()),
-        ("runs/digits/track/wandb", ()),
-        ("runs/digits/track/wandb.new/wandb", ()),
-        ("wandb", ("--beside",)),  # as train starts it
-    ],
-)
+SETTINGS = ("wandb", ".wandb", "runs/digits/track/wandb", "runs/digits/track/wandb.new/wandb")
+"""where a settings file may lie that is not the user's: the working directory, the run, and below WANDB_DIR"""
+
+
+@pytest.mark.parametrize("beside", [(), ("--beside",)], ids=["sync", "as train starts it"])
 def test_the_key_goes_to_the_users_own_server_whatever_a_settings_file_says(
-    arena: Arena, servers: tuple[Server, Server], place: str, beside: tuple[str, ...]
+    arena: Arena, servers: tuple[Server, Server], beside: tuple[str, ...]
 ) -> None:
-    """In the working directory, in the run, under WANDB_DIR; and a server that answers 500 is given up soon."""
+    """All such files name another server, so that one that is read shows; an answer of 500 is given up soon."""
     own, other = servers
     run = tracked(arena, "wandb")
     (run.path / "track").mkdir(mode=0o700)
-    settings = f"[default]\nbase_url = {other.address}\nmode = online\n"
-    arena.file(f"{place}/settings", settings)
+    for place in SETTINGS:
+        arena.file(f"{place}/settings", f"[default]\nbase_url = {other.address}\nmode = online\n")
     (arena.home / ".config" / "wandb").mkdir(parents=True)
     (arena.home / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {own.address}\n")
     began = time.monotonic()

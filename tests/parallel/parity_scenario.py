@@ -31,7 +31,8 @@ from tl_dist.config import (
 )
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
+from tl_dist.data.pipeline import augmented, dropout_masks, evaluation_batches, plain, train_batches
+from tl_dist.data.pipeline import soft_labels as soft_labels_of
 from tl_dist.datasets import Source
 from tl_dist.datasets.annotations import Annotations, SoftLabels
 from tl_dist.datasets.arrays import ArrayStore
@@ -170,7 +171,7 @@ def run_variant(
     source = digits()
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        built = classifier.build(backbone, config, image_size=24, num_classes=10, seed=1)
+        built = classifier.Classifier(backbone, config, image_size=24, num_classes=10, seed=1)
         views = [built.trained_from(train_from) for train_from, _ in parts]
         net = classifier.widest(views)
         opt = optim.Optimizer(
@@ -186,17 +187,17 @@ def run_variant(
     read = augmented(source, ("flip", "pad_crop"), order.seed, 24, augmentation)
     mixed = augmentation.mixes or soft_labels
     objective = step.Objective(10, global_batch, mixed=mixed, distillation=distillation)
+    transforms = [dropout_masks(order, net.mask_features, 0.25)] if net.mask_features else []
+    if soft_labels and source.annotations.soft is not None:
+        transforms.append(soft_labels_of(order, source.annotations.soft))
 
     def train_stage(number: int, end: int) -> list[Report]:
         batches = train_batches(
             read,
             order,
             rows=rows,
-            from_step=state.step,
-            to_step=end,
-            mask_features=net.mask_features,
-            dropout=0.25,
-            soft=source.annotations.soft if soft_labels else None,
+            steps=range(state.step, end),
+            transforms=transforms,
         )
         if overflow:
             batches = batches.map(overflow_at_one_position)
@@ -256,7 +257,7 @@ def run_variant(
         if moved:
             average = averaging(net, parallel, global_batch=global_batch)
             batches = parallel.feed(
-                train_batches(read, order, rows=rows, from_step=state.step, to_step=state.step + 3)
+                train_batches(read, order, rows=rows, steps=range(state.step, state.step + 3))
             )
             for k in (1, 2, 3):
                 average(batches, tf.constant(k, tf.int64))

@@ -16,9 +16,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
-from tl_dist.features import classifiers
-from tl_dist.features.classifiers import selection
-from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.features import classifiers, nested
+from tl_dist.training.step import balanced_class_weights
 
 
 def digits(classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +114,7 @@ def test_the_choice_of_l2_is_that_of_a_search_over_folds(weights: list[float] | 
     parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(4)]
     rows = np.ones(len(labels)) if weights is None else np.asarray(weights)[labels]
     losses = {}
-    for l2 in selection.GRID:
+    for l2 in nested.GRID:
         probabilities = cross_val_predict(
             reference(l2, 3 * len(labels) // 4, weights=weights),
             wide,
@@ -125,6 +124,6 @@ def test_the_choice_of_l2_is_that_of_a_search_over_folds(weights: list[float] | 
         )
         losses[l2] = float(-(rows * np.log(probabilities[np.arange(len(labels)), labels])).sum() / rows.sum())
     values = features[:, None]
-    chosen = selection.choose(values, values, labels, fold, class_weights=weights)
+    chosen = nested.choose(nested.Examples(values, values, labels, labels), fold, class_weights=weights)
     assert chosen.l2 == min(losses, key=losses.__getitem__)
     assert chosen.log_loss == pytest.approx(losses[chosen.l2], abs=1e-3)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tl_dist.scores import clusters, figures, groups, robustness
+from tl_dist.scores import clusters, evaluation, figures, robustness, text
 from tl_dist.scores.robustness import Hits
 
 CORRELATION = 0.3
@@ -165,7 +165,7 @@ def test_without_groups_of_several_images_nothing_changes(names: list[str]) -> N
     first, second = rng.dirichlet([1, 1], 90), rng.dirichlet([1, 1], 90)
     assert figures.figures(labels, first, names) == figures.figures(labels, first)
     assert figures.paired(labels, first, second, names) == figures.paired(labels, first, second)
-    assert groups.by_group(["a", "b"] * 45, labels, first, names) == groups.by_group(
+    assert evaluation.by_group(["a", "b"] * 45, labels, first, names) == evaluation.by_group(
         ["a", "b"] * 45, labels, first
     )
 
@@ -180,8 +180,8 @@ def test_a_type_is_called_worse_no_more_often_than_is_said(crossed: bool) -> Non
         hits = rng.random(660) < np.repeat(accuracies(rng, 0.85, 44), 15)
         said = np.stack([hits, ~hits], axis=1).astype(np.float64)
         types = rng.choice(["a", "b"], 660) if crossed else np.where(of < 22, "a", "b")
-        alarms += groups.by_group(types.tolist(), labels, said, of.astype(str))[0]["p_value"] < 0.05
-        plain += groups.by_group(types.tolist(), labels, said)[0]["p_value"] < 0.05
+        alarms += evaluation.by_group(types.tolist(), labels, said, of.astype(str))[0]["p_value"] < 0.05
+        plain += evaluation.by_group(types.tolist(), labels, said)[0]["p_value"] < 0.05
     assert alarms <= 0.07 * 300 and (crossed or plain > 0.15 * 300)
 
 
@@ -191,10 +191,10 @@ def test_a_type_that_is_worse_is_found_and_one_of_a_single_group_is_not_judged()
     share = np.where(np.arange(44) < 12, 0.5, 0.9)
     hits = rng.random(660) < np.repeat(share, 15)
     said, labels = np.stack([hits, ~hits], axis=1).astype(np.float64), np.zeros(660, np.int32)
-    worst = groups.by_group(np.where(of < 12, "a", "b").tolist(), labels, said, of.astype(str))[0]
+    worst = evaluation.by_group(np.where(of < 12, "a", "b").tolist(), labels, said, of.astype(str))[0]
     assert worst["name"] == "a" and worst["p_value"] < 0.01 and worst["num_units"] == 12
-    assert ", over 12 groups)" in groups.worst_line("type", [worst])
-    alone = groups.by_group(np.where(of < 1, "a", "b").tolist(), labels, said, of.astype(str))[0]
+    assert ", over 12 groups)" in text.worst_group("type", [worst])
+    alone = evaluation.by_group(np.where(of < 1, "a", "b").tolist(), labels, said, of.astype(str))[0]
     assert alone["p_value"] == 1.0 and alone["interval"] == [0.0, 1.0]
 
 
@@ -203,8 +203,8 @@ def test_a_group_itself_is_judged_by_its_own_images() -> None:
     of = np.repeat(["north", "south", "west"], 100).tolist()
     hits = np.concatenate([np.arange(100) < k for k in (60, 90, 95)])
     said, labels = np.stack([hits, ~hits], axis=1).astype(np.float64), np.zeros(300, np.int32)
-    assert groups.by_group(of, labels, said, of) == groups.by_group(of, labels, said)
-    assert groups.by_group(of, labels, said, of)[0]["p_value"] < 0.001
+    assert evaluation.by_group(of, labels, said, of) == evaluation.by_group(of, labels, said)
+    assert evaluation.by_group(of, labels, said, of)[0]["p_value"] < 0.001
 
 
 def corrupted(rng: np.random.Generator, share: NDArray[np.float64], names: Any = ("fog", "snow")) -> Hits:

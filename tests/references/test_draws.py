@@ -130,7 +130,7 @@ def test_weights_of_neighbouring_seeds_are_independent_and_as_keras_draws_them()
     backbone = registry.backbone("tiny")
     starts = []
     for seed in (0, 1, 2, 3, 256):
-        made = classifier.build(backbone, config, image_size=32, num_classes=3, seed=seed)
+        made = classifier.Classifier(backbone, config, image_size=32, num_classes=3, seed=seed)
         kernels = {path: v.numpy() for path, v in {**made.moving, **made.frozen}.items() if v.shape.rank >= 2}
         hidden = next(value for path, value in kernels.items() if "hidden" in path)
         limit = np.sqrt(6 / sum(hidden.shape))  # Glorot and Bengio 2010, equation 16

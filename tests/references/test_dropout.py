@@ -10,7 +10,7 @@ from scipy import stats
 
 from tests.doubles import PARALLEL, build, memory_source
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import evaluation_batches, plain, train_batches
+from tl_dist.data.pipeline import dropout_masks, evaluation_batches, plain, train_batches
 from tl_dist.training import evaluation, step
 
 SOURCE = memory_source(11, size=32)
@@ -44,10 +44,9 @@ def test_training_gives_keras_values_each_as_often() -> None:
     dropout, features = 0.4, 64
     net = build(dropout=dropout)
     net.trainable["head/logits/kernel"].assign(np.eye(features, 3))
-    batches = train_batches(
-        plain(SOURCE, 32), Order(0, 11, 11), rows=range(11), from_step=0, to_step=1000,
-        mask_features=features, dropout=dropout,
-    )  # fmt: skip
+    order = Order(0, 11, 11)
+    masks = dropout_masks(order, features, dropout)
+    batches = train_batches(plain(SOURCE, 32), order, rows=range(11), steps=range(1000), transforms=[masks])
     ones = tf.ones([11, features])
     seen = np.concatenate([net.suffix(ones, batch.masks).numpy() for batch in batches]).ravel()
     theirs = keras.layers.Dropout(dropout, seed=1)(tf.ones([33_000]), training=True).numpy()

@@ -15,12 +15,11 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from tests.doubles import drawn
 from tl_dist.config import ClassifierConfig
-from tl_dist.features import classifiers
-from tl_dist.features.classifiers import selection
-from tl_dist.features.classifiers.nested import Examples, Nested
+from tl_dist.features import classifiers, nested
+from tl_dist.features.nested import Examples, Nested
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.tools.tune import search as tuning
-from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.training.step import balanced_class_weights
 
 
 def data(classes: int = 3, num: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,17 +110,22 @@ def examples(weights: np.ndarray | None, classes: int = 3) -> Examples:
     return Examples(values, values[:, :1], labels, labels, weights=weights)
 
 
-def nested(name: str = "logistic", **settings: object) -> Nested:
+def of_settings(name: str = "logistic", **settings: object) -> Nested:
     settings = {"l2": 0.05} | settings if name == "logistic" else settings
     return Nested(
         ClassifierConfig.model_validate({"name": name, **settings}),
         3,
-        selection.columns_of(["a", "b"], [30, 10]),
+        nested.columns_of(["a", "b"], [30, 10]),
         lambda labels, weights: balanced_class_weights(labels, 3, weights),
     )
 
 
-KINDS = [nested(), nested("nearest_mean"), nested(l2="auto"), nested(l2="auto", layers="auto")]
+KINDS = [
+    of_settings(),
+    of_settings("nearest_mean"),
+    of_settings(l2="auto"),
+    of_settings(l2="auto", layers="auto"),
+]
 
 
 @pytest.mark.parametrize("classifier", KINDS)
@@ -177,7 +181,7 @@ def test_the_choice_of_l2_weights_the_fits_and_the_held_out_log_loss(
     fold = np.arange(len(labels)) % 4
     by_class = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights)[labels]
     losses = {}
-    for l2 in selection.GRID:
+    for l2 in nested.GRID:
         said = np.zeros((len(labels), 3))
         for k in range(4):
             seen = fold != k
@@ -187,12 +191,13 @@ def test_the_choice_of_l2_weights_the_fits_and_the_held_out_log_loss(
             )
         losses[l2] = log_loss(labels, said, sample_weight=weights * by_class)
     wide = values[:, None]
-    chosen = selection.choose(wide, wide, labels, fold, class_weights=class_weights, weights=scale * weights)
+    weighted = Examples(wide, wide, labels, labels, weights=scale * weights)
+    chosen = nested.choose(weighted, fold, class_weights=class_weights)
     assert chosen.l2 == min(losses, key=losses.__getitem__)
     assert chosen.log_loss == pytest.approx(losses[chosen.l2], abs=1e-3)
-    plain = selection.choose(wide, wide, labels, fold, class_weights=class_weights)
+    plain = nested.choose(Examples(wide, wide, labels, labels), fold, class_weights=class_weights)
     assert abs(plain.log_loss - chosen.log_loss) > 0.02
-    right = selection.held_out_classes(wide, labels, fold, chosen.l2, weights=weights)
+    right = nested.held_out_classes(weighted, fold, chosen.l2)
     expected = np.zeros_like(labels)
     for k in range(4):
         seen = fold != k
@@ -208,8 +213,10 @@ def test_an_outlier_of_next_to_no_weight_takes_nothing_from_what_the_others_say(
     far[::10] += 1e4
     counts[::10] = 1e-12
     left = counts == 1
-    chosen = selection.choose(far, far, labels, fold, l2=[0.1], weights=counts)
-    expected = selection.choose(values[left], values[left], labels[left], fold[left], l2=[0.1])
+    chosen = nested.choose(Examples(far, far, labels, labels, weights=counts), fold, l2=[0.1])
+    expected = nested.choose(
+        Examples(values[left], values[left], labels[left], labels[left]), fold[left], l2=[0.1]
+    )
     assert chosen.log_loss == pytest.approx(expected.log_loss, abs=2e-3)
 
 

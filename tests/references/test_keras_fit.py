@@ -49,7 +49,7 @@ def both(
     """Ours, and Keras's with the same weights, which rescales images by a layer of its own."""
     record = NORMALISED if backbone == "normalised" else registry.backbone(backbone)
     config = ModelConfig(backbone=backbone, weights="random", train_from="all", **settings)
-    ours = classifier.build(record, config, image_size=SIZE, num_classes=CLASSES, seed=3)
+    ours = classifier.Classifier(record, config, image_size=SIZE, num_classes=CLASSES, seed=3)
     network = reference_network((SIZE, SIZE, 3))
     inputs = keras.Input((SIZE, SIZE, 3))
     x = network(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs))
@@ -60,9 +60,7 @@ def both(
 
 
 def batches() -> tf.data.Dataset:
-    return train_batches(
-        plain(SOURCE, SIZE), Order(0, 40, BATCH), rows=range(BATCH), from_step=0, to_step=NUM_STEPS
-    )
+    return train_batches(plain(SOURCE, SIZE), Order(0, 40, BATCH), rows=range(BATCH), steps=range(NUM_STEPS))
 
 
 def trained(net: classifier.Classifier, config: OptimizerConfig) -> list[float]:

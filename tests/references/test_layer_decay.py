@@ -25,7 +25,7 @@ Blocks = list[tuple[float, int]]
 def ours(name: str) -> Blocks:
     backbone = registry.backbone(name)
     config = ModelConfig(backbone=name, weights="random", train_from="all")
-    net = classifier.build(backbone, config, image_size=backbone.min_size, num_classes=3, seed=0)
+    net = classifier.Classifier(backbone, config, image_size=backbone.min_size, num_classes=3, seed=0)
     settings = OptimizerConfig(learning_rate=0.1, layer_decay=DECAY)
     rules = optim.rules(settings, net.trainable, net.depths)
     assert {rule.rate for path, rule in rules.items() if path.startswith("head/")} == {1.0}

@@ -37,7 +37,7 @@ def recomputed(
         statistic.assign_add(tf.fill(statistic.shape, 0.7))  # where they begin is forgotten
     order = Order(0, len(IMAGES), batch)
     read = plain(labelled(IMAGES), 32)
-    batches = list(train_batches(read, order, rows=range(batch), from_step=0, to_step=NUM_BATCHES))
+    batches = list(train_batches(read, order, rows=range(batch), steps=range(NUM_BATCHES)))
     average = averaging(net, PARALLEL, global_batch=batch, accumulate=accumulate)
     feed = iter(
         tf.data.Dataset.from_tensor_slices(type(batches[0])(*map(tf.stack, zip(*batches, strict=True))))

@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode, RandAugment, functional
 from torchvision.transforms.autoaugment import _apply_op
 
 from tl_dist.data.colour import jittered
-from tl_dist.data.rand_augment import OPERATIONS, rand_augmented
+from tl_dist.data.rand_augment import OPERATIONS as OPERATIONS_BY_NAME
+from tl_dist.data.rand_augment import rand_augmented
 
 NAMES = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -23,6 +24,7 @@ NAMES = (
 )  # fmt: skip
 SIZE = 331  # a translation by 150/331 of it, the largest, is of whole pixels in every bin
 BINS = 31
+OPERATIONS = list(OPERATIONS_BY_NAME.values())
 
 
 def picture() -> np.ndarray:

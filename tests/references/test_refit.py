@@ -14,7 +14,7 @@ import torch
 from tests.doubles import build
 from tests.pruned import pruned, trained, with_every_weight_drawn
 from tl_dist.config import ModelConfig
-from tl_dist.models import classifier, pruning, refit
+from tl_dist.models import classifier, pruning
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.classifier import Classifier
 
@@ -23,7 +23,7 @@ MANY = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), dtype=np.uint
 HEAD: dict[str, Any] = {"pooling": "both", "normalize": True}
 
 
-def fitted(narrow: Classifier, fit: refit.Fit, images: np.ndarray) -> None:
+def fitted(narrow: Classifier, fit: pruning.Fit, images: np.ndarray) -> None:
     squares, products = fit.sums(tf.constant(images), len(images))
     fit.solve({**narrow.moving, **narrow.frozen}, np.float64(squares), np.float64(products))
 
@@ -52,10 +52,10 @@ def design(
 
 def test_a_convolution_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first that reads fewer channels, with every equation, and the head on what all convolutions give by then."""
-    monkeypatch.setattr(refit, "ROWS", 10**6)
+    monkeypatch.setattr(pruning, "ROWS", 10**6)
     wide = trained(**HEAD)
     narrow = pruned(wide, 0.5, **HEAD)
-    fits = refit.fits(wide, narrow)
+    fits = pruning.fits(wide, narrow)
     fit = next(fits)
     name = fit.paths[0].split("/")[1]
     assert fit.paths == (f"backbone/{name}/kernel", f"backbone/{name}/bias")
@@ -66,7 +66,7 @@ def test_a_convolution_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [int(np.flatnonzero(bias == one)[0]) for one in bias_left]
     y = whole @ np.vstack([kernel.reshape(-1, kernel.shape[-1]), bias])[:, kept]
     start = np.vstack([kernel_left.reshape(-1, len(kept)), bias_left])
-    expected = reference(x, y, start, refit.DAMPING)
+    expected = reference(x, y, start, pruning.DAMPING)
     fitted(narrow, fit, IMAGES)
     found = np.vstack([layer.get_weights()[0].reshape(-1, len(kept)), layer.get_weights()[1]])
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
@@ -81,7 +81,7 @@ def test_a_convolution_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.hstack([narrow.with_features(MANY)[1].numpy().astype(np.float64), np.ones((len(MANY), 1))])
     y = wide(MANY).numpy().astype(np.float64)
     found = np.vstack([narrow.moving[path].numpy() for path in fit.paths])
-    expected = reference(x, y, start.astype(np.float64), refit.DAMPING)
+    expected = reference(x, y, start.astype(np.float64), pruning.DAMPING)
     # Noise looks alike once pooled: what its images hardly decide feels that sums are in float32, what they decide not.
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
     np.testing.assert_allclose(x @ found, x @ expected, atol=1e-4 * np.ptp(y))
@@ -102,17 +102,17 @@ def strided(input_shape: tuple[int, int, int]) -> Any:
 
 def test_a_convolution_that_steps_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its equations are those of the places where it looks, and of no others."""
-    monkeypatch.setattr(refit, "ROWS", 10**6)
+    monkeypatch.setattr(pruning, "ROWS", 10**6)
     record = Backbone("strided", strided, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
     def made(prune: float) -> Classifier:
         config = ModelConfig(backbone="strided", train_from="all", prune=prune)
-        return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
+        return classifier.Classifier(record, config, image_size=32, num_classes=3, seed=0)
 
     wide, narrow = with_every_weight_drawn(made(0.0)), made(0.5)
     for path, variable in {**narrow.moving, **narrow.frozen}.items():
         variable.assign(pruning.kept(wide, narrow.network)[path])
-    (fit,) = [fit for fit in refit.fits(wide, narrow) if fit.paths == ("backbone/middle/kernel",)]
+    (fit,) = [fit for fit in pruning.fits(wide, narrow) if fit.paths == ("backbone/middle/kernel",)]
     x, layer = design(IMAGES, narrow.network, "middle", stride=2, padding=0)
     whole, of_whole = design(IMAGES, wide.network, "middle", stride=2, padding=0)
     assert len(x) == len(IMAGES) * 15 * 15 == len(IMAGES) * fit.rows
@@ -120,7 +120,7 @@ def test_a_convolution_that_steps_by_two(monkeypatch: pytest.MonkeyPatch) -> Non
     flat = kernel.reshape(-1, kernel.shape[-1]).astype(np.float64)
     left = pruning.channels(wide, narrow.network)[id(layer.output)]
     y, start = (whole[:, :-1] @ flat)[:, left], start.reshape(-1, len(left)).astype(np.float64)
-    expected = reference(x[:, :-1], y, start, refit.DAMPING)
+    expected = reference(x[:, :-1], y, start, pruning.DAMPING)
     fitted(narrow, fit, IMAGES)
     found = layer.get_weights()[0].reshape(-1, len(left))
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
@@ -129,12 +129,12 @@ def test_a_convolution_that_steps_by_two(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_where_a_sample_of_places_is_enough_the_equations_are_of_these() -> None:
     wide = trained(**HEAD)
-    fit = next(refit.fits(wide, pruned(wide, 0.5, **HEAD)))
+    fit = next(pruning.fits(wide, pruned(wide, 0.5, **HEAD)))
     every, _ = fit.sums(tf.constant(IMAGES), 1)
     some, _ = fit.sums(tf.constant(IMAGES), 10**6)  # so many that one place of each is enough
     ones = (
         np.float64(every)[-1, -1],
         np.float64(some)[-1, -1],
     )  # the square of the bias's one at every place
-    assert ones == (len(IMAGES) * min(fit.rows, refit.ROWS * fit.num_inputs), len(IMAGES))
+    assert ones == (len(IMAGES) * min(fit.rows, pruning.ROWS * fit.num_inputs), len(IMAGES))
     assert build(**HEAD).first_of_head.name == "logits"

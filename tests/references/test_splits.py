@@ -21,7 +21,7 @@ from tests.doubles import memory_source
 from tl_dist.config import DataConfig
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.division import division
-from tl_dist.datasets.split import deal, divide, folds_of, hold_out, hold_out_each, hold_out_groups
+from tl_dist.datasets.split import deal, divide, folds_of, hold_out, hold_out_each
 
 ALPHA = 1e-5
 SEEDS = range(200)
@@ -114,7 +114,7 @@ def test_folds_of_groups_differ_from_seed_to_seed() -> None:
 
 def test_of_equal_groups_each_is_held_out_equally_often() -> None:
     groups, labels = np.repeat(np.arange(40), 10), np.tile(np.arange(10, dtype=np.int32), 40)
-    rows = [hold_out_groups(np.arange(400), labels, groups, 0.3, seed=seed, key="k")[1] for seed in SEEDS]
+    rows = [hold_out(np.arange(400), labels, 0.3, groups=groups, seed=seed, key="k")[1] for seed in SEEDS]
     held = np.array([as_mask(part, 400)[::10] for part in rows])
     assert (held.sum(axis=1) == 12).all()
     assert p_of_equal_chances(held, np.zeros(40, np.int32)) > ALPHA
@@ -125,7 +125,7 @@ def test_of_equal_groups_each_is_held_out_equally_often() -> None:
 @pytest.mark.parametrize("fraction", FRACTIONS)
 def test_of_equal_groups_the_share_is_held_to_half_a_group(fraction: float, pure: bool) -> None:
     groups, labels = many_groups(200, 4, equal=True, pure=pure)
-    kept, held_out = hold_out_groups(np.arange(2000), labels, groups, fraction, seed=3, key="k")
+    kept, held_out = hold_out(np.arange(2000), labels, fraction, groups=groups, seed=3, key="k")
     assert not set(groups[kept]) & set(groups[held_out]) and len(kept) + len(held_out) == 2000
     # Of classes that fill whole groups alone, each is rounded by itself.
     assert abs(len(held_out) / 10 - 200 * fraction) <= (2 if pure else 0.5) + 1e-9

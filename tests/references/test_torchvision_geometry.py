@@ -97,7 +97,7 @@ def test_evaluation_sees_what_torchvisions_resize_and_center_crop_give(
     for picture in (coordinates, photograph):
         pixels = picture(*extent)
         first = tf.zeros([1], tf.int64)
-        ours = plain(one_image(pixels), size, fraction).batch(first, first)[0][0].numpy()
+        ours = plain(one_image(pixels), size, fraction)(first, first).images[0].numpy()
         difference = ours - np.asarray(theirs(Image.fromarray(pixels)), float)
         assert np.abs(difference).max() <= 1  # Pillow rounds between its two passes
         assert np.abs(difference.mean((0, 1))).max() < pixel / 10
@@ -109,7 +109,7 @@ def test_a_whole_image_is_stretched_to_the_square_that_torchvisions_resize_gives
 ) -> None:
     pixels = photograph(*extent)
     first = tf.zeros([1], tf.int64)
-    ours = plain(one_image(pixels), 96).batch(first, first)[0][0].numpy()
+    ours = plain(one_image(pixels), 96)(first, first).images[0].numpy()
     theirs = v2.functional.resize(Image.fromarray(pixels), [96, 96], antialias=True)
     assert np.abs(ours - np.asarray(theirs, float)).max() <= 1
 
@@ -117,7 +117,7 @@ def test_a_whole_image_is_stretched_to_the_square_that_torchvisions_resize_gives
 def test_a_batch_in_memory_is_cropped_alike() -> None:
     read = plain(labelled(np.stack([photograph(), photograph()[::-1]]), 2), 224, 0.875)
     for ours, pixels in zip(
-        read.batch(tf.range(2), 0)[0].numpy(), (photograph(), photograph()[::-1]), strict=True
+        read.rows(tf.range(2), 0)[0].numpy(), (photograph(), photograph()[::-1]), strict=True
     ):
         theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(Image.fromarray(pixels))
         assert np.abs(ours - np.asarray(theirs, float)).max() <= 1

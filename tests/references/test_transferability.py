@@ -11,7 +11,8 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 
-from tl_dist.tools.rank import agreement, transferability
+from benchmarks import agreement
+from tl_dist.tools.rank import transferability
 
 SHAPES = [(60, 7, 3), (40, 100, 2), (90, 20, 5)]
 """examples, features, classes: also more features than examples"""
@@ -176,9 +177,6 @@ def test_the_order_of_the_trained_and_what_the_first_choice_loses() -> None:
     assert wrong.regret == pytest.approx(0.25) and wrong.kendall == pytest.approx(-1)
     assert tied.regret == pytest.approx(0.025)  # the mean of 0.9 and 0.95 in place of 0.95
     assert agreement.agreement("unknown", [None, 1.0, 1.0, 1.0, 1.0], trained) is None
-    assert agreement.best_of([wrong, tied]) is tied
-    assert agreement.verdict([right, wrong], [tied]) == {"right": True, "wrong": False}
-    assert agreement.verdict([tied], [tied]) == {"tied": False}  # as good is no better
     two = agreement.agreement("two", [1.0, 2.0], [0.5, 0.6])
     assert two is not None and two.kendall is None and two.regret == 0
 

@@ -11,7 +11,7 @@ from scipy.stats import hypergeom
 from sklearn.neighbors import NearestNeighbors
 
 from tl_dist.scores import calibration, neighbours
-from tl_dist.scores.groups import by_group
+from tl_dist.scores.evaluation import by_group
 
 
 def drawn(classes: int, scale: float) -> tuple[np.ndarray, np.ndarray]:

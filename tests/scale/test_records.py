@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.doubles import CONFIG
+from tests.doubles import CONFIG, run_writer
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import heartbeats
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.terminal.progress import progress_line
 from tl_dist.trainer import agreement
-from tl_dist.trainer.metrics import Metrics
 from tl_dist.training import evaluation
 from tl_dist.training.state import Report
 
@@ -117,11 +116,8 @@ def test_the_record_of_a_chunk_stays_a_line(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     waits = np.linspace(0.0, 0.5, NUM)
     waits[300] = 1.5
-    writer = Metrics(
-        run, from_step=0, total_steps=100, steps_per_epoch=20.0, epochs=5.0, num_workers=NUM, class_names=["a"],
-        tensorboard=False,
-    )  # fmt: skip
-    writer.train(
+    writer = run_writer(run, num_workers=NUM, class_names=["a"])
+    writer.report(
         Report(
             step=10, steps=10, mean_loss=1.0, accuracy=0.5, learning_rate=0.1, gradient_norm=2.0, num_examples=320,
             num_skipped=0, loss_scale=1.0, elapsed_s=2.0, data_wait_s=waits.tolist(), reduction_s=0.2,

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from tl_dist.cli.app import ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers, group
-from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.terminal.console import Console
@@ -40,10 +39,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
-    from tl_dist.datasets.curation import inspection
     from tl_dist.tools.curate import inspect as data_inspect
 
-    _show(inspection.inspect(path, sheet), data_inspect.show, as_json)
+    _show(data_inspect.inspect(path, sheet), data_inspect.show, as_json)
 
 
 @data_app.command()
@@ -135,14 +133,14 @@ def pack(
             target,
             size=size,
             quality=quality,
-            workers=workers or cores.own_share(os.environ),
+            workers=workers or rank_layout.own_cores(os.environ),
             part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if rank:  # the first of several processes reports
         return
     total = sum(s.num_examples for s in splits.values())
-    taken = sum(path.stat().st_size for path in target.glob("*.images"))
+    taken = sum(path.stat().st_size for path in target.glob("*.tfrecord"))
     console.say(
         f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}"
     )
@@ -195,10 +193,7 @@ def features_prune(
     ] = False,
 ) -> None:
     """Remove unused feature sets and leftovers of interrupted extractions."""
-    from tl_dist.tools.features.command import prune, show_pruned
+    from tl_dist.tools.features.command import prune
 
-    console = Console()
-    removed = prune(
-        runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=console.say
-    )
-    show_pruned(removed, console)
+    say = Console().say
+    prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)

@@ -26,13 +26,6 @@ def rank(
     images: Annotated[
         int, Option(min=20, help="largest number of training images to score with, drawn by class")
     ] = 5000,
-    trained: Annotated[
-        list[Path] | None,
-        Option(
-            metavar="RUN",
-            help="trained run to compare the order with; default: the runs of this config in --runs",
-        ),
-    ] = None,
     out: Annotated[
         Path | None,
         Option("--out", metavar="YAML", help="file for the config of the best; default: CONFIG_best.yaml"),
@@ -48,6 +41,6 @@ def rank(
 
     request = Request(config, overrides or (), strategy, workers, runs)
     console = Console(stderr=as_json)
-    ranking = rank_candidates(request, candidates, console, images=images, trained=trained or (), out=out)
+    ranking = rank_candidates(request, candidates, console, images=images, out=out)
     if as_json:
         print(json.dumps(ranking, indent=1))

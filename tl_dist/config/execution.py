@@ -104,8 +104,8 @@ class RuntimeConfig(Section):
     prefix_cache: Literal["off", "on", "auto"] = "off"
     """on: all workers compute the outputs of the frozen part once, and keep them in features/ beside the runs; auto: if
     that at least halves the images that pass through it, and its output is small enough to keep"""
-    decoded_images: Literal["off", "memory", "disk"] = "off"
-    """decode and resize every image once: into the memory of each worker, or into decoded/ beside the runs"""
+    decoded_images: Literal["off", "memory"] = "off"
+    """memory: decode and resize every image once, into the memory of each worker"""
     deterministic: bool = False
     """TensorFlow's deterministic ops: runs repeat bit for bit on GPUs too (on CPUs they always do), at some cost in
     speed and without the split of the step time"""

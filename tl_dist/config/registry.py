@@ -129,17 +129,18 @@ DATASETS: Mapping[str, Dataset] = {
 """in the order in which they are tried: nearly any directory looks like an image folder, which is last"""
 
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "tiny": ("tiny",),
-    "vgg": ("vgg16", "vgg19"),
-    "resnet": ("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),
-    "mobilenet": ("mobilenetv2", "mobilenetv3small", "mobilenetv3large"),
-    "efficientnet": (
+    "applications": (
+        "tiny",
+        "vgg16",
+        "vgg19",
+        *("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),
+        *("mobilenetv2", "mobilenetv3small", "mobilenetv3large"),
         *(f"efficientnetb{k}" for k in range(8)),
         *(f"efficientnetv2{k}" for k in ("b0", "b1", "b2", "b3", "s", "m", "l")),
+        *("densenet121", "densenet169", "densenet201"),
+        *("inceptionv3", "inceptionresnetv2", "xception"),
+        *(f"convnext{k}" for k in ("tiny", "small", "base", "large", "xlarge")),
     ),
-    "densenet": ("densenet121", "densenet169", "densenet201"),
-    "inception": ("inceptionv3", "inceptionresnetv2", "xception"),
-    "convnext": tuple(f"convnext{k}" for k in ("tiny", "small", "base", "large", "xlarge")),
 }
 
 BACKBONES: Mapping[str, str] = {

@@ -75,19 +75,16 @@ def drawn_view(run_seed: int, positions: Any, name: str) -> Any:
 
 def flip(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Mirror left to right with probability 1/2."""
-    del settings
     return mirrored(images, VIEWS["flip"].draw(draw))
 
 
 def dihedral(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Apply a random one of the eight symmetries of the square, for images without an upright orientation."""
-    del settings
     return symmetry(images, VIEWS["dihedral"].draw(draw))
 
 
 def pad_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Pad an image with zeros by an eighth of its size (4 pixels of 32, as for CIFAR) and crop it to its size again."""
-    del settings
     size = images.shape[1]
     pad = max(1, size // 8)
     corners = tf.cast(draw(2) * (2 * pad + 1), tf.int32)
@@ -151,7 +148,6 @@ def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
 
 def brightness(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Multiply the pixels by a factor of 0.8 to 1.2."""
-    del settings
     return clipped(tf.cast(images, tf.float32) * (0.8 + 0.4 * _by_row(draw(1)[:, 0])))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import tensorflow as tf
 
 
 class Batch(NamedTuple):
@@ -27,3 +30,14 @@ class Batch(NamedTuple):
     others: Any
     shares: Any
     teacher: Any = None
+
+    @classmethod
+    def of(cls, images: Any, labels: Any, positions: Any) -> Batch:
+        """Return a batch of rows of weight 1, without masks, mixing and teacher."""
+        labels, ones = tf.cast(labels, tf.int32), tf.ones(positions.shape)
+        masks, teacher = (tf.zeros([*positions.shape, 0], kind) for kind in (tf.bool, tf.float32))
+        return cls(images, labels, ones, positions, masks, labels, ones, teacher)
+
+
+Transform = Callable[[Batch], Batch]
+"""a change of whole batches, traced by tf.data"""

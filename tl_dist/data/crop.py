@@ -13,7 +13,7 @@ from tl_dist.data import random as draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes
 from tl_dist.data.resize import stretch
 from tl_dist.datasets import Source
-from tl_dist.datasets.decoding import JPEG_OPTIONS, VERSION, decode_rgb, jpeg_orientations, stored_boxes
+from tl_dist.datasets.decoding import JPEG_OPTIONS, decode_rgb, jpeg_orientations, stored_boxes
 
 
 def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
@@ -43,7 +43,6 @@ def cropped_rows(
     row, which saves control flow, and all rows are resized in one call of Python. The box is drawn in the image as it
     is displayed: an image that is stored rotated is rotated after cropping.
     """
-    decoding = source.decoding or VERSION
     contents, labels = source.encoded_rows(indices)
     encoded = tf.unstack(tf.ensure_shape(contents, indices.shape))
     heads = tf.stack([tf.strings.substr(content, 0, 3) for content in encoded])
@@ -52,10 +51,10 @@ def cropped_rows(
         lambda: tf.stack([tf.image.extract_jpeg_shape(content)[:2] for content in encoded]),
         lambda: tf.zeros([len(encoded), 2], tf.int32),
     )
-    orientations = _upright(len(encoded)) if decoding == 1 else jpeg_orientations(contents)
-    extents = extents if decoding == 1 else _shown(extents, orientations)
+    orientations = jpeg_orientations(contents)
+    extents = _shown(extents, orientations)
     boxes = crop_boxes(numbers[:, :-1], extents, area)
-    stored = boxes if decoding == 1 else stored_boxes(boxes, extents, orientations)
+    stored = stored_boxes(boxes, extents, orientations)
     sides = tf.reduce_min(boxes[:, 2:], 1)
 
     def at_full_size() -> Any:
@@ -70,7 +69,7 @@ def cropped_rows(
     def one_by_one(contents: Any, numbers: Any, orientations: Any) -> Any:
         def resized_crop(row: tuple[Any, Any, Any]) -> Any:
             content, drawn, orientation = row
-            crop = _decoded_crop(content, drawn[None, :-1], orientation[None], area, image_size, decoding)
+            crop = _decoded_crop(content, drawn[None, :-1], orientation[None], area, image_size)
             return _resized(image_size, drawn[-1:], orientation[None], crop)[0]
 
         images = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
@@ -89,15 +88,13 @@ _TINY = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()  # stan
 
 
 def _decoded_crop(
-    encoded: Any, numbers: Any, orientation: Any, area: tuple[float, float], image_size: int, decoding: int
+    encoded: Any, numbers: Any, orientation: Any, area: tuple[float, float], image_size: int
 ) -> Any:
     """Decode the crop in one of five branches (nested ones cost as much as the resize); a JPEG is not rotated yet."""
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
     extent = tf.image.extract_jpeg_shape(tf.where(is_jpeg, encoded, _TINY))[None, :2]
-    if decoding != 1:
-        extent = _shown(extent, orientation)
-    box = crop_boxes(numbers, extent[0], area)
-    box = box[0] if decoding == 1 else stored_boxes(box, extent, orientation)[0]
+    extent = _shown(extent, orientation)
+    box = stored_boxes(crop_boxes(numbers, extent[0], area), extent, orientation)[0]
     ratio = tf.reduce_min(box[2:]) // image_size
     wanted = tf.reduce_sum(tf.cast(ratio >= _RATIOS[1:], tf.int32))
 
@@ -112,13 +109,13 @@ def _decoded_crop(
 
     branches = [
         *(lambda r=r: at(r) for r in _RATIOS),
-        lambda: _whole_then_crop(encoded, numbers, area, decoding),
+        lambda: _whole_then_crop(encoded, numbers, area),
     ]
     return tf.switch_case(tf.where(is_jpeg, wanted, len(_RATIOS)), branches)
 
 
-def _whole_then_crop(encoded: Any, numbers: Any, area: tuple[float, float], decoding: int) -> Any:
-    image = decode_rgb(encoded, decoding)
+def _whole_then_crop(encoded: Any, numbers: Any, area: tuple[float, float]) -> Any:
+    image = decode_rgb(encoded)
     return _sliced(image, crop_boxes(numbers, tf.shape(image)[:2], area)[0])
 
 

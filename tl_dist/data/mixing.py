@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data import random as draws
+from tl_dist.data.batch import Batch
 
 _QUANTILES = 4097
 
@@ -38,6 +39,11 @@ class Mixing:
             return range(len(rows) + 1 + (len(rows) + 1) % 2)
         begin, end = rows.start - rows.start % 2, rows.stop + rows.stop % 2
         return range(begin, end)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Mix a batch of whole pairs."""
+        images, others, shares = self.mixed(batch.images, batch.labels, batch.positions)
+        return batch._replace(images=images, others=others, shares=shares)
 
     def mixed(self, images: Any, labels: Any, positions: Any) -> tuple[Any, Any, Any]:
         """Mix whole pairs, uint8 [rows, h, w, 3]; returns images, the partners' labels and shares of the own labels."""

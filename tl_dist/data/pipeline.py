@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl_dist.config import AugmentConfig
 from tl_dist.data import random as draws
 from tl_dist.data.augment import augment
-from tl_dist.data.batch import Batch
+from tl_dist.data.batch import Batch, Transform
 from tl_dist.data.crop import cropped, cropped_rows, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
@@ -24,23 +24,39 @@ from tl_dist.datasets.annotations import SoftLabels
 
 LookUp = Callable[[Any, Any], Any]
 """(indices [rows], positions [rows]) -> a value for each row [rows, ...]; traced by tf.data"""
+PART = 16
+"""rows to decode per call, so that they fit into the cache"""
 
 
 @dataclass(frozen=True)
 class Read:
-    """How examples become rows of a batch: functions of index and position, traced by tf.data.
+    """Read examples into a batch: `rows`, and then `transforms` of the whole batch in order; all traced by tf.data.
 
-    batch   (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]); the number of rows is
-            known when it is traced
-    part    number of rows -> rows per call of `batch`, if several calls in parallel are faster; None: all
-    finish  (images, positions) -> images: operations on the whole batch
-    mixing  how rows are mixed in pairs
+    rows    (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]); the number of rows
+            is known when it is traced
+    at_once most rows per call of `rows`, if several calls in parallel are faster; None: all
     """
 
-    batch: Callable[[Any, Any], tuple[Any, Any]]
-    part: Callable[[int], int] | None = None
-    finish: Callable[[Any, Any], Any] = lambda images, positions: images
-    mixing: Mixing | None = None
+    rows: Callable[[Any, Any], tuple[Any, Any]]
+    at_once: int | None = None
+    transforms: tuple[Transform, ...] = ()
+
+    def __call__(self, indices: Any, positions: Any) -> Batch:
+        """Return the batch of these examples at these positions."""
+        return _transformed(Batch.of(*self.rows(indices, positions), positions), self.transforms)
+
+    def then(self, transform: Transform) -> Read:
+        """Return a reader of the same batches, transformed."""
+        return replace(self, transforms=(*self.transforms, transform))
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """Return how rows are mixed in pairs, if they are."""
+        return next((t for t in self.transforms if isinstance(t, Mixing)), None)
+
+
+def _transformed(batch: Batch, transforms: Iterable[Transform]) -> Batch:
+    return reduce(lambda batch, transform: transform(batch), transforms, batch)
 
 
 def augmented(
@@ -55,27 +71,16 @@ def augmented(
 
     Whole images are made square by `resize`. A random crop of an encoded image is taken from the whole image.
     """
-    mixing = Mixing(seed, settings.mixup, settings.cutmix) if settings.mixes else None
-
-    def finish(images: Any, positions: Any) -> Any:
-        return augment(images, augmentations, settings, seed, positions)
+    to_size: dict[str, Any] = {"image_size": image_size, "area": settings.crop_area}
+    mirror = augmentations[1:2] == ("flip",)
 
     def whole(indices: Any, positions: Any) -> tuple[Any, Any]:
         images, labels = source.read(indices)
         return resize(images, image_size, crop_fraction), labels
 
-    if source.reads_many:
-        return Read(whole, finish=finish, mixing=mixing)
-    if augmentations[:1] != ("random_resized_crop",):
-
-        def each(index: Any, position: Any) -> tuple[Any, Any]:
-            image, label = whole(index, position)
-            return tf.ensure_shape(image, [image_size, image_size, 3]), label
-
-        return Read(one_by_one(each), lambda rows: 1, finish, mixing)
-    mirror = augmentations[1:2] == ("flip",)
-    augmentations = augmentations[2 if mirror else 1 :]
-    to_size: dict[str, Any] = {"image_size": image_size, "area": settings.crop_area}
+    def each(index: Any, position: Any) -> tuple[Any, Any]:
+        image, label = whole(index, position)
+        return tf.ensure_shape(image, [image_size, image_size, 3]), label
 
     def crops(indices: Any, positions: Any) -> tuple[Any, Any]:
         numbers = drawn(seed, positions, mirror=mirror)
@@ -83,7 +88,19 @@ def augmented(
             return cropped_rows(source, indices, numbers, **to_size)
         return one_by_one(partial(cropped, source, **to_size))(indices, numbers)
 
-    return Read(crops, part_of if source.is_encoded else lambda rows: 1, finish, mixing)
+    rows: Callable[[Any, Any], tuple[Any, Any]] = whole
+    at_once, left = None, augmentations
+    if not source.reads_many and augmentations[:1] == ("random_resized_crop",):
+        rows, at_once = crops, PART if source.is_encoded else 1
+        left = augmentations[2 if mirror else 1 :]
+    elif not source.reads_many:
+        rows, at_once = one_by_one(each), 1
+
+    def augment_rows(batch: Batch) -> Batch:
+        return batch._replace(images=augment(batch.images, left, settings, seed, batch.positions))
+
+    mixing = (Mixing(seed, settings.mixup, settings.cutmix),) if settings.mixes else ()
+    return Read(rows, at_once, (augment_rows, *mixing))
 
 
 def one_by_one(each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
@@ -102,65 +119,69 @@ def plain(source: Source, image_size: int, crop_fraction: float | None = None) -
     return augmented(source, (), 0, image_size, crop_fraction=crop_fraction)
 
 
+def soft_labels(order: Order, soft: SoftLabels) -> Transform:
+    """Mix each label with another; not to be combined with mixing of images."""
+    columns = [host_tensor(values) for values in soft]
+
+    def transform(batch: Batch) -> Batch:
+        index = order.index(batch.positions)
+        others, shares = (tf.gather(values, index) for values in columns)
+        return batch._replace(others=others, shares=shares)
+
+    return transform
+
+
+def example_weights(order: Order, weights: NDArray[np.float32]) -> Transform:
+    """Weigh the examples in the loss by weights above 0."""
+    weight_of = host_tensor(weights)
+    return lambda batch: batch._replace(weights=tf.gather(weight_of, order.index(batch.positions)))
+
+
+def dropout_masks(order: Order, features: int, dropout: float) -> Transform:
+    """Draw a mask of so many features for each row."""
+    return lambda batch: batch._replace(
+        masks=draws.keep_masks(order.seed, batch.positions, features, dropout)
+    )
+
+
+def teacher_logits(order: Order, look_up: LookUp) -> Transform:
+    """Look up the logits of a teacher; not to be combined with mixing of images."""
+    return lambda batch: batch._replace(teacher=look_up(order.index(batch.positions), batch.positions))
+
+
 def train_batches(
     read: Read,
     order: Order,
     *,
     rows: range,
-    from_step: int,
-    to_step: int,
-    mask_features: int = 0,
-    dropout: float = 0.0,
-    weights: NDArray[np.float32] | None = None,
-    soft: SoftLabels | None = None,
-    teacher: LookUp | None = None,
+    steps: range,
+    transforms: Sequence[Transform] = (),
     threads: int = 1,
 ) -> tf.data.Dataset:
-    """Yield one `Batch` per step in [from_step, to_step) with `rows` of the global batch, in order.
+    """Yield one `Batch` per step with `rows` of the global batch, in order, changed by `transforms` at last.
 
-    `mask_features` is the width of each example's dropout mask; 0 for none. The cost of the first batch does not
-    depend on `from_step`. `weights` of the examples in the loss are above 0; default: 1. Neither `soft` labels
-    nor the logits of a `teacher` can be combined with mixing.
+    The cost of the first batch does not depend on the first step.
     """
-    weight_of = None if weights is None else host_tensor(weights)
-    soft_of = None if soft is None else SoftLabels(*(host_tensor(values) for values in soft))
     # Mixing needs both images of a pair: a share that begins or ends inside a pair reads one row more.
-    read_rows = rows if read.mixing is None else read.mixing.whole_pairs(rows, order.global_batch)
+    mixing = read.mixing
+    read_rows = rows if mixing is None else mixing.whole_pairs(rows, order.global_batch)
 
     def numbers(step: Any) -> tuple[Any, Any]:
         first = order.positions(step, rows.start)
-        if read.mixing is not None:
-            first = read.mixing.first_of_pair(first)
+        if mixing is not None:
+            first = mixing.first_of_pair(first)
         positions = first + tf.range(len(read_rows), dtype=tf.int64)
         return order.index(positions), positions
 
-    def batch(images: Any, labels: Any, positions: Any) -> Batch:
-        images = read.finish(images, positions)
-        labels = tf.cast(labels, tf.int32)
-        others, shares = labels, tf.ones([len(read_rows)])
-        if soft_of is not None:
-            others, shares = (tf.gather(values, order.index(positions)) for values in soft_of)
-        if read.mixing is not None:
-            images, others, shares = read.mixing.mixed(images, labels, positions)
-            # This share begins at the same row of the batch at every step.
-            begin = tf.cast((positions[0] - rows.start) % order.global_batch != 0, tf.int32)
-            images, labels, positions, others, shares = (
-                tf.ensure_shape(t[begin : begin + len(rows)], [len(rows), *t.shape[1:]])
-                for t in (images, labels, positions, others, shares)
-            )
-        if mask_features:
-            masks = draws.keep_masks(order.seed, positions, mask_features, dropout)
-        else:
-            masks = tf.zeros([len(rows), 0], tf.bool)
-        ones = tf.ones([len(rows)])
-        example_weights = ones if weight_of is None else tf.gather(weight_of, order.index(positions))
-        teacher_logits = (
-            tf.zeros([len(rows), 0]) if teacher is None else teacher(order.index(positions), positions)
-        )
-        return Batch(images, labels, example_weights, positions, masks, others, shares, teacher_logits)
+    def own_rows(batch: Batch) -> Batch:
+        # This share begins at the same row of the batch at every step.
+        begin = tf.cast((batch.positions[0] - rows.start) % order.global_batch != 0, tf.int32)
+        shares = (t[begin : begin + len(rows)] for t in batch)
+        return Batch(*(tf.ensure_shape(t, [len(rows), *t.shape[1:]]) for t in shares))
 
-    steps = tf.data.Dataset.range(from_step, to_step)
-    return _read(steps, numbers, read, batch, len(read_rows), threads)
+    after = transforms if mixing is None else (own_rows, *transforms)
+    in_steps = tf.data.Dataset.range(steps.start, steps.stop)
+    return _batches(in_steps, numbers, read, (*read.transforms, *after), len(read_rows), threads)
 
 
 def evaluation_batches(
@@ -173,24 +194,21 @@ def evaluation_batches(
         positions = k * global_batch + tf.range(rows.start, rows.stop, dtype=tf.int64)
         return tf.minimum(positions, num_examples - 1), positions
 
-    def batch(images: Any, labels: Any, positions: Any) -> Batch:
-        labels = tf.cast(labels, tf.int32)
-        weights = tf.cast(positions < num_examples, tf.float32)
-        masks = tf.zeros([len(rows), 0], tf.bool)
-        positions = tf.minimum(positions, num_examples - 1)
-        images, ones = read.finish(images, positions), tf.ones([len(rows)])
-        return Batch(images, labels, weights, positions, masks, labels, ones, tf.zeros([len(rows), 0]))
+    def padded(batch: Batch) -> Batch:
+        weights = tf.cast(batch.positions < num_examples, tf.float32)
+        return batch._replace(weights=weights, positions=tf.minimum(batch.positions, num_examples - 1))
 
-    return _read(tf.data.Dataset.range(num_batches), numbers, read, batch, len(rows), threads)
+    in_order = tf.data.Dataset.range(num_batches)
+    return _batches(in_order, numbers, read, (padded, *read.transforms), len(rows), threads)
 
 
 # Nothing here needs AutoGraph, which would take as long as the rest of the tracing to rewrite all functions of a map.
 @tf.autograph.experimental.do_not_convert
-def _read(
+def _batches(
     steps: tf.data.Dataset,
     numbers: Callable[[Any], tuple[Any, Any]],
     read: Read,
-    batch: Callable[[Any, Any, Any], Batch],
+    transforms: Sequence[Transform],
     num_rows: int,
     threads: int,
 ) -> tf.data.Dataset:
@@ -202,17 +220,20 @@ def _read(
     # Rows are sharded here, by position; TensorFlow's own sharding would split them again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
 
+    def batch(images: Any, labels: Any, positions: Any) -> Batch:
+        return _transformed(Batch.of(images, labels, positions), transforms)
+
     def whole(step: Any) -> Batch:
         indices, positions = numbers(step)
-        return batch(*read.batch(indices, positions), positions)
+        return batch(*read.rows(indices, positions), positions)
 
-    if read.part is None:
+    if read.at_once is None:
         batches = steps.map(whole, num_parallel_calls=threads)
     else:
-        parts = steps.map(numbers).rebatch(read.part(num_rows), drop_remainder=True)
+        parts = steps.map(numbers).rebatch(part_of(num_rows, read.at_once), drop_remainder=True)
         # A copy: `rebatch` yields views into a larger tensor, and logs a warning for each view that it gets back.
         parts = parts.map(
-            lambda indices, positions: (*read.batch(indices, positions), tf.raw_ops.DeepCopy(x=positions)),
+            lambda indices, positions: (*read.rows(indices, positions), tf.raw_ops.DeepCopy(x=positions)),
             threads,
         )
         examples = parts.rebatch(num_rows, drop_remainder=True)
@@ -232,10 +253,10 @@ def as_written() -> tf.data.Options:
     return options
 
 
-def part_of(num_rows: int) -> int:
-    """Return how many rows to decode per call: the largest divisor up to 16, so that they fit into the cache.
+def part_of(num_rows: int, most: int = PART) -> int:
+    """Return how many rows to read per call: the largest divisor up to `most`.
 
     A share without a divisor from 4 to 16 is one piece: smaller parts would cost more than parallelism gains.
     """
-    best = max(part for part in range(1, 17) if num_rows % part == 0)
-    return best if best >= 4 else num_rows
+    best = max(part for part in range(1, most + 1) if num_rows % part == 0)
+    return best if best >= min(4, most) else num_rows

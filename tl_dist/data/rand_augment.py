@@ -6,7 +6,7 @@ The list and the strengths are torchvision's, with 31 magnitudes. Each row of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ def rand_augmented(images: Any, draw: Callable[[int], Any], num: int, magnitude:
     def augmented_row(row: tuple[Any, Any, Any]) -> Any:
         image, chosen, signs = row
         for k in range(num):
-            branches = [partial(operation, image, strength, signs[k]) for operation in OPERATIONS]
+            branches = [partial(operation, image, strength, signs[k]) for operation in OPERATIONS.values()]
             image = tf.switch_case(chosen[k], branches)
         return image
 
@@ -43,27 +43,6 @@ def _affine(image: Any, transform: list[Any]) -> Any:
         images=image[None], transforms=tf.stack([*values, 0.0, 0.0])[None], output_shape=tf.shape(image)[:2],
         interpolation="NEAREST", fill_mode="CONSTANT", fill_value=0.0,
     )[0]  # fmt: skip
-
-
-def _identity(image: Any, strength: float, sign: Any) -> Any:
-    del strength, sign
-    return tf.identity(image)
-
-
-def _shear_x(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, sign * 0.3 * strength, 0, 0, 1, 0])
-
-
-def _shear_y(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, 0, 0, sign * 0.3 * strength, 1, 0])
-
-
-def _translate_x(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, 0, sign * 150 / 331 * strength * image.shape[1], 0, 1, 0])
-
-
-def _translate_y(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, 0, 0, 0, 1, sign * 150 / 331 * strength * image.shape[0]])
 
 
 def _rotate(image: Any, strength: float, sign: Any) -> Any:
@@ -83,18 +62,6 @@ def _grey(image: Any) -> Any:
     return tf.reduce_sum(tf.cast(image, tf.float32) * tf.constant(GREY), axis=-1, keepdims=True)
 
 
-def _brightness(image: Any, strength: float, sign: Any) -> Any:
-    return _blend(0.0, image, 1 + sign * 0.9 * strength)
-
-
-def _colour(image: Any, strength: float, sign: Any) -> Any:
-    return _blend(_grey(image), image, 1 + sign * 0.9 * strength)
-
-
-def _contrast(image: Any, strength: float, sign: Any) -> Any:
-    return _blend(tf.reduce_mean(_grey(image)), image, 1 + sign * 0.9 * strength)
-
-
 def _sharpness(image: Any, strength: float, sign: Any) -> Any:
     """Move away from, or toward, a 3 x 3 smoothing; the border keeps its values."""
     values = tf.cast(image, tf.float32)
@@ -108,7 +75,6 @@ def _sharpness(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _posterize(image: Any, strength: float, sign: Any) -> Any:
-    del sign
     drop = round(4 * strength)  # of 8 bits
     return tf.bitwise.left_shift(
         tf.bitwise.right_shift(image, tf.constant(drop, tf.uint8)), tf.constant(drop, tf.uint8)
@@ -116,13 +82,11 @@ def _posterize(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _solarize(image: Any, strength: float, sign: Any) -> Any:
-    del sign
     return tf.where(tf.cast(image, tf.float32) >= 255.0 * (1 - strength), 255 - image, image)
 
 
 def _auto_contrast(image: Any, strength: float, sign: Any) -> Any:
     """Stretch each channel to the range 0 to 255."""
-    del strength, sign
     values = tf.cast(image, tf.float32)
     low, high = tf.reduce_min(values, (0, 1)), tf.reduce_max(values, (0, 1))
     stretched = (values - low) * (255.0 / tf.maximum(high - low, 1.0))
@@ -131,7 +95,6 @@ def _auto_contrast(image: Any, strength: float, sign: Any) -> Any:
 
 def _equalize(image: Any, strength: float, sign: Any) -> Any:
     """Equalize each channel's histogram by Pillow's rule."""
-    del strength, sign
 
     def channel(values: Any) -> Any:
         counts = tf.math.bincount(tf.reshape(tf.cast(values, tf.int32), [-1]), minlength=256, maxlength=256)
@@ -144,7 +107,26 @@ def _equalize(image: Any, strength: float, sign: Any) -> Any:
     return tf.stack([channel(image[:, :, k]) for k in range(3)], axis=-1)
 
 
-OPERATIONS: tuple[Callable[[Any, float, Any], Any], ...] = (
-    _identity, _shear_x, _shear_y, _translate_x, _translate_y, _rotate, _brightness, _colour, _contrast,
-    _sharpness, _posterize, _solarize, _auto_contrast, _equalize,
-)  # fmt: skip
+_Operation = Callable[[Any, float, Any], Any]
+OPERATIONS: Mapping[str, _Operation] = {
+    "identity": lambda image, strength, sign: tf.identity(image),
+    "shear_x": lambda image, strength, sign: _affine(image, [1, sign * 0.3 * strength, 0, 0, 1, 0]),
+    "shear_y": lambda image, strength, sign: _affine(image, [1, 0, 0, sign * 0.3 * strength, 1, 0]),
+    "translate_x": lambda image, strength, sign: _affine(
+        image, [1, 0, sign * 150 / 331 * strength * image.shape[1], 0, 1, 0]
+    ),
+    "translate_y": lambda image, strength, sign: _affine(
+        image, [1, 0, 0, 0, 1, sign * 150 / 331 * strength * image.shape[0]]
+    ),
+    "rotate": _rotate,
+    "brightness": lambda image, strength, sign: _blend(0.0, image, 1 + sign * 0.9 * strength),
+    "colour": lambda image, strength, sign: _blend(_grey(image), image, 1 + sign * 0.9 * strength),
+    "contrast": lambda image, strength, sign: _blend(
+        tf.reduce_mean(_grey(image)), image, 1 + sign * 0.9 * strength
+    ),
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+}

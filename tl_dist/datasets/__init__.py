@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.datasets.decoding import VERSION, decode_rgb
 from tl_dist.datasets.store import EncodedStore, Location, PixelStore, without_cached
 
 ALIGNMENT = 64
@@ -47,8 +46,6 @@ class Source:
     """records that the format reader left out"""
     table: Path | None = None
     """the CSV file that lists the images; it may have further columns"""
-    decoding: int | None = None
-    """version of the decoding rule for `decode_rgb`, set by `decoded_by`; None: the newest"""
     cut_from: tuple[Source, NDArray[np.int64]] | None = None
     """for a subset: the whole source, and the indices of these examples in it"""
 
@@ -68,15 +65,9 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hex digest that changes with the examples, their order and their labels.
-
-        It also changes with the decoding rule if `decoded_by` has set one other than the first.
-        """
+        """Return a hex digest that changes with the examples, their order and their labels."""
         if self.cut_from is None:
-            digest = self.store.fingerprint(self)
-            if not self.is_encoded or self.decoding in (None, 1):
-                return digest
-            return hashlib.sha256(f"{digest} decoding {self.decoding}".encode()).hexdigest()
+            return self.store.fingerprint(self)
         whole, indices = self.cut_from
         rows = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
         return hashlib.sha256(f"{whole.fingerprint} {rows}".encode()).hexdigest()
@@ -102,7 +93,6 @@ class Source:
             self.annotations.of_rows(indices),
             self.bad,
             self.table,
-            self.decoding,
             cut_from=(self, indices),
         )
 
@@ -114,7 +104,9 @@ class Source:
         row = self._row(index)
         if isinstance(self.store, PixelStore):
             return self.store.pixels(row), self._label(index)
-        return decode_rgb(self.store.encoded(row), self.decoding or VERSION), self._label(index)
+        from tl_dist.datasets.decoding import decode_rgb
+
+        return decode_rgb(self.store.encoded(row)), self._label(index)
 
     @property
     def reads_many(self) -> bool:
@@ -179,24 +171,6 @@ Splits = Mapping[str, Source]
 def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
     """Return the source that a split was cut from, and the indices in it of the split's examples."""
     return source.cut_from or (source, np.arange(source.num_examples))
-
-
-def decoded_by(splits: Splits, decoding: int, unusual: Collection[str]) -> Splits:
-    """Set the decoding rule of the splits named `unusual`, which hold images that decode differently under it.
-
-    All others use the first rule, which gives the same pixels and keeps their fingerprints. Splits cut from one
-    source still share one afterwards, and so one rule.
-    """
-    pools: dict[int, Source] = {}
-    for name in sorted(splits, key=lambda name: name not in unusual):
-        pool, _ = pool_of(splits[name])
-        pools.setdefault(id(pool), replace(pool, decoding=decoding if name in unusual else 1))
-
-    def redecoded(source: Source) -> Source:
-        pool = pools[id(pool_of(source)[0])]
-        return pool if source.cut_from is None else pool.subset(source.cut_from[1])
-
-    return {name: redecoded(source) for name, source in splits.items()}
 
 
 def strata_of(source: Source) -> NDArray[np.int32]:

@@ -55,52 +55,62 @@ class Annotations:
             SoftLabels(*map(np.concatenate, zip(*soft, strict=True))) if len(soft) == len(parts) else None,
         )
 
-    def columns(self, rows: slice = slice(None)) -> dict[str, NDArray[Any]]:
-        """Return the annotations that exist as arrays by name; the inverse of `from_columns`."""
-        arrays: dict[str, NDArray[Any]] = {}
-        if self.weights is not None:
-            arrays["weights"] = self.weights[rows].astype(np.float32)
-        if self.groups is not None:
-            arrays["groups"] = packed_text(self.groups[rows])
-        if self.types:
-            arrays["types"] = packed_text(self.types[rows])
-        if self.soft is not None:
-            arrays["soft_others"] = self.soft.others[rows].astype(np.int32)
-            arrays["soft_shares"] = self.soft.shares[rows].astype(np.float32)
-        return arrays
+    def as_json(self) -> dict[str, list[Any]]:
+        """Return the annotations that exist as lists by name; the inverse of `from_json`."""
+        columns = {
+            "weights": self.weights,
+            "groups": self.groups,
+            "types": self.types or None,
+            "soft": self.soft,
+        }
+        return {name: np.asarray(values).tolist() for name, values in columns.items() if values is not None}
 
     @classmethod
-    def from_columns(cls, parts: Sequence[Mapping[str, NDArray[Any]]]) -> Annotations:
-        """Read annotations from the columns of consecutive parts; a column that one part lacks is ignored."""
-        arrays = {
-            name: np.concatenate([part[name] for part in parts])
-            for name in parts[0]
-            if all(name in part for part in parts)
-        }
-        soft = SoftLabels(arrays["soft_others"], arrays["soft_shares"]) if "soft_shares" in arrays else None
-        groups, types = (unpacked_text(arrays[k]) if k in arrays else None for k in ("groups", "types"))
-        return cls(arrays.get("weights"), groups, types or (), soft)
+    def from_json(cls, lists: Mapping[str, Any], num: int, num_classes: int) -> Annotations:
+        """Read annotations of `num` examples; raises ValueError or TypeError for what cannot be theirs."""
+
+        def numbers(values: Any, kind: Any, below: float) -> NDArray[Any]:
+            column = np.array(values, np.float64)
+            if column.shape != (num,) or not ((column >= 0) & (column < below)).all():
+                raise ValueError(f"they are not {num} numbers from 0 to below {below}")
+            return column.astype(kind)
+
+        most, soft = float(np.finfo(np.float32).max), None
+        if "soft" in lists:
+            others, shares = lists["soft"]
+            soft = SoftLabels(numbers(others, np.int32, num_classes), numbers(shares, np.float32, most))
+        return cls(
+            numbers(lists["weights"], np.float32, most) if "weights" in lists else None,
+            texts(lists["groups"], num) if "groups" in lists else None,
+            texts(lists["types"], num) if "types" in lists else (),
+            soft,
+        )
 
     @property
     def digest(self) -> str:
-        """Return a hex digest of all columns; empty if there are none."""
-        digest = hashlib.sha256()
-        columns = self.columns()
-        for name, column in columns.items():
-            digest.update(name.encode() + column.tobytes())
-        return digest.hexdigest() if columns else ""
+        """Return a hex digest of all annotations; empty if there are none."""
+        others, shares = self.soft or (None, None)
+        columns = {
+            "weights": self.weights,
+            "groups": None if self.groups is None else _packed(self.groups),
+            "types": _packed(self.types) if self.types else None,
+            "soft_others": others,
+            "soft_shares": shares,
+        }
+        existing = [
+            name.encode() + values.tobytes() for name, values in columns.items() if values is not None
+        ]
+        return hashlib.sha256(b"".join(existing)).hexdigest() if existing else ""
 
 
-NAMES = ("weights", "groups", "types", "soft_others", "soft_shares")
-"""names of all columns"""
+def texts(values: Any, num: int | None = None) -> list[str]:
+    """Return a list of texts, `num` if that is given; raises ValueError for anything else."""
+    if not isinstance(values, list) or num not in (None, len(values)) or not {*map(type, values)} <= {str}:
+        raise ValueError(f"{str(values)[:40]} is no list of {num or ''} texts")
+    return values
 
 
-def packed_text(texts: Iterable[str]) -> NDArray[np.uint8]:
-    """Pack texts as zero-terminated bytes: smaller and faster than an array of text, and no pickle."""
+def _packed(texts: Iterable[str]) -> NDArray[np.uint8]:
+    """Pack texts as zero-terminated bytes."""
     text = "".join(text.replace("\0", "") + "\0" for text in texts)
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def unpacked_text(content: NDArray[np.uint8]) -> list[str]:
-    """Unpack the texts of `packed_text`."""
-    return content.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]

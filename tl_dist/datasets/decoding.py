@@ -6,72 +6,51 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.datasets.gif import first_frame_alone
+from tl_dist.datasets.preprocess import rgb
 
-VERSION = 2
-"""version of the decoding rule, part of every run's identity. 1: pixels as stored, alpha dropped, not oriented, the
-high byte of 16 bits; 2: as an image viewer shows them"""
 JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 """for every JPEG decoder, as in Pillow and OpenCV; TensorFlow's default is up to 12 levels off and no faster"""
+BY_PILLOW = ("BMP", "GIF", "WebP", "TIFF")
+"""kinds of images that `decode_rgb` leaves to `preprocess.rgb`"""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SEGMENTS = 10_000
 
 
-def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
+def decode_rgb(encoded: Any) -> Any:
     """Decode the bytes of a PNG, JPEG, GIF, BMP, WebP or TIFF, told apart by content, to uint8 [height, width, 3].
 
-    `decoding` is the version of the rule, see `preprocess.rgb`. A damaged image raises InvalidArgumentError when the
-    graph runs.
+    A damaged image raises InvalidArgumentError when the graph runs.
     """
-    import tensorflow as tf
-
-    def gif() -> Any:
-        return _decode_gif(encoded) if decoding == 1 else _by_pillow(encoded, decoding)
-
     head = tf.strings.substr(encoded, 0, 12)
-    begin = tf.strings.substr(head, 0, 4)
     image = tf.case(
         [
-            (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded, decoding)),
-            (tf.strings.substr(head, 0, 2) == b"BM", _apart(lambda: _decode_bmp(encoded))),
-            (begin == b"GIF8", _apart(gif)),
+            (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded)),
             (
-                tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP")
-                | (begin == b"II*\0")
-                | (begin == b"MM\0*"),
-                _apart(lambda: _by_pillow(encoded, decoding)),
+                tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP|(BM|GIF8|II\*\x00|MM\x00\*)\C*"),
+                _apart(lambda: _by_pillow(encoded)),
             ),
         ],
-        default=lambda: decode_png(encoded, decoding),
+        default=lambda: decode_png(encoded),
     )
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def by_pillow(kind: str, decoding: int) -> bool:
-    """Tell if `decode_rgb` leaves images of this header kind to `preprocess.rgb`."""
-    return kind in ("WebP", "TIFF") or (kind == "GIF" and decoding != 1)
-
-
-def decode_jpeg(encoded: Any, decoding: int) -> Any:
+def decode_jpeg(encoded: Any) -> Any:
     """Decode a JPEG to uint8 [height, width, 3], with operations that TensorFlow Serving has."""
-    import tensorflow as tf
-
     image = tf.io.decode_jpeg(encoded, **JPEG_OPTIONS)
-    return image if decoding == 1 else turned(image, jpeg_orientations(encoded[None])[0])
+    return turned(image, jpeg_orientations(encoded[None])[0])
 
 
-def decode_png(encoded: Any, decoding: int) -> Any:
+def decode_png(encoded: Any) -> Any:
     """Decode a PNG to uint8 [height, width, 3]; for other bytes the error says that they are no image."""
-    import tensorflow as tf
 
     def plain() -> Any:
         return tf.io.decode_png(encoded, channels=3)
 
-    if decoding == 1:
-        return plain()
     bits, colour = tf.unstack(_numbers(encoded[None], tf.constant([24]), 2)[0])
     # Most have neither 16 bits nor alpha, and nothing before their pixels.
     is_plain = (bits <= 8) & (colour < 4) & (_text(encoded, 37, 4) == b"IDAT")
@@ -80,8 +59,6 @@ def decode_png(encoded: Any, decoding: int) -> Any:
 
 
 def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> Any:
-    import tensorflow as tf
-
     def with_alpha() -> Any:
         return _on_white(tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32))
 
@@ -96,7 +73,6 @@ def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> 
 
 def turned(image: Any, orientation: Any) -> Any:
     """Orient an image [height, width, channels] for display by its EXIF orientation 1 to 8, a scalar int32."""
-    import tensorflow as tf
 
     def transposed() -> Any:
         # By tf.gather: oneDNN logs an error for each graph that transposes uint8, which it leaves to Eigen.
@@ -113,8 +89,6 @@ def turned(image: Any, orientation: Any) -> Any:
 
 def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
     """Map boxes int32 [rows, (y, x, height, width)] of oriented images of these extents to boxes of the stored ones."""
-    import tensorflow as tf
-
     begin, size = boxes[:, :2], boxes[:, 2:]
     begin = tf.where(_flips(orientations), extents - begin - size, begin)
     across = (orientations >= 5)[:, None]
@@ -123,16 +97,13 @@ def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
 
 def _flips(orientations: Any) -> Any:
     """Return bool [..., 2]: if rows, and if columns, are reversed after the transposition."""
-    import tensorflow as tf
-
     none, columns, both, rows = (False, False), (False, True), (True, True), (True, False)
     table = tf.constant([none, none, columns, both, rows, none, columns, both, rows])
     return tf.gather(table, orientations)
 
 
 def jpeg_orientations(encoded: Any) -> Any:
-    """Return int32 [rows]: `preprocess.orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
-    import tensorflow as tf
+    """Return int32 [rows]: `preprocess.jpeg_orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
 
     def is_exif(head: Any) -> Any:
         is_app1 = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)
@@ -168,8 +139,6 @@ def jpeg_orientations(encoded: Any) -> Any:
 
 def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
     """Return from the chunks before the pixels: if there is a tRNS chunk, and begin and size of EXIF data."""
-    import tensorflow as tf
-
     total = tf.strings.length(encoded)
 
     def is_before_pixels(at: Any, *_state: Any) -> Any:
@@ -196,7 +165,6 @@ def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
 
 def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
     """Return int32 [rows]: the orientation in the EXIF data of `size` bytes from `begin` of each of string [rows]."""
-    import tensorflow as tf
 
     def read() -> Any:
         length = tf.minimum(size, tf.strings.length(encoded) - begin)
@@ -221,8 +189,6 @@ def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
 
 def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
     """Compile a branch of a condition as a function call: inlined, its nodes cost time even if it is not taken."""
-    import tensorflow as tf
-
     if tf.executing_eagerly():
         return branch
     return tf.function(branch, experimental_attributes={"_noinline": True}, autograph=False)
@@ -230,16 +196,12 @@ def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
 
 def _text(encoded: Any, at: Any, num: int) -> Any:
     """Return up to `num` bytes from `at`; none if `at` is out of range."""
-    import tensorflow as tf
-
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
     return tf.strings.substr(encoded, at, tf.fill(tf.shape(at), num))
 
 
 def _numbers(encoded: Any, at: Any, num: Any) -> Any:
     """Return int32 [rows, num]: the bytes of each of string [rows] from `at`, padded with zeros."""
-    import tensorflow as tf
-
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
     part = tf.strings.substr(encoded, at, tf.fill(tf.shape(at), num))
     return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=num), tf.int32)
@@ -247,8 +209,6 @@ def _numbers(encoded: Any, at: Any, num: Any) -> Any:
 
 def _value(numbers: Any, little: Any) -> Any:
     """Return int32 [...] from bytes [..., up to 4], little-endian where `little`."""
-    import tensorflow as tf
-
     places = [1 << 8 * k for k in range(numbers.shape[-1])]
     big_endian = tf.reduce_sum(numbers * places[::-1], -1)
     return (
@@ -258,51 +218,20 @@ def _value(numbers: Any, little: Any) -> Any:
 
 def _on_white(pixels: Any) -> Any:
     """Composite int32 RGBA on white, to uint8 RGB."""
-    import tensorflow as tf
-
     shade = (255 - pixels[..., :3]) * pixels[..., 3:]
     return tf.cast(255 - (shade + 127) // 255, tf.uint8)
 
 
-def _decode_bmp(encoded: Any) -> Any:
-    """Decode a BMP, with the palette of one of 8 bits: TensorFlow returns its indices."""
-    import tensorflow as tf
+def _by_pillow(encoded: Any) -> Any:
+    """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21.
 
-    pixels = tf.io.decode_bmp(encoded)
-
-    def with_palette() -> Any:
-        # File header: 14 bytes, the last 4 are the offset of the pixels. Info header: the first 4 are its size. Then
-        # the palette of (blue, green, red, 0).
-        ends = tf.io.decode_raw(tf.strings.substr(encoded, 10, 8), tf.int32)
-        begin = 14 + ends[1]
-        palette = tf.io.decode_raw(tf.strings.substr(encoded, begin, ends[0] - begin), tf.uint8)
-        colours = tf.reshape(palette, [-1, 4])[:, 2::-1]
-        return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
-
-    return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
-
-
-def _decode_gif(encoded: Any) -> Any:
-    """Decode the first frame of a GIF: TensorFlow would decode them all, a few megabytes to many gigabytes."""
-    import tensorflow as tf
-
-    def alone(content: Any) -> bytes:
-        return first_frame_alone(content if isinstance(content, bytes) else content.item())
-
-    first = tf.numpy_function(alone, [encoded], tf.string, stateful=False)
-    return tf.io.decode_image(tf.ensure_shape(first, []), channels=3, expand_animations=False)
-
-
-def _by_pillow(encoded: Any, decoding: int) -> Any:
-    """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21."""
-    import tensorflow as tf
+    Of a GIF it would decode all frames, a few megabytes to many gigabytes; of a BMP with a palette, the indices.
+    """
 
     def decode(content: Any) -> NDArray[np.uint8]:
-        from tl_dist.datasets.preprocess import rgb
-
         content = content if isinstance(content, bytes) else content.item()  # an array when called eagerly
         try:
-            return rgb(content, decoding)
+            return rgb(content)
         except Exception as error:
             raise ValueError(f"it is damaged: {error}") from error
 

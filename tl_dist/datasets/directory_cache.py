@@ -8,28 +8,21 @@ changed in place, which its folder does not show, is detected by `quarantine.scr
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from tl_dist.datasets.annotations import packed_text, unpacked_text
 from tl_dist.files import limits
 from tl_dist.files.atomic import open_directory, write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.files.npz import read_npz
 from tl_dist.files.private import make_private, refuse_unsafe
 
 FILE, FOLDER, GONE = range(3)
@@ -46,8 +39,7 @@ _UNSETTLED = (0, 0, 0)
 _Stamp = tuple[int, int, int]  # inode, mtime, ctime: archives and rsync set mtime back
 
 
-@dataclass(frozen=True)
-class Folder:
+class Folder(NamedTuple):
     """Hold the entries of one folder, unordered; a link has the kind and size of its target."""
 
     identity: tuple[int, int]
@@ -118,7 +110,7 @@ def kept(
     before the cache is first read.
     """
     refuse_unsafe(cache, links=True)
-    name = hashlib.sha256(os.fsencode(f"{_SCHEMA}\0{os.path.abspath(root)}")).hexdigest()[:32] + ".npz"
+    name = hashlib.sha256(os.fsencode(f"{_SCHEMA}\0{os.path.abspath(root)}")).hexdigest()[:32] + ".json"
 
     def before() -> _Known:
         begin()
@@ -208,32 +200,23 @@ class _Listings:
 
     def dump(self) -> bytes:
         """Serialise the settled listings for the cache."""
-        target = io.BytesIO()
-        entries = [(path, *pair) for path, pair in sorted(self._now.items()) if pair[0] != _UNSETTLED]
-        np.savez(
-            target,
-            paths=packed_text(path for path, _, _ in entries),
-            stamps=np.array([stamp for _, stamp, _ in entries], np.int64).reshape(-1, 3),
-            counts=np.array([len(listed.names) for _, _, listed in entries], np.int64),
-            names=packed_text(name for _, _, listed in entries for name in listed.names),
-            kinds=np.frombuffer(b"".join(listed.kinds for _, _, listed in entries), np.uint8),
-            sizes=np.array([size for _, _, listed in entries for size in listed.sizes], np.int64),
-        )
-        return target.getvalue()
+        settled = {path: entry for path, entry in sorted(self._now.items()) if entry[0] != _UNSETTLED}
+        return json.dumps(
+            {
+                path: [stamp, names, [*kinds], sizes]
+                for path, (stamp, (_, names, kinds, sizes)) in settled.items()
+            }
+        ).encode()
 
 
 _current: ContextVar[_Listings | None] = ContextVar("listings", default=None)
 
 
 def _scanned(path: str) -> tuple[_Stamp, Folder]:
-    names, kinds, sizes = [], bytearray(), []
     identity, stamp = _looked_before(path)
     with os.scandir(path) as entries:
-        for entry in entries:
-            kind, size = _looked_at(entry)
-            names.append(entry.name)
-            kinds.append(kind)
-            sizes.append(size)
+        listed = [(entry.name, *_looked_at(entry)) for entry in entries]
+    names, kinds, sizes = zip(*listed, strict=True) if listed else ((), (), ())
     return stamp, Folder(identity, names, bytes(kinds), sizes)
 
 
@@ -243,29 +226,24 @@ def _asked(
     """Yield as `_scanned` does for only these names, omitting missing files. `mapped` is a `map`."""
 
     def place(path: str) -> tuple[tuple[int, int], _Stamp]:
-        try:
+        with suppress(OSError, ValueError):  # it is gone, or there is a NUL: reading it reports that
             return _looked_before(path)
-        except (OSError, ValueError):  # it is gone, or there is a NUL: reading it reports that
-            return (0, 0), _UNSETTLED
+        return (0, 0), _UNSETTLED
 
-    def size_of(path: str) -> int | None:
-        try:
-            return os.stat(path).st_size
-        except (OSError, ValueError):
-            return None
+    def size_of(file: tuple[str, str]) -> int | None:
+        with suppress(OSError, ValueError):
+            return os.stat("".join(file)).st_size
+        return None
 
     places = list(mapped(place, wanted))
-    sizes = mapped(size_of, (path + name for path, names in wanted.items() for name in names))
-    for (path, names), (identity, stamp) in zip(wanted.items(), places, strict=True):
-        existing = {
-            name: size
-            for name, size in zip(names, islice(sizes, len(names)), strict=True)
-            if size is not None
-        }
-        yield (
-            path,
-            (stamp, Folder(identity, [*existing], bytes([FILE] * len(existing)), [*existing.values()])),
-        )
+    files = [(path, name) for path, names in wanted.items() for name in names]
+    sizes: dict[str, dict[str, int]] = {path: {} for path in wanted}
+    for (path, name), size in zip(files, mapped(size_of, files), strict=True):
+        if size is not None:
+            sizes[path][name] = size
+    for (path, existing), (identity, stamp) in zip(sizes.items(), places, strict=True):
+        kinds = bytes([FILE] * len(existing))
+        yield path, (stamp, Folder(identity, [*existing], kinds, [*existing.values()]))
 
 
 def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:
@@ -277,7 +255,7 @@ def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
-    return status.st_ino % 2**63, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _looked_at(entry: os.DirEntry[str]) -> tuple[int, int]:
@@ -296,22 +274,9 @@ def _read(cache: Path, name: str) -> _Known:
     try:
         with open_directory(Path(os.path.realpath(cache))) as fd:
             content = read_file(name, max_bytes=limits.LISTING, dir_fd=fd)
-        arrays = read_npz(io.BytesIO(content))
-        names, kinds, sizes = (
-            unpacked_text(arrays["names"]),
-            arrays["kinds"].tobytes(),
-            arrays["sizes"].tolist(),
-        )
-        ends = np.cumsum(arrays["counts"]).tolist()
-        if not len(names) == len(kinds) == len(sizes) == (ends or [0])[-1] or max(kinds, default=0) > GONE:
-            raise ValueError("its columns do not fit together")
-        listings = {}
-        places = zip(
-            unpacked_text(arrays["paths"]), arrays["stamps"].tolist(), pairwise([0, *ends]), strict=True
-        )
-        for path, (inode, modified, changed), (begin, end) in places:
-            listed = Folder((0, 0), names[begin:end], kinds[begin:end], sizes[begin:end])
-            listings[path] = ((inode, modified, changed), listed)
-        return listings
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        return {
+            path: ((inode, modified, changed), Folder((0, 0), names, bytes(kinds), sizes))
+            for path, ((inode, modified, changed), names, kinds, sizes) in json.loads(content).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}

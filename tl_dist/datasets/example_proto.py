@@ -1,4 +1,4 @@
-"""Find the image and the label in a serialised tf.train.Example, without TensorFlow and without copying.
+"""Find the image and the label in a serialised tf.train.Example, and serialise one, without TensorFlow.
 
 The wire format is described in "Encoding" in the Protocol Buffers documentation. An Example is Features in field 1,
 which is a map in field 1: entries of key (1) and Feature (2), a list of bytes (1), floats (2) or integers (3).
@@ -6,6 +6,7 @@ which is a map in field 1: entries of key (1) and Feature (2), a list of bytes (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -153,3 +154,28 @@ def _integer(data: bytes, begin: int, end: int) -> int:
     if position != stop:
         raise ValueError("it has more than one label")
     return value - (1 << 64) if value >> 63 else value
+
+
+def serialize(features: Mapping[str, bytes | int]) -> bytes:
+    """Serialise an Example of byte strings and of integers from 0."""
+    return _delimited(0x0A, b"".join(_entry(key, value) for key, value in features.items()))
+
+
+def _entry(key: str, value: bytes | int) -> bytes:
+    if isinstance(value, int):
+        feature = _delimited(0x1A, _delimited(0x0A, _varint_of(value)))
+    else:
+        feature = _delimited(0x0A, _delimited(0x0A, value))
+    return _delimited(0x0A, _delimited(0x0A, key.encode()) + _delimited(0x12, feature))
+
+
+def _delimited(tag: int, content: bytes) -> bytes:
+    return bytes([tag]) + _varint_of(len(content)) + content
+
+
+def _varint_of(value: int) -> bytes:
+    low = bytearray()
+    while value > 0x7F:
+        low.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*low, value])

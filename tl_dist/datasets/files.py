@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,11 +84,10 @@ def file_source(
     return Source(store, labels, ids, class_names, annotations, table=table)
 
 
-def unlabelled(paths: Sequence[str], class_names: Sequence[str], decoding: int | None = None) -> Source:
+def unlabelled(paths: Sequence[str], class_names: Sequence[str]) -> Source:
     """Make a source of image files of unknown class, with label 0. Relative paths are from the working directory."""
     zeros = np.zeros(len(paths), np.int64)
-    source = file_source(Path.cwd(), paths, zeros, zeros.astype(np.int32), class_names)
-    return replace(source, decoding=decoding)
+    return file_source(Path.cwd(), paths, zeros, zeros.astype(np.int32), class_names)
 
 
 def directory_of(data: DataConfig, expected: str) -> Path:

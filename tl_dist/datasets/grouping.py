@@ -23,11 +23,8 @@ def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
     """
     if not by:
         return {}
-    own: dict[str, Sequence[str]] = {}
-    if source.annotations.types:
-        own[TYPE] = source.annotations.types
-    if source.annotations.groups is not None:
-        own[GROUP] = source.annotations.groups
+    existing = {TYPE: source.annotations.types or None, GROUP: source.annotations.groups}
+    own = {name: groups for name, groups in existing.items() if groups is not None}
     groupings: dict[str, Sequence[str]] = {}
     for name in by:
         if name == ANY and own:

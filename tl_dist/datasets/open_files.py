@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
-from threading import Lock
+from functools import cache, lru_cache
 
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
@@ -40,40 +38,13 @@ class Handle:
             close(self.fd)
 
 
-class Handles:
-    """Keep the `most` files that were read last open. Thread-safe.
-
-    A file that makes room for another is closed when its last reader is done.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = Lock()
-        self._open: OrderedDict[str, Handle] = OrderedDict()
-
-    def pread(self, path: str, size: int, offset: int) -> bytes:
-        """Read as `os.pread` does, opening the file if it is not open."""
-        handle = self.of(path)  # a reference, since another thread may evict it
-        return os.pread(handle.fd, size, offset)
-
-    def of(self, path: str) -> Handle:
-        """Return a handle of a file, open as long as the caller holds it; raises OSError if it cannot be opened."""
-        with self._lock:
-            handle = self._open.get(path)
-            if handle is not None:
-                self._open.move_to_end(path)
-                return handle
-        opened = Handle(path)  # without the lock: a remote file takes long to open
-        with self._lock:
-            handle = self._open.setdefault(path, opened)  # another thread may have been faster
-            self._open.move_to_end(path)
-            while len(self._open) > self._most:
-                self._open.popitem(last=False)
-        return handle
-
-
 @cache
-def shared_handles() -> Handles:
-    """Return the handles of all sources of this process: at most a quarter of its limit of open files."""
+def shared_handles() -> Callable[[str], Handle]:
+    """Return the function that opens the files of all sources of this process, and keeps those read last open.
+
+    At most a quarter of its limit of open files. A file that makes room for another is closed when its last reader is
+    done.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Handles(MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, soft // 4)))
+    most = MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, soft // 4))
+    return lru_cache(most)(Handle)

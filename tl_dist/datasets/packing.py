@@ -7,6 +7,7 @@ manifest. On a file system without locks, shards are packed more than once, to t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -17,20 +18,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.annotations import packed_text
-from tl_dist.datasets.decoding import VERSION
+from tl_dist.datasets.example_proto import serialize
 from tl_dist.datasets.files import unusable
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
 from tl_dist.datasets.headers import checked
-from tl_dist.datasets.preprocess import rgb
+from tl_dist.datasets.preprocess import VERSION, rgb
 from tl_dist.datasets.processes import process_pool
+from tl_dist.datasets.shard_index import framed
 from tl_dist.datasets.store import PixelStore
 from tl_dist.files.atomic import (
-    Written,
     fsync_directory,
     reason,
     temporary_name,
@@ -178,58 +177,45 @@ def _pack_shard(shard: _Shard, wait: bool) -> bool:
 
 def _write_shard(job: _Job, shard: _Shard) -> None:
     source, directory = job.sources[shard.split], job.directory
-    sizes: list[int] = []
-    checks: list[int] = []
+    ids = [source.ids[k] for k in shard.rows]
 
-    def images() -> Iterator[bytes]:
-        for k in shard.rows:
-            content = _image(source, k, job.size, job.quality)
-            sizes.append(len(content))
-            checks.append(google_crc32c.value(content))
+    def records() -> Iterator[bytes]:
+        for k, name in zip(shard.rows, ids, strict=True):
+            label = int(source.labels[k])
+            features: dict[str, bytes | int] = {
+                "image/encoded": _image(source, k, job.size, job.quality),
+                "image/class/label": label,
+                "image/class/text": os.fsencode(source.class_names[label]),
+                "image/filename": os.fsencode(name),
+            }
             failpoint("pack.image", directory)
-            yield content
+            yield framed(serialize(features))
 
-    files = {"images": _put(directory / f"{shard.name}.images", images())}
-    index = io.BytesIO()
-    ends = np.cumsum(np.array(sizes, np.int64))
-    rows = slice(shard.rows.start, shard.rows.stop)
-    columns = {
-        "offsets": ends - sizes,
-        "sizes": np.array(sizes, np.int64),
-        "checks": np.array(checks, np.uint32),
-        "labels": source.labels[rows].astype(np.int32),
-        "ids": packed_text(source.ids[k] for k in shard.rows),
-        **source.annotations.columns(rows),
-    }
-    np.savez(index, allow_pickle=False, **columns)
-    files["index"] = _put(directory / f"{shard.name}.npz", iter([index.getvalue()]))
-    fsync_directory(directory)
-    facts = {name: {"size": w.size, "sha256": w.sha256} for name, w in files.items()}
-    content = {"name": shard.name, "num_examples": len(shard.rows), **facts}
-    write_atomically(directory / f"{shard.name}.json", json.dumps(content).encode())
-
-
-def _put(path: Path, pieces: Iterator[bytes]) -> Written:
+    path = directory / f"{shard.name}.tfrecord"
     temporary = temporary_name(path)
-    written = write_file(temporary, pieces)
+    written = write_file(temporary, records())
     temporary.chmod(0o644)  # a data set is to be shared
     os.rename(temporary, path)
-    return written
+    fsync_directory(directory)
+    annotations = source.annotations.of_rows(np.asarray(shard.rows))
+    _publish(directory / f"{shard.name}.json", {"size": written.size, "ids": ids, **annotations.as_json()})
 
 
-def _why(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    return "is no image that can be decoded" if isinstance(error, UnidentifiedImageError) else reason(error)
+def _publish(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content).encode())
+    path.chmod(0o644)
 
 
 def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
+    from PIL import UnidentifiedImageError
+
     try:
         content = source.encoded_bytes(k) if source.is_encoded else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
         raise unusable(
-            f"{source.ids[k]} cannot be packed: {_why(error)}",
+            f"{source.ids[k]} cannot be packed: {'is no image that can be decoded' if unknown else reason(error)}",
             "repair or delete the image, then run the same command again",
         ) from error
 
@@ -278,20 +264,17 @@ def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
                 and not leftover.name.startswith(".tmp-job.json")
             ):
                 leftover.unlink(missing_ok=True)
+        digests = {
+            s.name: hashlib.sha256((directory / f"{s.name}.json").read_bytes()).hexdigest() for s in shards
+        }
         content = {
             "format": FORMAT,
             "class_names": list(splits["train"].class_names),
-            "splits": {
-                name: [
-                    json.loads((directory / f"{s.name}.json").read_bytes()) for s in shards if s.split == name
-                ]
-                for name in splits
-            },
+            "splits": {name: {s.name: digests[s.name] for s in shards if s.split == name} for name in splits},
         }
         try:
-            write_atomically(manifest, json.dumps(content, indent=1).encode())
+            _publish(manifest, content)
         except FileNotFoundError:
             if not manifest.exists():  # without locks, another command wrote it
                 raise
-        manifest.chmod(0o644)
     lock.unlink(missing_ok=True)

@@ -22,7 +22,10 @@ _FILE = Path(__file__).with_name("classes.json")
 _SETTINGS = json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.exists() else {}
 class_names: list[str] = _SETTINGS.get("class_names", [])
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+VERSION = 1
+"""version of the rule by which images become pixels, part of every run's identity"""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 _SEGMENTS = 10_000
 """maximum number of segments before the pixels that are searched for EXIF data"""
 _ORIENTATION, _SHORT = 0x0112, 3
@@ -41,27 +44,22 @@ def load(file: Any, size: int = 0, crop_fraction: float | None = None) -> np.nda
     encoded = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
     if not size:
         size, crop_fraction = _SETTINGS["image_size"], _SETTINGS["crop_fraction"]
-    # Models exported before "decoding" was recorded use the first rule.
-    return resized(rgb(encoded, _SETTINGS.get("decoding", 1 if _SETTINGS else 2)), size, crop_fraction)
+    return resized(rgb(encoded), size, crop_fraction)
 
 
-def rgb(encoded: bytes, decoding: int = 2, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def rgb(encoded: bytes, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """Decode the first frame or page of an image file to uint8 RGB [height, width, 3], as a viewer shows it on white.
 
-    It is oriented by its EXIF data and composited on white; 16 bits become 8 by division by 257. With `decoding` 1, the
-    rule of older runs, it is not oriented, alpha is dropped, and the high byte of 16 bits is taken. With `at_least` a
+    It is oriented by its EXIF data and composited on white; 16 bits become 8 by division by 257. With `at_least` a
     JPEG may be decoded at a smaller scale, of at least this width and height. Raises Pillow's errors if it cannot be
     decoded.
     """
-    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         if at_least is not None:
             image.draft("RGB", at_least)
-        if decoding == 1 and image.mode == "I;16" and image.format != "TIFF":
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        if decoding == 1 and image.format != "TIFF":
-            return _loaded(image, "RGB")
+        orientation = _orientation(image, encoded)  # before a PNG has loaded what follows its pixels
         pixels = on_white(_eight_bits(image, encoded))
-    return np.ascontiguousarray(turned(pixels, orientation(encoded)))
+    return np.ascontiguousarray(turned(pixels, orientation))
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -82,7 +80,7 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 def _eight_bits(image: Image.Image, encoded: bytes) -> np.ndarray:
     """Return uint8 RGB or RGBA of an opened image."""
     raw = _raw_mode(image)
-    if raw in _LOW_BYTES or image.mode.startswith("I;16"):
+    if is_deep(image):
         return _scaled(_deep(image, encoded, raw), image)
     if image.mode in ("I", "F"):
         raise ValueError(
@@ -91,6 +89,11 @@ def _eight_bits(image: Image.Image, encoded: bytes) -> np.ndarray:
     if raw in ("L;2", "L;4") and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}[raw]
     return _loaded(image, "RGBA" if image.has_transparency_data else "RGB")
+
+
+def is_deep(image: Any) -> bool:
+    """Tell if an opened image has more than 8 bits a channel."""
+    return _raw_mode(image) in _LOW_BYTES or image.mode.startswith("I;16")
 
 
 def _loaded(image: Image.Image, mode: str = "") -> np.ndarray:
@@ -113,7 +116,7 @@ def _deep(image: Any, encoded: bytes, raw: str) -> np.ndarray:
     """Return uint16 [height, width, channels] of an image of up to 16 bits a channel."""
     if image.mode.startswith("I"):
         return _loaded(image).astype(np.uint16)[..., None]
-    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as other:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as other:
         other.tile[:] = [tile._replace(args=_low_byte_args(raw, tile.args)) for tile in other.tile]
         low = _loaded(other)
     if raw == "LA;16B":
@@ -142,60 +145,33 @@ def _scaled(values: np.ndarray, image: Any) -> np.ndarray:
     return eight
 
 
-def orientation(encoded: bytes) -> int:
-    """Return the EXIF orientation 1 to 8 of a JPEG, PNG or WebP; 1 if it is missing or malformed.
-
-    As in browsers, it is one SHORT in the first directory. A JPEG has it in a segment before the decoder's tables, a
-    PNG in a chunk before the pixels.
-    """
-    if encoded[:3] == b"\xff\xd8\xff":
-        return _orientation_in(_exif_of_jpeg(encoded))
-    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
-        return _orientation_in(_exif_of_png(encoded))
-    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-        return _orientation_in(_exif_of_webp(encoded).removeprefix(b"Exif\0\0"))
-    return 1
+def _orientation(image: Any, encoded: bytes) -> int:
+    if image.format in ("JPEG", "MPO"):
+        return jpeg_orientation(encoded)
+    # A TIFF is turned when it is loaded.
+    block = b"" if image.format == "TIFF" else image.info.get("exif", b"")
+    return exif_orientation(block.removeprefix(b"Exif\0\0"))
 
 
-def _exif_of_jpeg(data: bytes) -> bytes:
-    at = 2
+def jpeg_orientation(encoded: bytes) -> int:
+    """Return the orientation in the first EXIF segment of a JPEG before the decoder's tables; 1 without one."""
+    at = 2 if encoded.startswith(b"\xff\xd8\xff") else len(encoded)
     for _ in range(_SEGMENTS):
-        head = data[at : at + 10]
+        head = encoded[at : at + 10]
         if len(head) < 10 or head[0] != 0xFF or not (head[1] >> 4 == 0xE or head[1] == 0xFE):
             break
         end = at + 2 + int.from_bytes(head[2:4], "big")
         if head[1] == 0xE1 and head[4:] == b"Exif\0\0":
-            return data[at + 10 : end]
+            return exif_orientation(encoded[at + 10 : end])
         at = end
-    return b""
+    return 1
 
 
-def _exif_of_png(data: bytes) -> bytes:
-    at = 8
-    for _ in range(_SEGMENTS):
-        end, kind = at + 8 + int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind == b"eXIf":
-            return data[at + 8 : end]
-        if kind == b"IDAT" or len(kind) < 4:
-            break
-        at = end + 4
-    return b""
+def exif_orientation(block: bytes) -> int:
+    """Return the orientation 1 to 8 in EXIF data, which are a TIFF file without pixels; 1 if missing or malformed.
 
-
-def _exif_of_webp(data: bytes) -> bytes:
-    at = 12
-    for _ in range(_SEGMENTS):
-        kind, end = data[at : at + 4], at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-        if kind == b"EXIF":
-            return data[at + 8 : end]
-        if len(kind) < 4:
-            break
-        at = end + end % 2
-    return b""
-
-
-def _orientation_in(block: bytes) -> int:
-    """Return the orientation in the first directory of EXIF data, which is a TIFF file without pixels."""
+    As in browsers, it is one SHORT in the first directory.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return 1

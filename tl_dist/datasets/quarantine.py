@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 
-SCHEMA = 4  # increment it when a check of headers changes
+SCHEMA = 5  # increment it when a check of headers changes
 _THREADS = 8  # a check waits for the disk more than it computes
 _SHOWN = 10
 
@@ -49,19 +48,10 @@ class Bad(NamedTuple):
     reason: str
 
 
-class Screened(NamedTuple):
-    """Hold the result of checking all headers."""
-
-    bad: list[Bad]
-    """examples that cannot be decoded, in the order of splits and examples"""
-    unusual: frozenset[str]
-    """the splits with images that the versions of the decoding rule decode differently"""
-
-
 def screen(
     splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather | None = None
-) -> Screened:
-    """Check the header of every example.
+) -> list[Bad]:
+    """Check the header of every example; returns those that cannot be decoded, in the order of splits and examples.
 
     Each rank checks a contiguous share, and all ranks get the same result. It is cached in the directory `cache` under
     the fingerprints of the splits and the times of their files, so a second call only reads times. Raises `Changed` on
@@ -70,7 +60,7 @@ def screen(
     gather = gather or (lambda text: [text])
     files = {split: source for split, source in splits.items() if source.is_encoded}
     if not files:
-        return Screened([], frozenset())
+        return []
     refuse_unsafe(cache, links=True)
     stamp, changed = stamp_of(files, rank, world_size)
     stamps, changes = zip(*map(json.loads, gather(json.dumps([stamp, changed]).encode())), strict=True)
@@ -86,25 +76,20 @@ def screen(
         "files": sum(stamps) % 2**64,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    file = cache / f"{key}.jsonl"
+    file = cache / f"{key}.json"
     # Only rank 0 reads the file: on a network filesystem others may see it later.
     (text, *_) = gather(_cached(file) if rank == 0 else b"")
     if text:
-        return _screened(text)
-    own = _joined(_check(*entry, rank, world_size) for entry in files.items())
-    bad, unusual = _joined(map(_screened, gather(_text(*own))))
+        return _entries(text)
+    own = [bad for entry in files.items() for bad in _check(*entry, rank, world_size)]
     order = list(files)
-    screened = Screened(sorted(bad, key=lambda bad: order.index(bad.split)), unusual)
+    everyone = [bad for text in gather(json.dumps(own).encode()) for bad in _entries(text)]
+    screened = sorted(everyone, key=lambda bad: order.index(bad.split))
     if rank == 0:
         with suppress(OSError):  # then the next start checks again
             make_private(cache)
-            write_atomically(file, _text(*screened))
+            write_atomically(file, json.dumps(screened).encode())
     return screened
-
-
-def _joined(parts: Iterable[Screened]) -> Screened:
-    bad, unusual = zip(*parts, strict=True)
-    return Screened([*chain(*bad)], frozenset().union(*unusual))
 
 
 def left_out(splits: Splits) -> list[Bad]:
@@ -222,19 +207,16 @@ def _size_and_time(path: Path) -> tuple[int | None, str]:
     return status.st_size, f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _check(split: str, source: Source, rank: int, world_size: int) -> Screened:
+def _check(split: str, source: Source, rank: int, world_size: int) -> list[Bad]:
     """Check the headers of this rank's share of one split."""
     share = _share(source, rank, world_size)
-    bad: list[Bad] = []
-    is_unusual = False
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = pool.map(lambda index: look(source.location(index), thorough=False), share, chunksize=64)
-        for index, header in zip(share, headers, strict=True):
-            if isinstance(header, Fault):
-                bad.append(bad_example(split, source, index, header))
-            else:
-                is_unusual |= header.is_unusual
-    return Screened(bad, frozenset([split] if is_unusual else []))
+        return [
+            bad_example(split, source, index, header)
+            for index, header in zip(share, headers, strict=True)
+            if isinstance(header, Fault)
+        ]
 
 
 def bad_example(split: str, source: Source, index: int, fault: Fault) -> Bad:
@@ -253,20 +235,14 @@ def _cached(file: Path) -> bytes:
     """Read an earlier result; empty if it is unreadable, and then all headers are checked again."""
     try:
         text = _read(file)
-        _screened(text)
+        _entries(text)
     except (OSError, ValueError, TypeError, KeyError):
         return b""
     return text
 
 
-def _text(bad: Sequence[Bad], unusual: Collection[str]) -> bytes:
-    """Format a line with the names of the unusual splits, then one for each bad example."""
-    return json.dumps({"unusual": sorted(unusual)}).encode() + b"\n" + _format(bad)
-
-
-def _screened(text: bytes) -> Screened:
-    first, _, rest = text.partition(b"\n")
-    return Screened(list(_parse(rest)), frozenset(json.loads(first)["unusual"]))
+def _entries(text: bytes) -> list[Bad]:
+    return [Bad(*entry) for entry in json.loads(text)]
 
 
 def _parse(text: bytes) -> Iterator[Bad]:

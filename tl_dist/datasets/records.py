@@ -24,9 +24,9 @@ from tl_dist.datasets.store import EncodedStore, Location
 class RecordStore(EncodedStore):
     """Read image k, called `names[k]`, from `sizes[k]` bytes at `offsets[k]` of `files[shards[k]]`.
 
-    `files` are paths below `root`. The fingerprint covers the checksums `checks` uint32 [N], the sizes and the source's
-    metadata, but not where the files lie. With `check_images`, `checks` are the CRC-32C of the images and are compared
-    at each read: a changed image raises InvalidArgumentError when the graph runs.
+    `files` are paths below `root`. `checks` uint32 [N] are the CRC-32C of the images, compared at each read: a changed
+    image raises InvalidArgumentError when the graph runs. The fingerprint covers them, the sizes and the source's
+    metadata, but not where the files lie.
     """
 
     root: Path
@@ -36,7 +36,6 @@ class RecordStore(EncodedStore):
     sizes: NDArray[np.int64]
     checks: NDArray[np.uint32]
     names: Sequence[str]
-    check_images: bool = False
 
     def fingerprint(self, source: Source) -> str:
         """Return a hex digest of sizes, checksums, labels, ids, annotations and class names."""
@@ -50,13 +49,12 @@ class RecordStore(EncodedStore):
     def location(self, row: int) -> Location:
         """Locate an image in its file."""
         path = self.root / self.files[self.shards[row]]
-        checksum = int(self.checks[row]) if self.check_images else None
-        return Location(path, int(self.offsets[row]), int(self.sizes[row]), checksum)
+        return Location(path, int(self.offsets[row]), int(self.sizes[row]), int(self.checks[row]))
 
     @cached_property
     def _range(self) -> Callable[[int], bytes]:
         """Return a reader of bytes by row; it raises ValueError for a damaged file, OSError if the machine fails."""
-        handles = shared_handles()
+        handle = shared_handles()
         paths = [os.fspath(self.root / file) for file in self.files]
         shards, offsets, sizes, checks = (
             column.tolist() for column in (self.shards, self.offsets, self.sizes, self.checks)
@@ -65,7 +63,8 @@ class RecordStore(EncodedStore):
         def read(k: int) -> bytes:
             shard = shards[k]
             try:
-                content = handles.pread(paths[shard], sizes[k], offsets[k])
+                file = handle(paths[shard])  # a reference, since another thread may evict it
+                content = os.pread(file.fd, sizes[k], offsets[k])
             except OSError as error:
                 if error.errno in MACHINE_FAULTS:
                     raise
@@ -74,7 +73,7 @@ class RecordStore(EncodedStore):
                 raise ValueError(
                     f"{self.names[k]}: {self.files[shard]} ends before offset {offsets[k] + sizes[k]}"
                 )
-            if self.check_images and google_crc32c.value(content) != checks[k]:
+            if google_crc32c.value(content) != checks[k]:
                 raise ValueError(f"{self.names[k]}: the checksum at offset {offsets[k]} is wrong")
             return content
 
@@ -84,9 +83,7 @@ class RecordStore(EncodedStore):
         """Read the bytes of an image, a scalar string."""
         import tensorflow as tf
 
-        read = self._range
-        content = tf.numpy_function(lambda k: read(int(k)), [row], tf.string, stateful=False)
-        return tf.ensure_shape(content, [])
+        return self.encoded_rows(tf.reshape(row, [1]))[0]
 
     def encoded_rows(self, rows: Any) -> Any:
         """Read images string [rows] in one call of Python; the number of rows may be dynamic."""

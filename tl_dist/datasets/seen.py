@@ -8,7 +8,6 @@ labels could have reached its weights, and all that its source and teacher have 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,27 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from tl_dist.config import Config, registry
-from tl_dist.config import file as config_file
+from tl_dist.config import Config
 from tl_dist.config.model_selection import SPLIT, metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.config.source import of_source
 from tl_dist.datasets import Source, Splits, pool_of
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.division import open_splits
-from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.quarantine import stamp_of
 from tl_dist.datasets.store import Location, PixelStore
-from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.files.npz import load_npz
+from tl_dist.files.npz import load_npz, save_npz
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import predictions
 
 FILE = "seen.npz"
 MOST = 50_000
@@ -50,7 +44,7 @@ _NONE: Numbers = np.zeros(0, np.uint64)
 
 
 class Seen(NamedTuple):
-    """Hold the images that a run has seen, by `numbers`; without a record and the data, hashes of their names."""
+    """Hold the images that a run has seen, by `numbers`; nothing if that is unknown."""
 
     trained: Numbers = _NONE
     chosen: Numbers = _NONE
@@ -98,9 +92,8 @@ def numbers(source: Source, root: Path) -> Numbers:
 
 
 def _of_file(location: Location) -> int:
-    with suppress(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        if not isinstance(look(location), Fault):
-            return _of_pixels(images.pixels(location))
+    with suppress(*images.ERRORS):
+        return _of_pixels(images.pixels(location))
     return 0
 
 
@@ -112,15 +105,10 @@ def _of(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
-def _of_names(ids: Iterable[str]) -> Numbers:
-    return np.array([_of(name.encode("utf-8", "surrogateescape")) for name in ids], np.uint64)
-
-
 def among(source: Source, root: Path, seen: Numbers, besides: Numbers = _NONE) -> int:
     """Count the examples of a source that are in `seen` and not in `besides`."""
     hashes = numbers(source, root)
-    same = np.isin(hashes, seen) & (hashes != 0) & ~np.isin(hashes, besides)
-    return int((same | np.isin(_of_names(source.ids), seen)).sum())
+    return int((np.isin(hashes, seen) & (hashes != 0) & ~np.isin(hashes, besides)).sum())
 
 
 def _learnt(cfg: Config, splits: Splits, root: Path) -> Seen:
@@ -129,30 +117,16 @@ def _learnt(cfg: Config, splits: Splits, root: Path) -> Seen:
     return Seen(numbers(splits["train"], root), validation if metrics_of(cfg) else _NONE, validation)
 
 
-def of_run(run: RunDir, root: Path, above: frozenset[Path] = frozenset()) -> Seen:
-    """Return what a run has seen: its record or, without one, what its data hold if they are unchanged.
-
-    Otherwise the names of its examples stand for the images. Imports no code of other packages.
-    """
-    if os.path.lexists(run.path / FILE):
-        return load_npz(
-            run.path / FILE,
-            lambda arrays: Seen(*(arrays[name].astype(np.uint64) for name in Seen._fields)),
-            what="record of images",
-            fix="restore the file from a copy, or remove it: what the run has seen is then told by its data.",
-        )
-    if (place := run.path.resolve()) in above or not run.config_file.is_file():
+def of_run(run: RunDir) -> Seen:
+    """Return the record of what a run has seen; empty without one."""
+    if not os.path.lexists(run.path / FILE):
         return Seen()
-    cfg, ids = config_file.load(run.config_file, imports=False), dict[str, list[str]]()
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        content = json.loads(read_file(run.path / "split.json", max_bytes=limits.SPLIT_MANIFEST))
-        ids = {name: [str(example) for example in split["ids"]] for name, split in content["splits"].items()}
-    own = Seen(_of_names(ids.get("train", ())), _of_names(ids.get(SPLIT, ())) if metrics_of(cfg) else _NONE)
-    with suppress(Refusal, OSError):
-        splits = open_splits(cfg.data)[0] if cfg.data.name in registry.DATASETS else {}
-        if splits and ids in ({}, {name: list(source.ids) for name, source in splits.items()}):
-            own = _learnt(cfg, splits, root)
-    return own.beside(of_run(RunDir(path), root, above | {place}) for _, path, _ in _runs(cfg))
+    return load_npz(
+        run.path / FILE,
+        lambda arrays: Seen(*(arrays[name].astype(np.uint64) for name in Seen._fields)),
+        what="record of images",
+        fix="restore the file from a copy.",
+    )
 
 
 def _runs(cfg: Config) -> Iterator[tuple[str, Path, bool]]:
@@ -175,7 +149,7 @@ def _starts(cfg: Config, root: Path) -> Iterator[tuple[str, bool, Seen]]:
     """
     for key, run, allowed in _runs(cfg):
         if RunDir(run).config_file.exists():
-            yield f"{key} {run}", allowed, of_run(RunDir(run), root)
+            yield f"{key} {run}", allowed, of_run(RunDir(run))
     if (task := of_source(cfg)) is not None:
         yield f"source.data of '{task.name}'", False, _learnt(task, open_splits(task.data)[0], root)
 
@@ -185,7 +159,7 @@ def record(run: RunDir, cfg: Config, splits: Splits) -> None:
     if not os.path.lexists(run.path / FILE):
         root = run.path.parent
         own = _learnt(cfg, splits, root)
-        predictions.save(run.path / FILE, **own.beside(seen for *_, seen in _starts(cfg, root))._asdict())
+        save_npz(run.path / FILE, **own.beside(seen for *_, seen in _starts(cfg, root))._asdict())
 
 
 def flattered(

@@ -9,14 +9,13 @@ one of them starts on each host, divide the files among them.
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
 import pickle
 import socket
 import struct
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,16 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Bad
-from tl_dist.datasets.annotations import packed_text, unpacked_text
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.files import limits
 from tl_dist.files.atomic import temporary_name, write_file
-from tl_dist.files.npz import read_npz
 from tl_dist.files.packages import locked
 
-SCHEMA = 1  # increment it when indexes must be built again
-_COLUMNS = ("offsets", "sizes", "labels", "checks", "starts")
-_HEADER = struct.Struct("<QI")
+SCHEMA = 2  # increment it when indexes must be built again
+_HEADER, _CHECK = struct.Struct("<QI"), struct.Struct("<I")
 _CHUNK = 1 << 18  # bytes read at a time
 _HELPER_BYTES = 64 << 20  # with less to read, helpers cost more than they save
 
@@ -47,7 +43,7 @@ class ShardIndex(NamedTuple):
     offsets: NDArray[np.int64]  # of the encoded image in the file
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]  # as written
-    checks: NDArray[np.uint32]  # masked CRC-32C of the record
+    checks: NDArray[np.uint32]  # CRC-32C of the image
     starts: NDArray[np.int64]  # of the record
     filenames: list[str]
     synsets: dict[int, tuple[str, str]]  # label -> (synset, text)
@@ -60,7 +56,7 @@ def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[
 
     Raises OSError for a file that cannot be read or a cache that cannot be written.
     """
-    indexes = [cache / f"{_key(file, keys)}.npz" for file in files]
+    indexes = [cache / f"{_key(file, keys)}.json" for file in files]
     missing = [k for k, path in enumerate(indexes) if not path.exists()]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
@@ -72,7 +68,7 @@ def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[
 def _load_or_build(file: Path, index: Path, keys: Keys) -> ShardIndex:
     try:
         return _load(index)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, AttributeError):
         index.unlink(missing_ok=True)
         _build(file, index, keys)
         return _load(index)
@@ -143,7 +139,7 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     def reject(start: int, reason: str) -> None:
         bad.append(Bad(f"{file.name}:{start}", start, reason))
 
-    for start, data, check, problem in _records(file, size):
+    for start, data, problem in _records(file, size):
         if data is None:
             reject(start, problem)
             lost += max(1, (size - start) * len(rows) // max(1, start))
@@ -156,83 +152,59 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
             reject(start, str(error))
             lost += 1
             continue
+        check = google_crc32c.value(data[example.offset : example.offset + example.size])
         rows.append((start + 12 + example.offset, example.size, example.label, check, start))
-        filenames.append(example.filename.decode("utf-8", "replace"))
+        filenames.append(example.filename.decode("utf-8", "surrogateescape"))
         if example.label not in synsets:
             synsets[example.label] = (
                 example.synset.decode("utf-8", "replace"),
                 example.text.decode("utf-8", "replace"),
             )
+    return _of_rows(rows, filenames, synsets, bad, lost)
+
+
+def _of_rows(rows: Sequence[Sequence[int]], *others: Any) -> ShardIndex:
     offsets, sizes, labels, checks, starts = np.array(rows, np.int64).reshape(-1, 5).T
-    return ShardIndex(offsets, sizes, labels, checks.astype(np.uint32), starts, filenames, synsets, bad, lost)
+    return ShardIndex(offsets, sizes, labels, checks.astype(np.uint32), starts, *others)
 
 
-def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, str]]:
-    """Yield (start, data, checksum, problem) of each record; data is None where the rest of the file is unreadable."""
-    unpack, crc32c = _HEADER.unpack_from, google_crc32c.value
+def framed(data: bytes) -> bytes:
+    """Return a record: its length and the data, each with its checksum."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, _CHECK.pack(_masked_crc(length)), data, _CHECK.pack(_masked_crc(data))))
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, str]]:
+    """Yield (start, data, problem) of each record; data is None where the rest of the file is unreadable."""
     start = 0
-    with file.open("rb", buffering=0) as raw:
-        ahead = _ReadAhead(raw)
+    with file.open("rb", buffering=_CHUNK) as raw:
         while start < size:
-            if ahead.end - ahead.at < 12 and not ahead.has(12):
-                left = ahead.end - ahead.at
-                yield start, None, 0, f"the file is cut off: {left} bytes of a record's header"
+            head = raw.read(12)
+            if len(head) < 12:
+                yield start, None, f"the file is cut off: {len(head)} bytes of a record's header"
                 return
-            view, at = ahead.view, ahead.at
-            length, length_check = unpack(view, at)
-            crc = crc32c(bytes(view[at : at + 8]))
-            if (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF != length_check:
+            length, length_check = _HEADER.unpack(head)
+            if _masked_crc(head[:8]) != length_check:
                 problem = f"the checksum of the length is wrong: the last {size - start} bytes are lost"
-                yield start, None, 0, problem
+                yield start, None, problem
                 return
             if length > limits.RECORD or start + length + 16 > size:
                 why = f"the file ends after {size - start} bytes more"
                 why = why if length <= limits.RECORD else f"a record has at most {limits.RECORD}"
-                problem = f"the length is {length}, and {why}"
-                yield start, None, 0, problem
+                yield start, None, f"the length is {length}, and {why}"
                 return
-            if ahead.end - at < length + 16 and not ahead.has(length + 16):
-                yield start, None, 0, "the file became shorter while it was read"
+            data, check = raw.read(length), raw.read(4)
+            if len(check) < 4:
+                yield start, None, "the file became shorter while it was read"
                 return
-            view, at = ahead.view, ahead.at
-            last = at + 12 + length
-            data = bytes(view[at + 12 : last])
-            check = int.from_bytes(view[last : last + 4], "little")
-            crc = crc32c(data)
-            matches = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
-            yield start, data, check, "" if matches else "the checksum of the data is wrong"
-            ahead.skip_to(last + 4)
+            matches = check == _CHECK.pack(_masked_crc(data))
+            yield start, data, "" if matches else "the checksum of the data is wrong"
             start += length + 16
-
-
-class _ReadAhead:
-    """Read a file ahead: bytes [at, end) of one buffer, which stays in the processor's cache.
-
-    New memory for each read would cost more than the read: the kernel must clear it first.
-    """
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self.view = memoryview(bytearray(_CHUNK))
-        self.at = self.end = 0
-
-    def has(self, number: int) -> bool:
-        """Read until the buffer has `number` bytes, moving unread ones to the front; false if the file ends before."""
-        left = self.view[self.at : self.end]
-        if number > len(self.view):
-            self.view = memoryview(bytearray(number + _CHUNK))
-        self.view[: len(left)] = left
-        self.at, self.end = 0, len(left)
-        while self.end < number:
-            count = self._raw.readinto(self.view[self.end :])
-            if not count:
-                return False
-            self.end += count
-        return True
-
-    def skip_to(self, at: int) -> None:
-        """Drop what lies before `at` in the buffer."""
-        self.at = at
 
 
 def _key(file: Path, keys: Keys) -> str:
@@ -243,34 +215,13 @@ def _key(file: Path, keys: Keys) -> str:
 
 
 def _dump(index: ShardIndex) -> bytes:
-    target = io.BytesIO()
-    pairs = [(str(k), *v) for k, v in sorted(index.synsets.items())]
-    bad = [(b.id, str(b.offset), b.reason) for b in index.bad]
-    np.savez(
-        target,
-        **{name: getattr(index, name) for name in _COLUMNS},
-        filenames=packed_text(index.filenames),
-        synsets=packed_text(text for row in pairs for text in row),
-        bad=packed_text(text for row in bad for text in row),
-        lost=np.int64(index.lost),
-    )
-    return target.getvalue()
+    return json.dumps([np.stack(index[:5], 1).tolist(), *index[5:]]).encode()
 
 
 def _load(path: Path) -> ShardIndex:
-    arrays = read_npz(io.BytesIO(path.read_bytes()))  # from memory: NumPy leaves a damaged file open
-    filenames, synsets, bad = (unpacked_text(arrays[name]) for name in ("filenames", "synsets", "bad"))
-    return ShardIndex(
-        **{name: arrays[name] for name in _COLUMNS},
-        filenames=filenames,
-        synsets={int(k): (synset, text) for k, synset, text in _triples(synsets)},
-        bad=[Bad(name, int(offset), reason) for name, offset, reason in _triples(bad)],
-        lost=int(arrays["lost"]),
-    )
-
-
-def _triples(texts: list[str]) -> Iterator[tuple[str, str, str]]:
-    return zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+    rows, filenames, synsets, bad, lost = json.loads(path.read_bytes())
+    named = {int(k): (synset, text) for k, (synset, text) in synsets.items()}
+    return _of_rows(rows, filenames, named, [Bad(*entry) for entry in bad], lost)
 
 
 if __name__ == "__main__":

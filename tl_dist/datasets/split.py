@@ -46,27 +46,25 @@ def divide(
     """
     strata = strata_of(pool) if strata is None else strata
     groups = pool.annotations.groups if groups is None else groups
-    rest = np.arange(pool.num_examples)
-    splits: dict[str, Source] = {}
-    wanted = {"test": data.test_fraction} if test else {}
+    rest, parts = np.arange(pool.num_examples), dict[str, Indices]()
+    fractions = {"test": data.test_fraction} if test else {}
+    fractions["validation"] = data.validation_fraction
     if data.folds is not None:
+        held_out = next(iter(fractions))
+        del fractions[held_out]
         inside = folds_of(strata, data.folds, data.split_seed, groups) == data.fold
-        rest, splits["test" if test else "validation"] = rest[~inside], pool.subset(rest[inside])
-        wanted = {}
-        if not test:
-            return {"train": pool.subset(rest), **splits}
-    rest, parts = hold_out_each(
+        rest, parts[held_out] = rest[~inside], rest[inside]
+    rest, others = hold_out_each(
         rest,
         strata,
         groups,
-        {**wanted, "validation": data.validation_fraction},
+        fractions,
         total=total or pool.num_examples,
         seed=data.split_seed,
         key="data.{}_fraction",
     )
-    splits |= {name: pool.subset(part) for name, part in parts.items()}
-    train = pool.subset(rest) if splits else pool
-    return {"train": train, **splits}
+    splits = {name: pool.subset(part) for name, part in (parts | others).items()}
+    return {"train": pool.subset(rest) if splits else pool, **splits}
 
 
 def folds_of(
@@ -116,10 +114,7 @@ def hold_out_each(
     for name, fraction in fractions.items():
         if fraction > 0:
             options: dict[str, Any] = {"seed": seed, "key": key.format(name), "total": total}
-            if groups is None:
-                indices, parts[name] = hold_out(indices, strata, fraction, **options)
-            else:
-                indices, parts[name] = hold_out_groups(indices, strata, groups, fraction, **options)
+            indices, parts[name] = hold_out(indices, strata, fraction, groups=groups, **options)
     return indices, parts
 
 
@@ -128,56 +123,38 @@ def hold_out(
     strata: NDArray[np.int32],
     fraction: float,
     *,
+    groups: Sequence[str] | NDArray[np.int64] | None = None,
     seed: int,
     key: str,
     total: int | None = None,
 ) -> tuple[Indices, Indices]:
     """Divide `indices` into two ascending parts, the second of round(total * fraction), by seed and strata.
 
-    Each stratum is divided to within one example (scikit-learn's stratified shuffle split). `total` is by default the
-    number of `indices`. Refuses (65) what cannot be divided, naming the `key` of the config.
+    Each stratum is divided to within one example (scikit-learn's stratified shuffle split); into whole `groups` as near
+    to `fraction` as they allow (see `deal`). `total` is by default the number of `indices`. Refuses (65) what cannot be
+    divided, naming the `key` of the config.
     """
     from sklearn.model_selection import train_test_split
 
     total = total or len(indices)
+    what, strata = f"{key} = {fraction} of {total} examples", strata[indices]
+    if groups is not None:
+        names, share = np.asarray(groups)[indices], fraction * total / len(indices)
+        part = deal(names, strata, [1 - share, share], seed=seed) if share < 1 else np.zeros(len(indices))
+        if not 0 < part.sum() < len(indices):
+            why = f"{len(np.unique(names))} groups, of which each stays whole"
+            raise _cannot(what, why, f"set {key} so that both parts hold a group, or use 0")
+        return np.sort(indices[part == 0]), np.sort(indices[part == 1])
     num_held_out = int(total * fraction + 0.5)
-    sizes = np.unique(strata[indices], return_counts=True)[1]
+    sizes = np.unique(strata, return_counts=True)[1]
     smaller = min(num_held_out, len(indices) - num_held_out)
     single = sizes.min(initial=2) < 2
     if single or smaller < max(1, len(sizes)):
         why = "the smallest class has only 1" if single else f"{max(0, smaller)} for {len(sizes)} classes"
         fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0"
-        raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
-    rest, held_out = train_test_split(
-        indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
-    )
-    if len(held_out) != num_held_out or len(rest) + len(held_out) != len(indices):
-        raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
+        raise _cannot(what, why, fix)
+    rest, held_out = train_test_split(indices, test_size=num_held_out, stratify=strata, random_state=seed)
     return np.sort(rest), np.sort(held_out)
-
-
-def hold_out_groups(
-    indices: Indices,
-    strata: NDArray[np.int32],
-    groups: Sequence[str] | NDArray[np.int64],
-    fraction: float,
-    *,
-    seed: int,
-    key: str,
-    total: int | None = None,
-) -> tuple[Indices, Indices]:
-    """Divide `indices` as `hold_out` does, but into whole groups, as near to `fraction` as they allow (see `deal`)."""
-    total = total or len(indices)
-    names = np.asarray(groups)[indices]
-    share = fraction * total / len(indices)
-    held_out = np.zeros(len(indices), np.int64)
-    if share < 1:
-        held_out = deal(names, strata[indices], [1 - share, share], seed=seed)
-    if not 0 < held_out.sum() < len(indices):
-        why = f"{len(np.unique(names))} groups, of which each stays whole"
-        fix = f"set {key} so that both parts hold a group, or use 0"
-        raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
-    return np.sort(indices[held_out == 0]), np.sort(indices[held_out == 1])
 
 
 def deal(

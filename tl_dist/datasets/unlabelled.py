@@ -1,10 +1,12 @@
-"""Images without labels, for prediction: the files that the user names, and which of them cannot be decoded."""
+"""List the files that the user names, by folders and patterns such as `a/**/*.png`, and which cannot be decoded."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +15,6 @@ from tl_dist.datasets import directory_cache
 from tl_dist.datasets.files import Folders, count_folders, unusable
 from tl_dist.datasets.formats.image_folder import UNREADABLE, images_below
 from tl_dist.datasets.headers import fault
-from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.store import Location
 from tl_dist.files import limits
 
@@ -58,6 +59,41 @@ def _named(name: str, met: Folders) -> Iterator[str]:
     else:
         what = "matches" if has_magic(name) else "is at"
         raise unusable(f"nothing {what} {name}", "correct the path")
+
+
+def matching(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches, as `glob` does, but list each folder once for each part of the pattern.
+
+    With `glob`, two links to the folder that holds them would give paths until memory is full.
+    """
+    parts = [part for part in pattern.split("/") if part]
+    left: deque[tuple[str, int]] = deque([("/" * pattern.startswith("/"), 0)])
+    met: list[Folders] = [{} for _ in parts]
+    while left:
+        folder, k = left.popleft()  # short paths first
+        part, is_last, deep = parts[k], k + 1 == len(parts), parts[k] == "**"
+        if not has_magic(part):
+            if not is_last:
+                left.append((f"{folder}{part}/", k + 1))
+            elif os.path.lexists(folder + part):
+                yield folder + part
+            continue
+        try:
+            listed = directory_cache.folder(Path(folder or "."))
+        except OSError:  # no folder, or not readable
+            continue
+        if listed.identity in met[k]:
+            continue
+        count_folders(pattern, met[k], {listed.identity: folder})
+        if deep and not is_last:
+            left.append((folder, k + 1))
+        for name, kind, _ in sorted(listed.entries()):
+            if (name.startswith(".") and not part.startswith(".")) or not (deep or fnmatchcase(name, part)):
+                continue
+            if is_last:
+                yield folder + name
+            if kind == directory_cache.FOLDER and (deep or not is_last):
+                left.append((f"{folder}{name}/", k if deep else k + 1))
 
 
 def _below(folder: str, met: Folders) -> list[str]:

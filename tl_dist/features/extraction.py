@@ -1,7 +1,6 @@
 """Compute the outputs of the frozen prefix once, over all workers, and store them as a feature set (stored.py).
 
-The name of a set is a digest of everything that determines its rows: frozen weights, cut, preprocessing, image size,
-number format, data and views. Every run with the same key reads the set and no image.
+The name of a set is a digest of everything that determines its rows; every run with the same key reads no image.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,16 +22,18 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
+from tl_dist.data.pipeline import as_written
 from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
 from tl_dist.features import manifest as manifests
 from tl_dist.features import stored
 from tl_dist.features.manifest import MANIFEST, Manifest
 from tl_dist.features.stored import FeatureSet, storage_refusal
-from tl_dist.features.views import in_order, views_of
+from tl_dist.features.views import apply_views, views_of
 from tl_dist.files.atomic import open_directory
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.refusal import ExitCode, Refusal
 
 SCHEMA = 3  # raise it when every set must be computed again
 ROWS_AT_ONCE, GPU_ROWS_AT_ONCE = 32, 256
@@ -51,12 +53,9 @@ class Prefix:
     image_size: int
     facts: Mapping[str, Any]
     """everything else that determines the outputs: frozen weights, backbone, cut, precision"""
-    dtype: str = "computed"
-    """the number format in which outputs are stored; "computed": as they are computed"""
-    crop_fraction: float | None = None
-    """how images become squares, as in `resize`"""
-    shape: tuple[int, ...] | None = None
-    """of the features of one image, if it is known without computing any"""
+    dtype: str = "computed"  # the number format in which outputs are stored; "computed": as they are computed
+    crop_fraction: float | None = None  # how images become squares, as in `resize`
+    shape: tuple[int, ...] | None = None  # of the features of one image, if it is known without computing any
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -65,62 +64,59 @@ class Prefix:
         return {"image_size": self.image_size, **cropped}
 
 
-def cached(
-    source: Source,
-    prefix: Prefix,
-    augmentations: Sequence[str],
-    *,
-    root: Path,
-    split: str,
-    parallel: DataParallel,
-    stop_requested: Callable[[], bool],
-    say: Say,
-    threads: int = 2,
-) -> FeatureSet | None:
-    """Return the features of every view of every example, which all workers compute if they are not stored yet.
-
-    On rank 0, `say` gets a record every few seconds; `threads` is how many decode. Returns None, and leaves no files,
-    if asked to stop before the end.
-    """
-    extraction = _Extraction(source, prefix, augmentations, split, parallel, stop_requested, say, threads)
-    directory = root / _key(source, prefix, augmentations)
-    for _ in range(_TRIES):
-        features = None
-        refuse_unsafe(root, links=True)
-        refuse_unsafe(directory)
-        complete = extraction.repair if _all_agree(parallel, directory.is_dir()) else extraction.make
-        if not complete(directory):
-            return None
-        # Another process may have removed the set by now, or a network file system may not show it here yet.
-        with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(root))):
-            features = FeatureSet.open(directory, extraction.num_views)
-        if _all_agree(parallel, features is not None):
-            return features
-    raise stored.removal_refusal(directory)
-
-
 @dataclass(frozen=True)
-class _Extraction:
-    """The computation of a feature set over all workers. All of them call each method together."""
+class Extraction:
+    """The computation of a feature set over all workers, of which all call each method together."""
 
     source: Source
     prefix: Prefix
     augmentations: Sequence[str]
+    root: Path
     split: str
     parallel: DataParallel
     stop_requested: Callable[[], bool]
-    say: Say
-    threads: int
+    say: Say  # on rank 0, gets a record every few seconds
+    threads: int = 2  # to decode images
+
+    def features(self) -> FeatureSet | None:
+        """Return the features of every view of every example, which all workers compute if they are not stored yet.
+
+        Returns None, and leaves no files, if asked to stop before the end.
+        """
+        directory = self.root / _key(self.source, self.prefix, self.augmentations)
+        for _ in range(_TRIES):
+            features = None
+            refuse_unsafe(self.root, links=True)
+            refuse_unsafe(directory)
+            complete = self.repair if _all_agree(self.parallel, directory.is_dir()) else self.make
+            try:
+                complete(directory)
+            except _Stopped:
+                return None
+            # Another process may have removed the set by now, or a network file system may not show it here yet.
+            with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(self.root))):
+                features = FeatureSet.open(directory, self.num_views)
+            if _all_agree(self.parallel, features is not None):
+                return features
+        raise Refusal(
+            f"features in {directory} are removed as soon as they are there.",
+            fix="end what removes them, or set runtime.prefix_cache=off.",
+            code=ExitCode.STORAGE,
+        )
 
     @property
     def num_views(self) -> int:
         """Return how many views of an example are stored."""
         return views_of(self.augmentations)
 
-    def make(self, directory: Path) -> bool:
-        """Compute the whole set into `directory`, complete or absent; return False if asked to stop."""
+    def make(self, directory: Path, old: Manifest | None = None, damaged: Sequence[str] = ()) -> None:
+        """Compute a set into `directory`, complete or absent, instead of a damaged one.
+
+        Of an `old` set only the damaged files are computed; the others become the new set's.
+        """
         parallel = self.parallel
         temporary = directory.with_name(f".tmp-{directory.name}-{_same_text(parallel, uuid4().hex[:12])}")
+        kept: list[dict[str, Any]] = []
         if parallel.rank == 0:
             try:
                 make_private(directory.parent)
@@ -129,26 +125,22 @@ class _Extraction:
                 (temporary / "owner.json").write_text(json.dumps(owner))
             except OSError as error:
                 raise storage_refusal(directory.parent, error) from error
-        _wait(parallel)
-        share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
-        shard = None
+            if old is not None:
+                kept = _keep(old, damaged, directory, temporary)
+        kept = json.loads(_same_text(parallel, json.dumps(kept)))
         try:
-            shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
-        finally:  # stopped, or an error passes through
-            if shard is None and parallel.rank == 0:
+            shards = self._shards(temporary, old, kept)
+        except BaseException:
+            if parallel.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-        if shard is None:
-            return False
-        shards = stored.gather_shards(temporary, shard, parallel)
+            raise
         if parallel.rank == 0:
-            prefix = self.prefix
-            facts = {**prefix.facts, **prefix.geometry, "views": list(self.augmentations)}
-            stored.commit(temporary, directory, shards, facts)
-        _wait(parallel)
-        return True
+            facts = {**self.prefix.facts, **self.prefix.geometry, "views": list(self.augmentations)}
+            stored.commit(temporary, directory, shards, facts, replace=bool(damaged))
+        _all_agree(parallel, here=True)
 
-    def repair(self, directory: Path) -> bool:
-        """Check the existing set and compute damaged files again; return False if asked to stop."""
+    def repair(self, directory: Path) -> None:
+        """Check the existing set and compute damaged files again."""
         parallel = self.parallel
         manifest = self._manifest(directory)
         if manifest is not None and parallel.rank == 0:
@@ -161,12 +153,8 @@ class _Extraction:
         if damaged and parallel.rank == 0:
             note = f"features {directory}: {', '.join(damaged)} damaged; computed again"
             self.say({"event": "note", "text": note})
-        if manifest is None or MANIFEST in damaged:
-            _wait(parallel)
-            if parallel.rank == 0:
-                manifests.discard(directory)
-            return self.make(directory)
-        return self._replace(directory, manifest, damaged)
+        if damaged:
+            self.make(directory, None if MANIFEST in damaged else manifest, damaged)
 
     def _manifest(self, directory: Path) -> Manifest | None:
         """Return the manifest; None if it is damaged, or its rows are not the rows of these examples."""
@@ -184,46 +172,33 @@ class _Extraction:
         )
         return manifest if is_expected else None
 
-    def _replace(self, directory: Path, manifest: Manifest, damaged: Sequence[str]) -> bool:
-        """Compute the damaged shards again, one on each worker at a time; return False if asked to stop.
-
-        A new shard has a new name and joins the set with the new manifest: a kill before that changes nothing.
-        """
+    def _shards(
+        self, temporary: Path, old: Manifest | None, kept: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Write the files that are missing, one on each worker at a time; return all."""
         parallel = self.parallel
-        shares, begin = {}, 0
-        for shard in manifest.shards:
-            end = begin + shard.rows // self.num_views
-            shares[shard.file], begin = range(begin, end), end
-        tag = _same_text(parallel, uuid4().hex[:8])
-        for first in range(0, len(damaged), parallel.world_size):
-            batch = damaged[first : first + parallel.world_size]
-            mine, path, share = None, directory, range(0)
-            if parallel.rank < len(batch):
-                mine = batch[parallel.rank]
-                path = directory / f"shard-{mine.removesuffix('.npy').split('-')[1]}-{tag}.npy"
-                share = shares[mine]
-            new = self._shard(share, path)
-            if new is None:
-                return False
-            replaced = [json.loads(text) for text in parallel.gather(json.dumps([mine, new]).encode())]
-            if parallel.rank == 0:
-                shards = {old: stored.manifest_entry(shard) for old, shard in replaced if old is not None}
-                manifest = stored.replace_shards(directory, manifest, shards)
-            _wait(parallel)
-        if parallel.rank == 0:
-            stored.sweep(directory, manifest)
-        return True
+        if old is None:
+            share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
+            shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
+            return stored.gather_shards(temporary, shard, parallel)
+        shards = {shard["file"]: shard for shard in kept}
+        ends = np.cumsum([shard.rows // self.num_views for shard in old.shards]).tolist()
+        shares = dict(zip((s.file for s in old.shards), map(range, [0, *ends], ends), strict=False))
+        missing = [name for name in shares if name not in shards]
+        for first in range(0, len(missing), parallel.world_size):
+            batch = missing[first : first + parallel.world_size]
+            name = batch[parallel.rank] if parallel.rank < len(batch) else ""
+            shard = self._shard(shares.get(name, range(0)), temporary / name)
+            gathered = map(json.loads, parallel.gather(json.dumps(shard).encode()))
+            shards |= {shard["file"]: shard for shard in gathered if shard["rows"]}
+        return [shards[name] for name in shares]
 
-    def _shard(self, share: range, path: Path) -> dict[str, Any] | None:
-        """Write one file of a share's examples; return what the manifest says of it, or None if asked to stop."""
+    def _shard(self, share: range, path: Path) -> dict[str, Any]:
+        """Write one file of a share's examples; return what the manifest says of it."""
         try:
             num_rows = len(share) * self.num_views
             return stored.write_shard(path, self._rows(share), num_rows, self.prefix.dtype)
-        except _Stopped:
-            path.unlink(missing_ok=True)
-            return None
         except OSError as error:
-            path.unlink(missing_ok=True)
             raise storage_refusal(path.parents[1], error) from error
 
     def _rows(self, share: range) -> Iterator[np.ndarray]:
@@ -236,8 +211,20 @@ class _Extraction:
         shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
         compute = tf.function(self.prefix.compute, autograph=False, reduce_retracing=True)
         at_once = GPU_ROWS_AT_ONCE if tf.config.get_visible_devices("GPU") else ROWS_AT_ONCE
-        images = in_order(self.source, self._resized, self.augmentations, share, at_once, self.threads)
-        computed = _ahead(map(compute, images))
+        size, crop = self.prefix.image_size, self.prefix.crop_fraction
+
+        @tf.autograph.experimental.do_not_convert
+        def every_view(index: Any) -> Any:
+            image = tf.ensure_shape(resize(self.source.read(index)[0], size, crop), [size, size, 3])
+            copies = tf.tile(image[None], [self.num_views, 1, 1, 1])
+            return apply_views(copies, self.augmentations, tf.range(self.num_views))
+
+        examples = tf.data.Dataset.range(share.start, share.stop).map(
+            every_view, num_parallel_calls=max(2, self.threads), deterministic=True
+        )
+        images = examples.unbatch().batch(at_once).prefetch(2).with_options(as_written())
+        # Each batch is taken once the next has been started: a GPU computes that while this one is written.
+        computed = (rows for rows, _ in pairwise(chain(map(compute, images), [None])))
         num_rounds = -(-max(shares) * self.num_views // at_once)
         total = sum(shares) * self.num_views
         done, agree_at, began = 0, 1, time.monotonic()
@@ -256,34 +243,22 @@ class _Extraction:
             round_s = float(totals["took_s"]) / parallel.world_size / number
             agree_at = number + max(1, int(AGREE_S / max(round_s, 1e-6)))
             if parallel.rank == 0:
-                self._report(int(totals["done"]), total, time.monotonic() - began)
-
-    def _resized(self, image: Any) -> Any:
-        size = self.prefix.image_size
-        return tf.ensure_shape(resize(image, size, self.prefix.crop_fraction), [size, size, 3])
-
-    def _report(self, done: int, total: int, took_s: float) -> None:
-        rate = done / took_s
-        self.say(
-            {
-                "event": "extraction",
-                "split": self.split,
-                "done": done,
-                "total": total,
-                "examples_per_s": rate,
-                "eta_s": (total - done) / rate,
-            }
-        )
+                all_done = int(totals["done"])
+                rate = all_done / (time.monotonic() - began)
+                record = {"event": "extraction", "split": self.split, "done": all_done, "total": total}
+                self.say({**record, "examples_per_s": rate, "eta_s": (total - all_done) / rate})
 
 
-def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield each batch once the next has been started: a GPU computes the next while this one is written."""
-    previous = next(batches, None)
-    for following in batches:
-        yield previous
-        previous = following
-    if previous is not None:
-        yield previous
+def _keep(old: Manifest, damaged: Sequence[str], directory: Path, temporary: Path) -> list[dict[str, Any]]:
+    """Link the sound files of an old set into the new one; return those that could be."""
+    kept = []
+    for shard in old.shards:
+        # What cannot be linked, or is gone by now, is computed again.
+        with suppress(OSError):
+            if shard.file not in damaged:
+                os.link(directory / shard.file, temporary / shard.file)
+                kept.append({**shard.model_dump(), **old.model_dump(include={"dtype", "computed", "shape"})})
+    return kept
 
 
 class _Stopped(Exception):
@@ -306,10 +281,6 @@ def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
 def _all_agree(parallel: DataParallel, here: bool) -> bool:
     """Return whether `here` holds on all workers: a network file system shows a new directory to some hosts later."""
     return bool(parallel.total({"here": float(here)})["here"] == parallel.world_size)
-
-
-def _wait(parallel: DataParallel) -> None:
-    parallel.total({"here": 1.0})
 
 
 def _same_text(parallel: DataParallel, text: str) -> str:

@@ -29,7 +29,7 @@ class _Part(BaseModel):
 class Shard(_Part):
     """One file of rows."""
 
-    file: Annotated[str, StringConstraints(pattern=r"^shard-[0-9]{4,6}(-[0-9a-f]{8})?\.npy$")]
+    file: Annotated[str, StringConstraints(pattern=r"^shard-[0-9]{4,6}\.npy$")]
     """a name that we give, and never a path"""
     rows: Count
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -50,12 +50,9 @@ class Facts(_Part):
 class Manifest(_Part):
     """The description of a whole feature set."""
 
-    dtype: Format
-    """the number format in which the rows are stored"""
-    computed: Format
-    """the number format in which they were computed"""
-    shape: Annotated[list[Count], Field(max_length=8)]
-    """of one row"""
+    dtype: Format  # the number format in which the rows are stored
+    computed: Format  # the number format in which they were computed
+    shape: Annotated[list[Count], Field(max_length=8)]  # of one row
     shards: Annotated[list[Shard], Field(min_length=1, max_length=limits.SHARDS)]
     """the files, in the order of their rows"""
     facts: Facts
@@ -81,7 +78,7 @@ def read(directory: Path) -> Manifest:
     return Manifest.model_validate_json(read_file(directory / MANIFEST, max_bytes=limits.FEATURE_MANIFEST))
 
 
-_OURS = re.compile(r"manifest\.json|owner\.json|shard-[0-9]{4,}(-[0-9a-f]{8,})?\.npy|\.tmp-.+-[0-9a-f]{32}")
+_OURS = re.compile(r"manifest\.json|owner\.json|shard-[0-9]{4,}\.npy|\.tmp-.+-[0-9a-f]{32}")
 
 
 def foreign_in(directory: Path) -> list[str]:
@@ -92,8 +89,9 @@ def foreign_in(directory: Path) -> list[str]:
 
 
 def discard(directory: Path) -> None:
-    """Remove a set without foreign files: it is renamed first, so that a reader finds it whole or not at all."""
+    """Remove a set: it is renamed first, so that a reader finds it whole or not at all. Foreign files stay in there."""
     removed = directory.with_name(f".tmp-removed-{uuid4().hex}")
     with suppress(FileNotFoundError):  # another process was quicker
         directory.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True)
+        if not foreign_in(removed):
+            shutil.rmtree(removed, ignore_errors=True)

@@ -63,3 +63,14 @@ def refuse_other(path: Path, is_ours: Callable[[IO[bytes]], bool], *, what: str,
         fix=f"name another file with {option}, or move it away.",
         code=ExitCode.CANNOT_CREATE,
     )
+
+
+def refuse_other_picture(path: Path, is_ours: Callable[[int, int], bool], *, option: str) -> None:
+    """Refuse (73) to overwrite anything but a PNG whose width and height `is_ours` recognizes."""
+    from PIL import Image
+
+    def of_our_size(png: IO[bytes]) -> bool:
+        with Image.open(png, formats=["PNG"]) as image:
+            return is_ours(image.width, image.height)
+
+    refuse_other(path, of_our_size, what="a picture", option=option)

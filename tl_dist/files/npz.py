@@ -1,13 +1,14 @@
-"""Read arrays from .npz files as `numpy.savez` writes them: neither compressed nor pickled."""
+"""Arrays in .npz files as `numpy.savez` writes them: neither compressed nor pickled."""
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from tl_dist.files.atomic import reason
+from tl_dist.files.atomic import reason, replacing
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+
+def save_npz(path: Path, **arrays: Any) -> None:
+    """Write arrays atomically, without a copy in memory; makes the directory."""
+    import numpy as np
+
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+        np.savez(file, **arrays)
 
 
 def read_npz(file: IO[bytes]) -> dict[str, NDArray[Any]]:

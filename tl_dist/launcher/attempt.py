@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 from tl_dist.config import Config
 from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.classify_exits import ORDERLY, Outcome, classify
-from tl_dist.launcher.command import Command
-from tl_dist.launcher.group import Group
 from tl_dist.launcher.hang import HangDetector
+from tl_dist.launcher.local import Group, Launch
 from tl_dist.launcher.workers import GRACE_S, Workers
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
@@ -26,9 +24,6 @@ from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.heartbeats import Beat
 from tl_dist.runs.records import NewRecords
 from tl_dist.terminal.progress import Progress
-
-Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
-"""opens, for one attempt, what workers need to find each other, and gives the commands to start"""
 
 _POLL_S = 0.1
 _LOOK_S = 0.5  # between looks at the run directory, which may be on a network file system

@@ -45,7 +45,7 @@ def line(cfg: Config) -> str:
 
 def _typical_area(train: Source) -> float:
     """Return the median number of pixels of images spread evenly over the set: the first may all be of one class."""
-    from tl_dist.datasets.headers import header_of
+    from tl_dist.datasets.headers import checked
     from tl_dist.datasets.store import PixelStore
 
     if isinstance(train.store, PixelStore):
@@ -55,7 +55,7 @@ def _typical_area(train: Source) -> float:
     areas = []
     for k in range(num_sampled):
         with suppress(OSError, ValueError):  # training will leave it out, and log that
-            header = header_of(train.encoded_bytes(k * train.num_examples // num_sampled))
+            header = checked(train.encoded_bytes(k * train.num_examples // num_sampled))
             areas.append(header.width * header.height)
     if areas:
         return float(median(areas))

@@ -165,10 +165,7 @@ def local_commands(
     place: Callable[[int], Mapping[str, str]] | None = None,
     request: Path | None = None,
 ) -> Sequence[Command]:
-    """Return the commands of a run's workers on this host, in rank order.
-
-    `place(rank)` gives the variables by which Horovod's workers find each other; a single process has none.
-    """
+    """Return the commands of a run's workers on this host; `place(rank)` gives the variables by which they meet."""
     argv, cores = worker_argv(run, request), len(os.sched_getaffinity(0))
     common = worker_environment(cfg, inherited, processes=processes, cores=cores)
     return [Command(k, argv, common | dict(place(k) if place else {})) for k in range(processes)]

@@ -29,8 +29,7 @@ def require_trackers(trackers: Iterable[str]) -> None:
 def copying(run: RunDir, cfg: Config) -> Iterator[None]:
     """Copy a run to its trackers while the body trains it, by a process that training never waits for.
 
-    At the end it gets `LAST_S` for the rest. It inherits this command's environment, with the keys that workers do not
-    get.
+    At the end it gets `LAST_S` for the rest. It inherits this command's environment, keys for trackers included.
     """
     if not cfg.report.track:
         yield
@@ -59,20 +58,12 @@ def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
         os.close(log)
 
 
-def left_for_sync(run: RunDir, cfg: Config) -> str | None:
+def left_for_sync(run: RunDir, trackers: Iterable[str]) -> str | None:
     """Return a line that names the trackers that lack a part of the run; None if there are none."""
-    names = _unsent_to(run, cfg.report.track)
-    if not names:
-        return None
-    return f"not all of it has been sent to {' and '.join(names)}: tl-dist sync {run.path}"
-
-
-def _unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
-    """Return the trackers that lack a part of a run."""
     seen = {"bytes": bytes_of(run), "state": state_of(run)}
-    return [
-        name for name in trackers if (read_json(place_of(run) / f"{name}.json") or {}).get("seen") != seen
-    ]
+    progress = {name: read_json(place_of(run) / f"{name}.json") or {} for name in trackers}
+    names = [name for name, known in progress.items() if known.get("seen") != seen]
+    return f"not all of it has been sent to {' and '.join(names)}: tl-dist sync {run.path}" if names else None
 
 
 def place_of(run: RunDir) -> Path:

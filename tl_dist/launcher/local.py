@@ -1,50 +1,103 @@
-"""Launch the workers of a run on this host, with a rendezvous where they need one."""
+"""Run the workers of a run as processes of this host, with a rendezvous where they need one.
+
+Each leads a session of its own, so that a terminal's Ctrl-C reaches only the supervisor, and dies with the supervisor
+(`die_with_parent`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from tl_dist.config import Config
-from tl_dist.launcher.attempt import Launch
+from tl_dist.files.atomic import open_to_append
+from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import Command, are_processes, local_commands, num_processes, visible_gpus
-from tl_dist.rendezvous.rank_layout import GLOO_TIMEOUT_VARIABLE
+from tl_dist.launcher.workers import Exit, Workers
 from tl_dist.rendezvous.server import Rendezvous
+from tl_dist.runs.exit_records import ExitRecords
+
+Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
+"""opens, for one attempt, what workers need to find each other, and gives the commands to start"""
 
 
 def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
-    """Return a launch, for `supervise`, of processes on this host with a new rendezvous on loopback for each attempt.
+    """Return a launch of processes on this host; `request` is the file with a task other than training."""
+    return partial(_launch, cfg, run, request)
 
-    `request` is the file with a task other than training.
-    """
-    processes = num_processes(cfg, visible_gpus(os.environ))
 
-    @contextmanager
-    def launch() -> Iterator[Sequence[Command]]:
-        # Horovod of size 1 uses a rendezvous as well: one way for any number of workers.
-        rendezvous = Rendezvous([("localhost", processes)], "127.0.0.1") if are_processes(cfg) else None
-        with rendezvous or nullcontext():
-            yield local_commands(
-                cfg,
-                run,
-                os.environ,
-                processes=processes,
-                place=None if rendezvous is None else lambda rank: place(rendezvous, rank),
-                request=request,
+@contextmanager
+def _launch(cfg: Config, run: Path, request: Path | None) -> Iterator[Sequence[Command]]:
+    num = num_processes(cfg, visible_gpus(os.environ))
+    if not are_processes(cfg):
+        yield local_commands(cfg, run, os.environ, processes=num, request=request)
+        return
+    # A new rendezvous for each attempt. Horovod of size 1 uses a rendezvous as well: one way for any number of workers.
+    with Rendezvous([("localhost", num)], "127.0.0.1") as rendezvous:
+        place = partial(rendezvous.worker_environment, env=os.environ)
+        yield local_commands(cfg, run, os.environ, processes=num, place=place, request=request)
+
+
+class Group(Workers):
+    """Workers as processes. Create it in the main thread: they die with the thread that started them."""
+
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        log: Callable[[int], Path],
+        exit_records: ExitRecords,
+        *,
+        heading: str = "",
+    ) -> None:
+        super().__init__(commands, log, exit_records, heading=heading)
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        try:
+            for command in commands:
+                self._start(command)
+        except BaseException:
+            self._ranks = list(self._processes)
+            self.end(grace_s=0)
+            raise
+
+    @property
+    def pids(self) -> Mapping[int, int]:
+        """Return the process id of each rank."""
+        return {rank: process.pid for rank, process in self._processes.items()}
+
+    def _newly_ended(self) -> Iterator[Exit]:
+        for rank in self.alive:
+            # Reaped only in `_release`: while the zombie exists, no other process can get its process group's id.
+            state = os.waitid(os.P_PID, self._processes[rank].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if state is not None:
+                code = state.si_status if state.si_code == os.CLD_EXITED else 128 + state.si_status
+                records = [record for record in self._exit_records.read([rank]) if record.code == code]
+                what, fix = (records[0].what, records[0].fix) if records else ("", "")
+                yield Exit(rank, code, self._asked, what, fix)
+
+    def _signal(self, ranks: Sequence[int], number: signal.Signals) -> None:
+        for rank in ranks:
+            with suppress(ProcessLookupError):  # ended a moment ago
+                os.killpg(self._processes[rank].pid, number)
+
+    def _release(self) -> None:
+        for rank, process in self._processes.items():
+            if process.returncode is None:
+                self._signal([rank], signal.SIGKILL)  # the group: a worker may have left children behind
+                process.wait()
+
+    def _start(self, command: Command) -> None:
+        with os.fdopen(open_to_append(self._log(command.rank)), "ab") as log:
+            self._processes[command.rank] = subprocess.Popen(
+                [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *command.argv],
+                env={**command.environment, **self._exit_records.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-
-    return launch
-
-
-def place(rendezvous: Rendezvous, rank: int) -> dict[str, str]:
-    """Return Horovod's variables for one worker; the user may have set the network interfaces and the timeout."""
-    nccl = os.environ.get("NCCL_SOCKET_IFNAME")
-    timeout = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
-    environment = rendezvous.worker_environment(
-        rank,
-        interface=os.environ.get("HOROVOD_GLOO_IFACE"),
-        timeout_s=int(timeout) if timeout.isdigit() else None,
-    )
-    return environment | ({"NCCL_SOCKET_IFNAME": nccl} if nccl else {})

@@ -1,8 +1,7 @@
 """Bring a run to its end: attempt after attempt, each from the last checkpoint, as long as that helps.
 
 Nothing is repaired inside a running attempt: the first failure ends all workers, and the next attempt starts new ones.
-The number of restarts in a row without progress is limited, with growing pauses; there is no restart after a refusal,
-which would only be repeated.
+Restarts in a row without progress are limited, with growing pauses. A refusal would only be repeated: it is final.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_dist.config import Config
-from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_checkpoint
+from tl_dist.launcher.attempt import Attempt, Signals, newest_checkpoint
 from tl_dist.launcher.classify_exits import Outcome
+from tl_dist.launcher.local import Launch
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import cannot_lock, holder

@@ -14,8 +14,7 @@ from tl_dist.config import file as config_file
 from tl_dist.launcher import train
 from tl_dist.launcher.classify_exits import ORDERLY, classify
 from tl_dist.launcher.command import has_horovod, num_workers, of_processes, require_package, visible_gpus
-from tl_dist.launcher.group import Group
-from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.local import Group, local_launch
 from tl_dist.launcher.supervise import failure, signals_counted
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
@@ -59,10 +58,7 @@ def overrides_for(cfg: Config, how: Computation) -> list[str]:
 
 
 def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, console: Console) -> RunDir:
-    """Have the workers of `cfg` answer `request`, show their progress, and return the run directory.
-
-    Trains a source task first, unless that is done: the same one as training the config `wanted` would.
-    """
+    """Have the workers of `cfg` answer `request`, after the source task of `wanted`; show their progress."""
     if cfg.source is not None and cfg.source.data is not None:
         name = cfg.source.name or f"{wanted.load().name}-source"
         cfg = cfg.model_copy(update={"source": cfg.source.model_copy(update={"name": name})})
@@ -139,7 +135,9 @@ def run_task(
                 heading=heading or what,
             ) as group,
         ):
-            while not group.wait(0.1) and not signals.stop and _orderly(group):
+            while not (
+                group.wait(0.1) or signals.stop or any(exit.code not in ORDERLY for exit in group.exits)
+            ):
                 watch()
             group.end(grace_s=0 if signals.stop else None)
             watch()
@@ -154,7 +152,3 @@ def run_task(
     if not outcome.orderly:
         log = Path(os.path.relpath(place.logs / f"{what}_rank_{outcome.rank:04d}.out"))
         raise failure(outcome, outcome.code, socket.gethostname(), log)
-
-
-def _orderly(group: Group) -> bool:
-    return all(exit.code in ORDERLY for exit in group.exits)

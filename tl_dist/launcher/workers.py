@@ -1,6 +1,6 @@
 """Define the workers of one attempt, wherever they run: report those that have ended, and end the others.
 
-`Group` runs them as processes of this host, `slurm.step.Step` as the tasks of one srun.
+`local.Group` runs them as processes of this host, `slurm.driver.Step` as the tasks of one srun.
 """
 
 from __future__ import annotations

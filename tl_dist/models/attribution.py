@@ -1,7 +1,4 @@
-"""Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients of a classifier's logits.
-
-They need only the feature maps that a backbone hands to pooling, so they are the same for every family.
-"""
+"""Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients of a classifier's logits."""
 
 from __future__ import annotations
 
@@ -70,10 +67,8 @@ class Integrated(NamedTuple):
 
     attributions: NDArray[np.float32]
     """[size, size]: what each pixel, summed over its colours, adds to the logit of the baseline"""
-    difference: float
-    """of the logit, between the image and the baseline"""
-    num_points: int
-    """points at which a gradient was computed"""
+    difference: float  # of the logit, between the image and the baseline
+    num_points: int  # points at which a gradient was computed
 
     @property
     def gap(self) -> float:
@@ -106,9 +101,8 @@ def integrated_gradients(model: Classifier) -> Callable[[NDArray[np.uint8], int]
         line = [tf.constant(values, tf.float32) for values in (baseline, whole - baseline)]
         target = tf.constant(number, tf.int32)
         places, logits = np.empty(0), np.empty(0)
-        slopes = np.empty(
-            (0, *whole.shape[:2]), np.float32
-        )  # of each pixel, times its distance from the baseline
+        # Of each pixel, times its distance from the baseline.
+        slopes = np.empty((0, *whole.shape[:2]), np.float32)
         new = np.linspace(0, 1, _FEWEST_POINTS)
         while True:
             for first in range(0, len(new), _POINTS_AT_ONCE):

@@ -1,7 +1,6 @@
 """Batch normalization by the statistics of the batch, in chosen layers and in the training step alone.
 
-A layer does not update its moving statistics itself: it stores the moments of a forward pass in `Moments`. The step
-reduces them over all replicas together with the gradients, so that all copies of the moving statistics stay the same.
+A layer stores its moments in `Moments`, which the step reduces with the gradients: all copies of a statistic are equal.
 """
 
 from __future__ import annotations
@@ -9,37 +8,35 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-Total = Callable[[Any, str], Any]
-"""(tensor, name) -> its sum over all replicas, with a gradient"""
+Total = Callable[[Any, str], Any]  # (tensor, name) -> its sum over all replicas, with a gradient
 
 CUDNN_LEAST_EPSILON = 1e-5
 
 _ACTIVE = threading.local()  # MirroredStrategy traces each replica in a thread of its own
 
 
+@dataclass
 class Moments:
     """The moments that layers of one forward pass normalized by: `rows * mean` and `rows * variance`, by layer."""
 
-    def __init__(self, layers: Collection[str], total: Total | None, *, fused: bool = False) -> None:
-        self.layers = layers
-        self.total = total
-        self.fused = fused
-        self.of: dict[str, tuple[Any, Any]] = {}
+    layers: Collection[str]
+    total: Total | None
+    fused: bool = False
+    of: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def take(self, layer: Any, inputs: Any) -> tuple[Any, Any]:
         """Return mean and (biased) variance over all axes but the last, of this replica's rows or of all replicas'."""
         axes = list(range(len(inputs.shape) - 1))
-        if self.total is None:
-            mean, variance = tf.nn.moments(inputs, axes)
-        else:
-            mean, variance = self._over_replicas(layer, inputs, axes)
-        self._store(layer, inputs, mean, variance)
-        return mean, variance
+        local = self.total is None
+        moments = tf.nn.moments(inputs, axes) if local else self._over_replicas(layer, inputs, axes)
+        self._store(layer, inputs, *moments)
+        return moments
 
     def _store(self, layer: Any, inputs: Any, mean: Any, variance: Any) -> None:
         rows = tf.cast(inputs.shape[0] or tf.shape(inputs)[0], tf.float32)

@@ -1,77 +1,91 @@
-"""Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
+"""Backbone plus head, frozen up to a layer: a deterministic function of its batch, however that is split among workers.
 
-Every layer runs in inference mode: batch-norm layers use their stored statistics and never update them, so that the
-result does not depend on how a batch is split among workers. In a training step, trained batch-norm layers normalize by
-the batch if `model.batch_norm` asks for it or if they have no pretrained statistics, and dropout is a mask that comes
-with the batch. Evaluation uses neither.
+Layers run in inference mode; only a training step uses the batch's statistics, and dropout masks, which come with it.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
-from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, blocks, cut, head, narrow, precision
-from tl_dist.models.backbones import Backbone
-from tl_dist.models.digest import digest
+from tl_dist.config import Config, ModelConfig
+from tl_dist.models import batch_norm
+from tl_dist.models import network as networks
+from tl_dist.models.backbones import Backbone, preprocess
 from tl_dist.refusal import ExitCode, Refusal
 
-MOVING = ("/moving_mean", "/moving_variance")
-"""how the paths of a batch-norm layer's statistics end"""
+MOVING = ("/moving_mean", "/moving_variance")  # how the paths of a batch-norm layer's statistics end
 
 
 class Classifier:
     """A backbone and a head, called as one function.
 
-    `trainable`, `frozen` and `statistics` map paths to variables. Paths are the same on every strategy and worker:
-    `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
+    It is built with random weights, inside the strategy's scope; then the backbone's are loaded. `carried`: these come
+    from another run, whatever the config says about weights. `trainable`, `frozen` and `statistics` map paths to
+    variables. Paths are the same on every strategy and worker: `backbone/<layer>/<variable>` and
+    `head/<layer>/<variable>`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        network: Any,
         config: ModelConfig,
+        *,
+        image_size: int,
         num_classes: int,
         seed: int,
-        *,
-        random: bool,
+        carried: bool = False,
     ) -> None:
-        self._backbone = backbone
-        self.network = network
-        self._config = config
-        self._random = random
+        backbone = networks.narrowed(backbone, config.prune)
+        before = random.getstate()
+        random.seed(seed)  # Keras's initializers take their seeds from Python's generator
+        try:
+            network = backbone.build((image_size, image_size, 3))
+        finally:
+            random.setstate(before)
+        batch_norm.adopt(network)
+        self._backbone, self.network, self._config = backbone, network, config
+        self._random = config.weights == "random" and not carried
         self._train_from = config.train_from
-        self._outputs = (
-            cut.stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
-        )
-        self.stage_names = [name for name in backbone.stages if name in config.layers] or [
-            [*backbone.stages][-1]
-        ]
+        self._outputs = networks.outputs(backbone, network, config.layers)
+        pooled = config.layers or [*backbone.stages][-1:]
+        self.stage_names = [name for name in backbone.stages if name in pooled]
         """names of the pooled stages, from input to output; the next three have an entry for each: the position of the
         layer after its end, its channels, and the number of features pooled from it"""
-        ends = cut.stage_ends(backbone, network)
+        ends = networks.stage_ends(backbone, network)
         self.stage_ends = [ends[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        self.stage_widths = [head.num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
+        self.stage_widths = [networks.pool(output, config.pooling).shape[-1] for output in self._outputs]
         features = sum(self.stage_widths)
-        self._hidden = head.hidden_layer(features, config.hidden, seed) if config.hidden else None
-        self.num_features: int = config.hidden or features
-        """inputs of the last layer"""
+        self.num_features: int = config.hidden or features  # inputs of the last layer
         self.mask_features: int = self.num_features if config.dropout else 0
-        self._logits = head.last_layer(config.hidden or features, num_classes)
-        self.first_of_head = self._hidden or self._logits
-        """the layer that reads the pooled features"""
-        self.new = self._reinitialized()
+        dense = keras.layers.Dense
+        self._hidden = None
+        if config.hidden:
+            initial = keras.initializers.GlorotUniform(seed=seed)
+            self._hidden = dense(config.hidden, activation="relu", kernel_initializer=initial, name="hidden")
+            self._hidden.build((None, features))
+        # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
+        self._logits = dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
+        self._logits.build((None, self.num_features))
+        self.first_of_head = self._hidden or self._logits  # the layer that reads the pooled features
+        self.new: set[str] = set()
         """paths in the backbone that keep their random initialization when pretrained weights are loaded"""
-        self._start_training_at(cut.first_trainable_layer(backbone, network, config.train_from))
-        layer_depths = blocks.depths(backbone, network)
+        if config.reinitialize is not None:
+            first = networks.first_trainable_layer(
+                backbone, network, config.reinitialize, key="model.reinitialize"
+            )
+            self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
+        self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
+        layer_depths = networks.depths(backbone, network)
         self.depths: dict[str, int] = {
             backbone_path(layer, variable): layer_depths[layer.name]
             for layer in network.layers
@@ -81,7 +95,7 @@ class Classifier:
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
-        self._prefix, self._suffix, self.prefix_shape = cut.divide(
+        self._prefix, self._suffix, self.prefix_shape = networks.divide(
             self._backbone, self.network, self._outputs, self._config.pooling, first
         )
         self.bfloat16_paths: set[str] = set()
@@ -90,8 +104,7 @@ class Classifier:
         self.frozen: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}
         """moving statistics of batch norm that the training step updates; neither trainable nor frozen"""
-        self.momentum: dict[str, float] = {}
-        """of each of the `statistics`"""
+        self.momentum: dict[str, float] = {}  # of each of the `statistics`
         for position, layer in enumerate(self.network.layers):
             trained_ids = {id(v) for v in layer.trainable_variables} if position >= first else set()
             policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
@@ -104,7 +117,9 @@ class Classifier:
                     table, momentum = self.statistics, self._config.batch_norm_momentum
                     self.momentum[path] = layer.momentum if momentum is None else momentum
                 table[path] = variable.value
-                if table is self.trainable and precision.reads_bfloat16(layer):
+                # These layers read their variables only after a cast.
+                casts = isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
+                if table is self.trainable and casts and layer.compute_dtype == "bfloat16":
                     self.bfloat16_paths.add(path)
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
@@ -120,7 +135,7 @@ class Classifier:
     def trained_from(self, train_from: str) -> Classifier:
         """Return a view of the same layers and variables that trains from `train_from` on: the model of one stage."""
         view = copy.copy(self)
-        view._start_training_at(cut.first_trainable_layer(self._backbone, self.network, train_from))
+        view._start_training_at(networks.first_trainable_layer(self._backbone, self.network, train_from))
         view._train_from = train_from
         return view
 
@@ -134,14 +149,6 @@ class Classifier:
                 fix=f"reinitialize from '{self._train_from}' or later, or train from '{self._config.reinitialize}'.",
                 code=ExitCode.USAGE,
             )
-
-    def _reinitialized(self) -> set[str]:
-        name = self._config.reinitialize
-        if name is None:
-            return set()
-        first = cut.first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
-        layers = self.network.layers[first:]
-        return {backbone_path(layer, variable) for layer in layers for variable in layer.weights}
 
     @contextmanager
     def keeping_new(self) -> Iterator[None]:
@@ -169,8 +176,7 @@ class Classifier:
         """
         features = self._features(outputs)
         if self.mask_features and masks is not None:
-            keep = tf.cast(masks, features.dtype)
-            features = features * keep / (1.0 - self._config.dropout)
+            features = features * tf.cast(masks, features.dtype) / (1.0 - self._config.dropout)
         return self._logits(features)
 
     def _features(self, outputs: Any) -> Any:
@@ -187,7 +193,7 @@ class Classifier:
         """Return a function images -> input of `layer`: `first_of_head`, or one of the network other than its first."""
         if layer is self.first_of_head:
             return lambda images: self._pooled(self.prefix(images))
-        return cut.from_images(self._backbone, self.network, layer.input)
+        return networks.from_images(self._backbone, self.network, layer.input)
 
     def with_features(self, images: Any) -> tuple[Any, Any]:
         """Return the logits of `images` and the inputs of the last layer: float32 [rows, num_features]."""
@@ -197,13 +203,13 @@ class Classifier:
     def normalized(self, features: Any) -> Any:
         """Normalize pooled features as `model.normalize` asks: the features of each stage by themselves."""
         parts = tf.split(features, self.stage_widths, axis=-1)
-        return tf.concat([head.normalize(part) for part in parts], axis=-1)
+        return tf.concat([networks.normalize(part) for part in parts], axis=-1)
 
     def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """Return (images -> feature maps before pooling, these maps -> logits): the network cut before pooling."""
         view, kind = self.trained_from("head"), self._config.pooling
-        feature_maps = cut.from_images(self._backbone, self.network, self._outputs)
-        return feature_maps, lambda maps: view.suffix(cut.pool(maps, kind))
+        feature_maps = networks.from_images(self._backbone, self.network, self._outputs)
+        return feature_maps, lambda maps: view.suffix(networks.pool(maps, kind))
 
     @property
     def moving(self) -> dict[str, Any]:
@@ -215,15 +221,12 @@ class Classifier:
         """Return whether the forward pass of a training step needs sums over all replicas."""
         return bool(self.statistics) and self._config.batch_norm != "train"
 
-    @contextmanager
     def batch_statistics(
         self, total: batch_norm.Total, *, fused: bool = False
-    ) -> Iterator[batch_norm.Moments]:
+    ) -> AbstractContextManager[batch_norm.Moments]:
         """Let trained batch-norm layers normalize by the batch, as the policy says, within a training step."""
         names = {path.split("/")[1] for path in self.statistics}
-        over_replicas = total if self.sums_over_replicas else None
-        with batch_norm.collecting(names, over_replicas, fused=fused) as moments:
-            yield moments
+        return batch_norm.collecting(names, total if self.sums_over_replicas else None, fused=fused)
 
     def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:
         """Return `rows * moment` for each of `statistics`, in its order."""
@@ -262,47 +265,14 @@ class Classifier:
     @property
     def cut_at(self) -> str:
         """Return the name of the layer at which training begins: a part of what determines the prefix."""
-        layers = self.network.layers
-        if self._first < len(layers):
-            return layers[self._first].name
+        if self._first < len(self.network.layers):
+            return str(self.network.layers[self._first].name)
         joined = self.stage_names if self._config.layers else []
         return " ".join([f"{self._config.pooling} pooling", *joined])
 
     def frozen_digest(self) -> str:
         """Return the sha256 over names, shapes and bytes of all frozen variables, to which a checkpoint refers."""
         return digest({path: v.numpy() for path, v in self.frozen.items()})
-
-
-def build(
-    backbone: Backbone,
-    config: ModelConfig,
-    *,
-    image_size: int,
-    num_classes: int,
-    seed: int,
-    carried: bool = False,
-) -> Classifier:
-    """Build the classifier with random weights, inside the strategy's scope; then load the backbone's weights.
-
-    `carried`: these come from another run, whatever the config says about weights.
-    """
-    backbone = narrow.narrowed(backbone, config.prune)
-    with _drawing_from(seed):
-        network = backbone.build((image_size, image_size, 3))
-    batch_norm.adopt(network)
-    is_random = config.weights == "random" and not carried
-    return Classifier(backbone, network, config, num_classes, seed, random=is_random)
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Seed Keras's initializers, which take their seeds from Python's generator, and restore the generator on exit."""
-    before = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)
 
 
 def widest(views: Iterable[Classifier]) -> Classifier:
@@ -314,3 +284,60 @@ def backbone_path(layer: Any, variable: Any) -> str:
     """Return `backbone/<layer>/<variable>`; inside a nested layer the variable is as `depthwise/kernel`."""
     name = str(variable.path).split(f"{layer.name}/", 1)[-1]
     return f"backbone/{layer.name}/{name}"
+
+
+def assemble(
+    backbone: Backbone,
+    cfg: Config,
+    arrays: Mapping[str, np.ndarray],
+    network: Any,
+    num_classes: int,
+    *,
+    dense_head: bool = True,
+    temperature: float | None = None,
+) -> Any:
+    """Return one `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
+
+    It has Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built again and
+    takes the weights of `network`, whose batch-norm layers are not Keras's own. `arrays` has the weights of the head by
+    path (`head/logits/kernel`). Without `dense_head` the last layer is written as products and their sum, the same
+    function, which a converter to 8 bits leaves in float32. `temperature` divides the logits.
+    """
+    settings, size = cfg.model, cfg.data.image_size or backbone.input_size
+    own = networks.narrowed(backbone, settings.prune).build((size, size, 3))
+    own.set_weights(network.get_weights())
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    outputs = networks.outputs(backbone, own, settings.layers)
+    maps = keras.Model(own.inputs, outputs, name=backbone.name)(
+        preprocess(backbone.preprocessing, images), training=False
+    )
+    pooled = [networks.pool(stage_maps, settings.pooling) for stage_maps in keras.tree.flatten(maps)]
+    if settings.normalize:
+        pooled = [networks.normalize(part) for part in pooled]
+    features = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name="features")(pooled)
+    dense: dict[str, Any] = {}
+    if settings.hidden:
+        dense["hidden"] = keras.layers.Dense(settings.hidden, activation="relu", name="hidden")
+        features = dense["hidden"](features)
+    if dense_head:
+        dense["logits"] = keras.layers.Dense(num_classes, dtype="float32", name="logits")
+        logits = dense["logits"](features)
+    else:
+        wide = keras.ops.expand_dims(keras.ops.cast(features, "float32"), -1)
+        logits = keras.ops.sum(wide * arrays["head/logits/kernel"], axis=1) + arrays["head/logits/bias"]
+    if temperature is not None:
+        logits = keras.layers.Rescaling(1 / temperature, dtype="float32", name="calibration")(logits)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    for name, layer in dense.items():
+        layer.set_weights([arrays[f"head/{name}/kernel"], arrays[f"head/{name}/bias"]])
+    return keras.Model(images, probabilities, name=cfg.name)
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 over (path, dtype, shape, bytes) of all arrays, in the order of their paths."""
+    total = hashlib.sha256()
+    for path in sorted(arrays):
+        array = np.ascontiguousarray(arrays[path])
+        total.update(f"{path} {array.dtype} {array.shape} ".encode())
+        total.update(array.data if array.size else b"")
+    return total.hexdigest()

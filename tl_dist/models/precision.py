@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 
 def resolve(name: str) -> str:
@@ -29,8 +28,7 @@ def gpu_graph_options(name: str) -> dict[str, bool]:
     """Return which of TensorFlow's graph optimizers to switch off for a precision on a GPU.
 
     In float32 the layout optimizer turns convolutions to channels first, but not every operation between them: each
-    change of layout is a pass over the activations (two for each batch norm of a ResNet-50, forward and backward).
-    In the 16-bit formats it changes nothing.
+    change of layout is a pass over the activations. In the 16-bit formats it changes nothing.
     """
     return {"layout_optimizer": False} if name == "float32" else {}
 
@@ -42,10 +40,3 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except (OSError, StopIteration):
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def reads_bfloat16(layer: Any) -> bool:
-    """Return whether a layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
-    import keras
-
-    return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"

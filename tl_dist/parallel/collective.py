@@ -18,7 +18,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 # Private, but the only way to TensorFlow's server and its time-outs; the minor version is fixed in pyproject.toml.
@@ -27,12 +26,11 @@ from tensorflow.python.eager import context
 
 from tl_dist.config import Config
 from tl_dist.parallel import gpus
-from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, buckets, flatten, num_bytes, split_like
+from tl_dist.parallel.replicas import OneOfMany, flatten, split_like
 from tl_dist.refusal import ExitCode, Refusal, telling_line
-from tl_dist.rendezvous import endpoint, rank_layout
+from tl_dist.rendezvous import port_guard, rank_layout
 from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, messages_of_all
 
-_SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
 _ON_CPUS, _ON_GPUS = 1, 2  # group keys; TensorFlow binds each to its devices
 
 # Errors that only a lost peer causes; then errors that other faults cause as well, whose message must name a peer.
@@ -67,7 +65,6 @@ class Collective(OneOfMany):
         # whose main thread hangs; without a supervisor, a collective times out after the longest phase.
         self._patience_s = max(safety.hang_s, safety.alone_s, safety.first_step_s)
         self._keys: dict[int, Hashable] = {}
-        self._places: list[int] | None = None
         local_rank, local_size = 0, 1
         if self.world_size > 1:
             local_rank, local_size = (
@@ -78,14 +75,14 @@ class Collective(OneOfMany):
             self._connect(safety.first_step_s)
 
     def _connect(self, timeout_s: float) -> None:
-        """Wait for all workers, start TensorFlow's server behind its port guard, and gather the ranks once."""
-        own = endpoint.own_address(os.environ)
-        guard = endpoint.open_port_guard(os.environ, own)
-        port = guard.port if guard else endpoint.free_port()
+        """Wait for all workers, and start TensorFlow's server behind its port guard."""
+        own = port_guard.own_address(os.environ)
+        guard = port_guard.open_port_guard(os.environ, own)
+        port = guard.port if guard else port_guard.free_port()
         await_peers(os.environ, timeout_s=timeout_s, message=f"{own}:{port}")
         endpoints = messages_of_all(os.environ)
-        workers = [endpoint.parsed(text) for text in endpoints]
-        endpoint.refuse_public([host for host, _ in workers], os.environ)
+        workers = [port_guard.parsed(text) for text in endpoints]
+        port_guard.refuse_public([host for host, _ in workers], os.environ)
         if guard:
             endpoints = guard.open_to(workers, os.environ.get(TOKEN_VARIABLE, ""))
         os.environ["TF_GRPC_REUSE_PORT"] = "true" if guard else "false"
@@ -95,10 +92,6 @@ class Collective(OneOfMany):
                 guard.check()
             task = f"/job:worker/replica:0/task:{self.rank}/device:"
             self._use({True: f"{task}CPU:0", False: f"{task}{'GPU' if self._on_gpu else 'CPU'}:0"})
-            # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
-            ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
-            if ranks.tolist() != sorted(ranks):
-                self._places = np.argsort(ranks).tolist()
         self._guard = guard
 
     def _use(self, devices: Mapping[bool, str]) -> None:
@@ -112,66 +105,20 @@ class Collective(OneOfMany):
             with tf.device(device):
                 self._tokens[device] = tf.Variable(0.0, trainable=False)
 
-    def gather(self, text: bytes) -> list[bytes]:
-        """Return every rank's bytes, sent in one padded row each."""
-        if self.world_size == 1:
-            return [text]
-        own = np.zeros(self.world_size)
-        own[self.rank] = len(text)
-        sizes = [int(size) for size in self.total({"sizes": own})["sizes"]]
-        room = max(_SMALLEST_GATHER, 1 << max(max(sizes) - 1, 0).bit_length())
-        words = np.frombuffer(text.ljust(room, b"\0"), np.int32)[np.newaxis]
-        rows = self._gathered(words, "gather", on_cpu=True).numpy()
-        return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
-
-    def broadcast(self, variables: Sequence[Any]) -> None:
-        """Assign rank 0's values, in buckets."""
-        if self.world_size == 1:
-            return
-        for bucket in buckets([num_bytes(v) for v in variables], BROADCAST_BYTES):
-            self._broadcast_as_one([variables[k] for k in bucket])
-
-    def _broadcast_as_one(self, variables: Sequence[Any]) -> None:
-        """Broadcast by a sum of bit patterns, to which every other rank contributes zeros."""
-        sizes = [num_bytes(v) for v in variables]
-        total = sum(sizes)
-        padded = -(-total // 4) * 4
-        if self.rank == 0:
-            content = b"".join(np.ascontiguousarray(v.numpy()).tobytes() for v in variables)
-            words = np.frombuffer(content.ljust(padded, b"\0"), np.int32)
-        else:
-            words = np.zeros(padded // 4, np.int32)
-        received = self._sum(words, "broadcast", on_cpu=True).numpy().tobytes() if total else b""
-        offset = 0
-        for variable, size in zip(variables, sizes, strict=True):
-            dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
-            values = np.frombuffer(received[offset : offset + size], dtype).reshape(variable.shape)
-            variable.assign(values)
-            offset += size
-
     def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         """Sum over workers; the same bits on all: a ring sums each part in one order, and sends the sum around."""
         return self._collective(
             tf.raw_ops.CollectiveReduceV2, value, name, on_cpu, merge_op="Add", final_op="Id"
         )
 
-    def _gathered(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
-        """Return the rows of all workers, in rank order."""
-        rows = self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
-        return rows if self._places is None else tf.gather(rows, self._places)
+    def _all_gather(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
+        return self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
+
+    def _all_to_all(self, rows: Any, name: str) -> Any:
+        return self._collective(tf.raw_ops.CollectiveAllToAllV2, rows, name, False)
 
     def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return split_like(self._sum(flatten(tensors), name), tensors)
-
-    # The operations do not support bfloat16, but can send the same bits as float16. Both use TensorFlow's rank order.
-
-    def _all_gather_bf16(self, flat: Any, name: str) -> Any:
-        own = tf.bitcast(flat, tf.float16)[tf.newaxis]
-        return tf.bitcast(self._collective(tf.raw_ops.CollectiveGatherV2, own, name, False), tf.bfloat16)
-
-    def _all_to_all_bf16(self, flat: Any, name: str) -> Any:
-        parts = tf.reshape(tf.bitcast(flat, tf.float16), [self.world_size, -1])
-        return tf.bitcast(self._collective(tf.raw_ops.CollectiveAllToAllV2, parts, name, False), tf.bfloat16)
 
     def _collective(self, operation: Any, value: Any, name: str, on_cpu: bool, **more: Any) -> Any:
         device = self._devices[on_cpu]
@@ -206,12 +153,7 @@ class Collective(OneOfMany):
         except (*_LOST, *_MAY_BE_LOST) as error:
             if not isinstance(error, _LOST) and not _OF_PEERS.search(str(error)):
                 raise
-            raise Refusal(
-                f"rank {self.rank}: a collective failed, since another worker {_fate(error)} "
-                f"({telling_line(str(error))}).",
-                fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
-                code=ExitCode.PEER_LOST,
-            ) from error
+            raise self._lost_peer(str(error), telling_line(str(error))) from error
 
 
 def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None:
@@ -243,11 +185,3 @@ def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None
     here.ensure_initialized()
     # TensorFlow has replaced the handler by its preemption notifier, which nothing here listens to.
     signal.signal(signal.SIGTERM, on_term)
-
-
-def _fate(error: Exception) -> str:
-    """Tell from gRPC's message what happened to the peer: if its connection has closed, its process has ended."""
-    if re.search(r"connection (closed|reset|refused)|socket closed", str(error), re.IGNORECASE):
-        return "died"
-    timed_out = re.search(r"heartbeat|deadline exceeded|timed out", str(error), re.IGNORECASE)
-    return "stalled or cannot be reached" if timed_out else "died or stalled"

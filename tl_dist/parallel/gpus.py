@@ -11,10 +11,7 @@ from tl_dist.rendezvous.rank_layout import in_slurm_step, integer, started_by_la
 
 
 def take_first(count: int) -> list[str]:
-    """Use only the first `count` GPUs; return their names for `tf.device`, none if there is no GPU.
-
-    TensorFlow would otherwise map nearly all memory of every GPU of the host.
-    """
+    """Use only the first `count` GPUs, not the memory of all; return their names for `tf.device`."""
     return _take(tf.config.list_physical_devices("GPU")[:count])
 
 

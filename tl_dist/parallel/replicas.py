@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -10,12 +11,15 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from tl_dist.refusal import ExitCode, Refusal
+
 T = TypeVar("T")
 
 BUCKET_BYTES = 8 * 2**20
 MAX_GATHERED = 3  # with no more workers, gathering bfloat16 sends fewer bytes than reducing float32
 # A bucket is in memory twice during a broadcast, so a large state is sent in parts.
 BROADCAST_BYTES = 64 * 2**20
+_SMALLEST_GATHER = 256  # bytes; sizes are powers of 2: TensorFlow's collectives never forget a shape
 
 
 class OneReplica:
@@ -81,12 +85,12 @@ class OneOfMany(OneReplica):
         """Sum each tensor over workers, in its own number format: float32 or float16."""
         raise NotImplementedError
 
-    def _all_gather_bf16(self, flat: Any, name: str) -> Any:
-        """Return all workers' bfloat16 numbers, bit for bit, in the same order on each worker."""
+    def _all_gather(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
+        """Return the rows of all workers, bit for bit, in an order of workers that is the same in every exchange."""
         raise NotImplementedError
 
-    def _all_to_all_bf16(self, flat: Any, name: str) -> Any:
-        """Split `flat` into one part per worker, send each its part; return the parts received, in the same order."""
+    def _all_to_all(self, rows: Any, name: str) -> Any:
+        """Send each worker its row of `rows`; return the rows received, bit for bit, in the order of `_all_gather`."""
         raise NotImplementedError
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
@@ -101,7 +105,17 @@ class OneOfMany(OneReplica):
             tf.float16: self._all_reduce,
             tf.bfloat16: self._gather_and_sum if few else self._exchange_and_sum,
         }
-        return self._reduced_in_buckets(grads, ways)
+        self.reduced_bytes = 0
+        reduced: dict[int, Any] = {}
+        for dtype, reduce in ways.items():
+            chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
+            in_buckets = buckets([num_bytes(grads[k]) for k in chosen], self.bucket_bytes, self.last_bytes)
+            for number, bucket in enumerate(in_buckets):
+                members = [chosen[k] for k in bucket]
+                sums = reduce([grads[k] for k in members], f"gradients_{dtype.name}_{number}")
+                self.reduced_bytes += sum(num_bytes(grads[k]) for k in members)
+                reduced.update(zip(members, sums, strict=True))
+        return [tf.cast(reduced[k], tf.float32) for k in range(len(grads))]
 
     def _gather_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
         """Sum bfloat16 tensors in float32, in one order: the same bits on all workers.
@@ -109,18 +123,17 @@ class OneOfMany(OneReplica):
         Each worker sends its tensors once to every other: for up to three workers that is less than a ring all-reduce
         of float32, in which every worker sends nearly the whole twice.
         """
-        return split_like(self._sum_of_parts(self._all_gather_bf16(flatten(tensors), name)), tensors)
+        return split_like(self._sum_of_rows(self._gather_bits(flatten(tensors), name)), tensors)
 
     def _exchange_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        """Sum bfloat16 tensors for more workers: each sums one part in float32, and sends it rounded to bfloat16.
-
-        Every worker sends nearly the whole twice, as in a ring, but at two bytes a number instead of four.
-        """
+        """Sum bfloat16 tensors like a ring, at half its bytes: each worker sums one part in float32, and rounds it."""
         flat = flatten(tensors)
         size = int(flat.shape[0])
         flat = tf.pad(flat, [[0, -size % self.world_size]])
-        mine = self._sum_of_parts(self._all_to_all_bf16(flat, f"{name}_parts"))
-        sums = tf.reshape(self._all_gather_bf16(tf.cast(mine, tf.bfloat16), name), flat.shape)
+        parts = tf.reshape(tf.bitcast(flat, tf.float16), [self.world_size, -1])
+        mine = self._sum_of_rows(self._all_to_all(parts, f"{name}_parts"))
+        sums = tf.reshape(self._gather_bits(tf.cast(mine, tf.bfloat16), name), flat.shape)
+        sums = tf.bitcast(sums, tf.bfloat16)
         return split_like(tf.cast(sums[:size], tf.float32), tensors)
 
     def total_in_step(self, value: Any, name: str) -> Any:
@@ -146,28 +159,57 @@ class OneOfMany(OneReplica):
             key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
         }
 
-    def _reduced_in_buckets(
-        self,
-        grads: Sequence[Any],
-        ways: Mapping[Any, Callable[[Sequence[Any], str], Sequence[Any]]],
-    ) -> list[Any]:
-        """Return the sums in float32. `ways` maps each number format to a function (tensors, name) that sums them."""
-        self.reduced_bytes = 0
-        reduced: dict[int, Any] = {}
-        for dtype, reduce in ways.items():
-            chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
-            in_buckets = buckets([num_bytes(grads[k]) for k in chosen], self.bucket_bytes, self.last_bytes)
-            for number, bucket in enumerate(in_buckets):
-                members = [chosen[k] for k in bucket]
-                sums = reduce([grads[k] for k in members], f"gradients_{dtype.name}_{number}")
-                self.reduced_bytes += sum(num_bytes(grads[k]) for k in members)
-                reduced.update(zip(members, sums, strict=True))
-        return [tf.cast(reduced[k], tf.float32) for k in range(len(grads))]
+    def gather(self, text: bytes) -> list[bytes]:
+        """Return every rank's bytes, sent in one padded row each, on the CPU."""
+        if self.world_size == 1:
+            return [text]
+        own = np.array([[self.rank, len(text)]], np.int64)
+        heads = self._all_gather(own, "gather_sizes", on_cpu=True).numpy()
+        room = max(_SMALLEST_GATHER, 1 << (int(heads[:, 1].max()) - 1).bit_length())
+        words = np.frombuffer(text.ljust(room, b"\0"), np.int32)[np.newaxis]
+        rows = self._all_gather(words, "gather", on_cpu=True).numpy()
+        return [rows[k].tobytes()[: heads[k, 1]] for k in np.argsort(heads[:, 0], kind="stable")]
 
-    def _sum_of_parts(self, received: Any) -> Any:
-        """Sum equally long bfloat16 parts, one from each worker, in float32, in the order received."""
-        parts = tf.unstack(tf.reshape(received, [self.world_size, -1]))
-        return functools.reduce(tf.add, [tf.cast(part, tf.float32) for part in parts])
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """Assign rank 0's values, in few exchanges: several hundred one by one took seconds at every start."""
+        if self.world_size == 1:
+            return
+        for number, bucket in enumerate(buckets([num_bytes(v) for v in variables], BROADCAST_BYTES)):
+            self._broadcast_as_one([variables[k] for k in bucket], f"variables_{number}")
+
+    def _broadcast_as_one(self, variables: Sequence[Any], name: str) -> None:
+        """Broadcast by a sum of bit patterns, to which every other rank contributes zeros."""
+        sizes = [num_bytes(v) for v in variables]
+        words = np.zeros(-(-sum(sizes) // 4), np.int32)
+        if self.rank == 0:
+            content = b"".join(np.ascontiguousarray(v.numpy()).tobytes() for v in variables)
+            words = np.frombuffer(content.ljust(words.nbytes, b"\0"), np.int32)
+        received = self._sum(words, name, on_cpu=True).numpy().tobytes() if len(words) else b""
+        for variable, end, size in zip(variables, np.cumsum(sizes), sizes, strict=True):
+            dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
+            variable.assign(np.frombuffer(received[end - size : end], dtype).reshape(variable.shape))
+
+    def _lost_peer(self, message: str, line: str) -> Refusal:
+        """Return the refusal (76) for a lost peer; `message` is the framework's, `line` the one with the reason."""
+        fate = "died or stalled"
+        if re.search(r"connection (closed|reset|refused)|socket closed|broken pipe", message, re.IGNORECASE):
+            fate = "died"  # the kernel closes the connections of a process that has ended
+        elif re.search(r"heartbeat|deadline exceeded|timed out|timeout", message, re.IGNORECASE):
+            fate = "stalled or cannot be reached"
+        return Refusal(
+            f"rank {self.rank}: a collective failed, since another worker {fate} ({line}).",
+            fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
+            code=ExitCode.PEER_LOST,
+        )
+
+    def _gather_bits(self, flat: Any, name: str) -> Any:
+        """Return a row of bfloat16 numbers of each worker, as float16: no strategy's operations support bfloat16."""
+        return self._all_gather(tf.bitcast(flat, tf.float16)[tf.newaxis], name)
+
+    def _sum_of_rows(self, received: Any) -> Any:
+        """Sum bfloat16 rows, one from each worker, in float32, in the order received."""
+        rows = tf.unstack(tf.bitcast(tf.reshape(received, [self.world_size, -1]), tf.bfloat16))
+        return functools.reduce(tf.add, [tf.cast(row, tf.float32) for row in rows])
 
 
 def flatten(tensors: Sequence[Any]) -> Any:

@@ -43,15 +43,14 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None
     """
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" not in env:
         return
-    rank, size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
-    where = "the rendezvous at {}:{}".format(*rendezvous_of(env))
     store = _Store(env)
+    rank, size = store.rank, store.size
     deadline = time.monotonic() + timeout_s
     say_at = time.monotonic() + SILENT_S
     announced = False
     while True:
         now = time.monotonic()
-        num, waits_for, failure = size, f"an answer from {where}", None
+        num, waits_for, failure = size, f"an answer from {store.where}", None
         try:
             announced = announced or store.announce(message or socket.gethostname())
             num, waits_for = store.absent(max(0.0, min(WAIT_S, deadline - now, max(say_at - now, _POLL_S))))
@@ -61,7 +60,7 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None
             failure = error
         if time.monotonic() >= deadline:
             if failure is not None:
-                raise _lost(f"rank {rank}: no answer from {where}: {failure}.") from failure
+                raise store.lost(failure) from failure
             raise _lost(f"rank {rank}: after {timeout_s:g} s {num} of {size} had not come: {waits_for}.")
         if time.monotonic() >= say_at:
             say_at = deadline
@@ -73,32 +72,45 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None
             time.sleep(_POLL_S)
 
 
+def messages_of_all(env: Mapping[str, str]) -> list[str]:
+    """Return each worker's message, in rank order, once all have come. Only a rendezvous of ours knows them."""
+    store = _Store(env)
+    try:
+        messages = store.messages()
+    except OSError as error:
+        raise store.lost(error) from error
+    if len(messages) != store.size:
+        raise Refusal(
+            f"rank {store.rank}: {store.where} does not know what {store.size} workers said.",
+            fix="start the workers with tl-dist train or tl-dist submit, or use strategy=horovod.",
+            code=ExitCode.UNSAFE,
+        )
+    return messages
+
+
 class _Store:
-    """A client of the rendezvous: ours, or horovodrun's, which only stores values."""
+    """A client of the rendezvous: ours, or horovodrun's, which only stores values. Methods raise OSError."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self._address, self._port = rendezvous_of(env)
-        self._rank = integer(env, "HOROVOD_RANK")
-        self._headers = {"Authorization": authorization(env.get(TOKEN_VARIABLE, ""))}
-        # Ranks not yet seen in a store that only stores values.
-        self._missing = list(range(integer(env, "HOROVOD_SIZE")))
+        self.rank, self.size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
+        self._address = rendezvous_of(env)
+        self.where = "the rendezvous at {}:{}".format(*self._address)
+        self._authorization = authorization(env.get(TOKEN_VARIABLE, ""))
+        self._missing = list(range(self.size))  # ranks not yet seen in a store that only stores values
         self.can_wait = True
         """True if the rendezvous delays its answer until no worker is missing"""
 
     def announce(self, message: str) -> bool:
-        """Store this worker's message; return True once that succeeded. Raises OSError if there is no answer."""
-        return self._ask("PUT", f"/{self._rank}", message.encode()) is not None
+        """Store this worker's message; return True once that succeeded."""
+        return self._ask("PUT", f"/{self.rank}", message.encode()) is not None
 
     def messages(self) -> list[str]:
-        """Return every worker's message; none before all have come. Raises OSError if there is no answer."""
+        """Return every worker's message; none before all have come."""
         answer = self._ask("GET", "")
         return [] if answer is None else answer.decode("ascii", "replace").split("\n")
 
     def absent(self, wait_s: float) -> tuple[int, str]:
-        """Return how many workers are missing, and their ranks in words.
-
-        With `can_wait`, after `wait_s`, or as soon as none is missing; else at once.
-        """
+        """Return how many workers are missing, and their ranks in words; `can_wait`: in `wait_s`, or once none is."""
         if self.can_wait:
             answer = self._ask("GET", f"/{ABSENT}", wait_s=wait_s)
             if answer is not None:
@@ -109,41 +121,28 @@ class _Store:
             del self._missing[0]
         return len(self._missing), _few(self._missing[:1], len(self._missing))
 
+    def lost(self, error: OSError) -> Refusal:
+        """Return the refusal for a rendezvous that does not answer."""
+        return _lost(f"rank {self.rank}: no answer from {self.where}: {error}.")
+
     def _ask(self, method: str, key: str, body: bytes | None = None, wait_s: float = 0.0) -> bytes | None:
         """Return the body of the answer; None if the store has no such key."""
-        connection = http.client.HTTPConnection(self._address, self._port, timeout=wait_s + _ANSWER_S)
+        connection = http.client.HTTPConnection(*self._address, timeout=wait_s + _ANSWER_S)
+        headers = {"Authorization": self._authorization, "Wait": f"{wait_s:.3f}"}
         try:
-            connection.request(method, f"/{READY}{key}", body, {**self._headers, "Wait": f"{wait_s:.3f}"})
+            connection.request(method, f"/{READY}{key}", body, headers)
             # Stays open after the connection unless it is closed itself.
             with connection.getresponse() as answer:
                 status, body = answer.status, answer.read()
-            if status == HTTPStatus.FORBIDDEN:
-                raise Refusal(
-                    f"rank {self._rank}: the rendezvous at {self._address}:{self._port} does not know this worker as "
-                    "one of its run.",
-                    fix="let tl-dist submit start all workers, as one user.",
-                    code=ExitCode.UNSAFE,
-                )
-            return body if status == HTTPStatus.OK else None
         finally:
             connection.close()
-
-
-def messages_of_all(env: Mapping[str, str]) -> list[str]:
-    """Return each worker's message, in rank order, once all have come. Only a rendezvous of ours knows them."""
-    rank, size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
-    where = "the rendezvous at {}:{}".format(*rendezvous_of(env))
-    try:
-        messages = _Store(env).messages()
-    except OSError as error:
-        raise _lost(f"rank {rank}: no answer from {where}: {error}.") from error
-    if len(messages) != size:
-        raise Refusal(
-            f"rank {rank}: {where} does not know what {size} workers said.",
-            fix="start the workers with tl-dist train or tl-dist submit, or use strategy=horovod.",
-            code=ExitCode.UNSAFE,
-        )
-    return messages
+        if status == HTTPStatus.FORBIDDEN:
+            raise Refusal(
+                f"rank {self.rank}: {self.where} does not know this worker as one of its run.",
+                fix="let tl-dist submit start all workers, as one user.",
+                code=ExitCode.UNSAFE,
+            )
+        return body if status == HTTPStatus.OK else None
 
 
 def rendezvous_of(env: Mapping[str, str]) -> tuple[str, int]:

@@ -9,11 +9,12 @@ Imports no framework.
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tl_dist.refusal import ExitCode, Refusal
@@ -25,6 +26,15 @@ _GLOO_TIMEOUT_S = 30
 
 Plan = Sequence[tuple[str, int]]
 
+_LAUNCHER_BY_RANK = {
+    "HOROVOD_RANK": "horovodrun",
+    "OMPI_COMM_WORLD_RANK": "mpirun",
+    "SLURM_PROCID": "srun",
+    "PMI_RANK": "mpirun",
+    "PMIX_RANK": "mpirun",
+}
+"""launchers by the variable that holds the rank, the first that is set: mpirun inside a Slurm job starts its daemons
+through srun, whose variables its ranks inherit, and `srun --mpi=pmix` sets PMIX_RANK as well"""
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Slurm's step numbers from here on are no tasks but the batch script, an interactive shell and so on"""
 _SIOCGIFADDR = 0x8915  # netdevice(7)
@@ -66,68 +76,49 @@ def placements_of(plan: Plan) -> list[Placement]:
     placements: list[Placement] = []
     for host, workers in plan:
         for local_rank in range(workers):
-            placements.append(
-                Placement(
-                    host, len(placements), size, local_rank, workers, met[local_rank], cross_sizes[local_rank]
-                )
-            )
+            cross = met[local_rank], cross_sizes[local_rank]
+            placements.append(Placement(host, len(placements), size, local_rank, workers, *cross))
             met[local_rank] += 1
     return placements
 
 
-def placement_environment(
-    plan: Plan, rank: int, *, rendezvous: str, interface: str, timeout_s: int | None = None
-) -> dict[str, str]:
+def placement_environment(plan: Plan, rank: int, rendezvous: str, env: Mapping[str, str]) -> dict[str, str]:
     """Return one worker's variables, as a static Gloo run of Horovod 0.28.1 sets them (runner/gloo_run.py).
 
-    `rendezvous` is "address:port"; `interface` is the worker's network interface towards its peers. Unlike Horovod,
-    always sets the Gloo timeout (`gloo_timeout_s`).
+    `rendezvous` is "address:port". Keeps the network interfaces and the timeout that the user has set in `env`. Unlike
+    Horovod, always sets the Gloo timeout (`gloo_timeout_s`).
     """
     placement = placements_of(plan)[rank]
-    address, port = _address_and_port(rendezvous)
-    return {
+    address, _, port = rendezvous.rpartition(":")
+    if not address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise _inconsistent(f"{RENDEZVOUS_VARIABLE}={rendezvous!r} is not ADDRESS:PORT.")
+    interface = env.get("HOROVOD_GLOO_IFACE") or network_interface_towards(address)
+    numbers = {name: str(value) for name, value in vars(placement).items() if name != "host"}
+    return {f"HOROVOD_{name.upper()}": number for name, number in numbers.items()} | {
         "HOROVOD_HOSTNAME": placement.host,
-        "HOROVOD_RANK": str(placement.rank),
-        "HOROVOD_SIZE": str(placement.size),
-        "HOROVOD_LOCAL_RANK": str(placement.local_rank),
-        "HOROVOD_LOCAL_SIZE": str(placement.local_size),
-        "HOROVOD_CROSS_RANK": str(placement.cross_rank),
-        "HOROVOD_CROSS_SIZE": str(placement.cross_size),
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": interface,
-        "NCCL_SOCKET_IFNAME": interface,
-        GLOO_TIMEOUT_VARIABLE: str(timeout_s or gloo_timeout_s(placement.size)),
+        "NCCL_SOCKET_IFNAME": env.get("NCCL_SOCKET_IFNAME") or interface,
+        GLOO_TIMEOUT_VARIABLE: str(gloo_timeout_s(placement.size, env)),
     }
 
 
-def slurm_task_environment(
-    env: Mapping[str, str], *, interface_towards: Callable[[str], str] | None = None
-) -> dict[str, str]:
+def slurm_task_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a worker started by `srun` needs before it imports Horovod.
 
     Empty if no plan was passed: under `srun --mpi=pmix` Horovod asks MPI, and other launchers set its variables
-    themselves. Keeps what the user set (interface, NCCL's interface, timeout). Refuses (78) a task whose place in
-    Slurm is not its place in the plan: two workers would get one rank.
+    themselves. Refuses (78) a task whose place in Slurm is not its place in the plan: two workers would get one rank.
     """
     if PLAN_VARIABLE not in env:
         return {}
     plan = parse_plan(env[PLAN_VARIABLE])
-    rank = slurm_placement(env, plan).rank
-    rendezvous = env.get(RENDEZVOUS_VARIABLE, "")
-    address, _ = _address_and_port(rendezvous)
-    interface = env.get("HOROVOD_GLOO_IFACE") or (interface_towards or network_interface_towards)(address)
-    added = placement_environment(plan, rank, rendezvous=rendezvous, interface=interface)
-    for name in ("NCCL_SOCKET_IFNAME", GLOO_TIMEOUT_VARIABLE):
-        if env.get(name):
-            added[name] = env[name]
-    return added
+    return placement_environment(plan, _slurm_rank(env, plan), env.get(RENDEZVOUS_VARIABLE, ""), env)
 
 
-def slurm_placement(env: Mapping[str, str], plan: Plan) -> Placement:
-    """Return this srun task's placement. Refuses (78) if Slurm's numbers for it differ from the plan's."""
+def _slurm_rank(env: Mapping[str, str], plan: Plan) -> int:
     placements = placements_of(plan)
     if not in_slurm_step(env):
         raise _inconsistent(f"the plan {plan_text(plan)!r} was passed to a process that is no srun task.")
@@ -145,46 +136,33 @@ def slurm_placement(env: Mapping[str, str], plan: Plan) -> Placement:
             f"task {rank} is number {local_rank} on node {node}; the plan {plan_text(plan)!r} has it "
             f"as number {placement.local_rank} on {placement.host}."
         )
-    return placement
+    return rank
 
 
 def started_by_launcher(env: Mapping[str, str]) -> str | None:
-    """Return which launcher started this process as a worker: "horovodrun", "mpirun", "srun", or None.
-
-    `mpirun` inside a Slurm job starts its daemons through srun, whose variables its ranks inherit, so MPI is
-    checked before Slurm; `srun --mpi=pmix` sets PMIX_RANK as well, so PMIX_RANK is checked last. A batch script
-    has a SLURM_PROCID too, but no step; the only task of a step is no worker unless it carries a plan.
-    """
-    if "HOROVOD_RANK" in env:
-        return "horovodrun"
-    if "OMPI_COMM_WORLD_RANK" in env:
-        return "mpirun"
-    if in_slurm_step(env):
-        return "srun" if PLAN_VARIABLE in env or (slurm_tasks(env) or 1) > 1 else None
-    if "PMI_RANK" in env or "PMIX_RANK" in env:
-        return "mpirun"
-    return None
+    """Return which launcher started this process as a worker: "horovodrun", "mpirun", "srun", or None."""
+    name = rank_variable(env)
+    # The only task of a Slurm step is no worker unless it carries a plan.
+    if name == "SLURM_PROCID" and PLAN_VARIABLE not in env and (slurm_tasks(env) or 1) == 1:
+        return None
+    return _LAUNCHER_BY_RANK[name] if name else None
 
 
 def expected_world_size(env: Mapping[str, str]) -> int | None:
-    """Return how many workers the launcher started; None without a launcher. Checks in `started_by_launcher`'s order.
+    """Return how many workers the launcher started; None without one.
 
-    Horovod must be of this size: under an srun that passed neither a plan nor PMIx every task would silently
-    be a run of its own.
+    Under an srun that passed neither a plan nor PMIx, every task would silently be a run of its own size.
     """
-    for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"):
-        if name in env:
-            return integer(env, name)
-    if in_slurm_step(env):
-        return slurm_tasks(env)
-    return integer(env, "PMI_SIZE") if "PMI_SIZE" in env else None
+    size = _first_integer(env, "HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE")
+    if size is None:
+        return slurm_tasks(env) if in_slurm_step(env) else _first_integer(env, "PMI_SIZE")
+    return size
 
 
 def rank_variable(env: Mapping[str, str]) -> str | None:
-    """Return the variable that holds the rank by this process's launcher; None without one. In the same order."""
-    names = ["HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"]
-    names += ["SLURM_PROCID"] if in_slurm_step(env) else ["PMI_RANK", "PMIX_RANK"]
-    return next((name for name in names if name in env), None)
+    """Return the variable that holds the rank by this process's launcher; None without one."""
+    names = (name for name in _LAUNCHER_BY_RANK if name in env)
+    return next((name for name in names if name != "SLURM_PROCID" or in_slurm_step(env)), None)
 
 
 def rank_in(env: Mapping[str, str]) -> int:
@@ -193,26 +171,40 @@ def rank_in(env: Mapping[str, str]) -> int:
     return integer(env, name) if name else 0
 
 
-def local_workers(env: Mapping[str, str]) -> int:
-    """Return the number of this run's workers on this host, which share its cores; 1 without a launcher."""
-    for name in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
-        if name in env:
-            return integer(env, name)
-    return 1
+def own_cores(env: Mapping[str, str]) -> int:
+    """Return the number of cores for this worker, bound to them by its launcher or not."""
+    workers = _first_integer(env, "HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE") or 1
+    return core_share(len(os.sched_getaffinity(0)), host_cores(env), workers)
+
+
+def core_share(own: int, host: int, workers: int) -> int:
+    """Return the cores for one of `workers`, which may run on `own` cores of the `host`'s: some launchers bind each."""
+    return max(1, min(own, host // workers))
+
+
+def host_cores(env: Mapping[str, str]) -> int:
+    """Return the number of cores that all workers of this run share on this host.
+
+    Slurm tells it. Other launchers start workers from a process that is not bound itself, so the parent's cores count.
+    """
+    if in_slurm_step(env) and "SLURM_CPUS_ON_NODE" in env:
+        return integer(env, "SLURM_CPUS_ON_NODE")
+    try:
+        # The parent's pid is 0 if it is outside of this container; then pid 1 stands for it.
+        return len(os.sched_getaffinity(os.getppid() or 1))
+    except OSError:
+        return os.cpu_count() or 1
 
 
 def in_slurm_step(env: Mapping[str, str]) -> bool:
-    """Return True in a task that srun started; False in a batch script, or a shell on the login node."""
+    """Return True in a task that srun started; False in a batch script, which has a rank but no numbered step."""
     step = env.get("SLURM_STEP_ID", "")
     return "SLURM_PROCID" in env and step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 
 
 def slurm_tasks(env: Mapping[str, str]) -> int | None:
     """Return the number of the step's tasks. SLURM_NTASKS comes second: an srun of fewer tasks inherits the job's."""
-    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
-        if name in env:
-            return integer(env, name)
-    return None
+    return _first_integer(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
 
 def plan_text(plan: Plan) -> str:
@@ -267,11 +259,8 @@ def integer(env: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _address_and_port(rendezvous: str) -> tuple[str, int]:
-    address, _, port = rendezvous.rpartition(":")
-    if not address or not port.isdigit() or not 0 < int(port) < 65536:
-        raise _inconsistent(f"{RENDEZVOUS_VARIABLE}={rendezvous!r} is not ADDRESS:PORT.")
-    return address, int(port)
+def _first_integer(env: Mapping[str, str], *names: str) -> int | None:
+    return next((integer(env, name) for name in names if name in env), None)
 
 
 def _inconsistent(what: str) -> Refusal:

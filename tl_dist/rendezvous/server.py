@@ -29,86 +29,72 @@ Two requests are our own:
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hmac
 import json
 import os
 import secrets
+from collections.abc import Mapping
+from contextlib import suppress
 
 from tl_dist.files import limits
 from tl_dist.files.process import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.barrier import ABSENT, MOST_NAMED, READY, TOKEN_VARIABLE, WAIT_S, authorization
-from tl_dist.rendezvous.http_server import Answer, Deferred, HttpServer, Request
+from tl_dist.rendezvous.http_server import Answer, HttpServer, Request
 from tl_dist.rendezvous.peers import user_of
 from tl_dist.rendezvous.rank_layout import (
     PLAN_VARIABLE,
     RENDEZVOUS_VARIABLE,
     Plan,
-    network_interface_towards,
     placement_environment,
     placements_of,
     plan_text,
 )
 
 _PROCESS_SET = "_process_set_hash_"
+_ALL, _MISSING = f"/{READY}", f"/{READY}/{ABSENT}"  # paths of our own requests
 
 
 class Rendezvous:
-    """Serve the workers of `plan` during a `with` block, however often they start again.
+    """Serve the workers of `plan` until the end of a `with` block, however often they start again.
 
     `address` is the IPv4 address of this host that every worker can reach, loopback if all of them are here.
     Refuses (73) an address that this host does not have.
     """
 
     def __init__(self, plan: Plan, address: str) -> None:
-        self.plan = list(plan)
-        self.address = address
+        self._plan = list(plan)
         self._token = secrets.token_hex(16)
-        self._server: _Server | None = None
-
-    def __enter__(self) -> Rendezvous:
         allow_many_open_files()  # each worker keeps a connection while it waits
         try:
-            self._server = _Server(self.address, self.plan, self._token)
+            self._server = _Server(address, self._plan, self._token)
         except OSError as error:
             raise Refusal(
-                f"the rendezvous cannot listen on {self.address}: {error.strerror or error}.",
+                f"the rendezvous cannot listen on {address}: {error.strerror or error}.",
                 fix="give an address or interface of this host that the workers can reach.",
                 code=ExitCode.CANNOT_CREATE,
             ) from error
+        self.endpoint = f"{address}:{self._server.endpoint[1]}"
+
+    def __enter__(self) -> Rendezvous:
         return self
 
     def __exit__(self, *_: object) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-
-    @property
-    def endpoint(self) -> str:
-        """Return "address:port" of the open rendezvous."""
-        if self._server is None:
-            raise RuntimeError("the rendezvous is not open")
-        return f"{self.address}:{self._server.endpoint[1]}"
+        self._server.close()
 
     def job_environment(self) -> dict[str, str]:
         """Return the variables from which each Slurm task derives its own (`rank_layout.slurm_task_environment`)."""
         return {
-            PLAN_VARIABLE: plan_text(self.plan),
+            PLAN_VARIABLE: plan_text(self._plan),
             RENDEZVOUS_VARIABLE: self.endpoint,
             TOKEN_VARIABLE: self._token,
         }
 
-    def worker_environment(
-        self, rank: int, *, interface: str | None = None, timeout_s: int | None = None
-    ) -> dict[str, str]:
-        """Return Horovod's variables for one worker that is started on this host; `timeout_s` is Gloo's."""
-        return placement_environment(
-            self.plan,
-            rank,
-            rendezvous=self.endpoint,
-            interface=interface or network_interface_towards(self.address),
-            timeout_s=timeout_s,
-        )
+    def worker_environment(self, rank: int, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return Horovod's variables for one worker that is started on this host; see `placement_environment`."""
+        return placement_environment(self._plan, rank, self.endpoint, env or {})
 
 
 class _Server(HttpServer):
@@ -116,12 +102,13 @@ class _Server(HttpServer):
 
     def __init__(self, address: str, plan: Plan, token: str) -> None:
         self._address = address
-        self._authorization = authorization(token)
-        self._known: set[str] = set()  # addresses of other hosts
+        self._authorization = authorization(token).encode()
+        self._known: set[str] = set()  # addresses of other hosts that have shown the token
         self._values: dict[str, dict[str, bytes]] = {}
         self._left: dict[str, set[str]] = {}
         self._members: dict[str, set[str]] = {}
         self._process_set = ""  # the digest of the one that there is
+        self._all_ready = asyncio.Event()
         for placement in placements_of(plan):
             for scope, rank in (
                 ("global", placement.rank),
@@ -133,61 +120,65 @@ class _Server(HttpServer):
         super().__init__(address, "rendezvous")
 
     def trusts(self, peer: tuple[str, int]) -> bool | None:
-        return self.of_this_user(peer)
-
-    def body_bytes(self, request: Request) -> int | Answer:
-        shown = request.headers.get("authorization", "")
-        if not (request.trusted or self.takes(request.peer[0], shown)):
-            return Answer(403)
-        scope, _, key = request.path.removeprefix("/").rpartition("/")
-        prefix = "" if request.method == "DELETE" else "rank_"
-        if key.removeprefix(prefix) not in self.members(scope) and not (
-            _asks_absent(request) or _asks_all(request)
-        ):
-            return Answer(400)
-        if request.method != "PUT":
-            return 0
-        text = request.headers.get("content-length", "")
-        length = int(text) if text.isdecimal() and len(text) < 9 else None
-        if length is None or length > limits.RENDEZVOUS_VALUE * (1 + len(self.members(scope)) // 256):
-            return Answer(413)
-        return length
-
-    def answer(self, request: Request, body: bytes) -> Answer | Deferred:
-        scope, _, key = request.path.removeprefix("/").rpartition("/")
-        if _asks_absent(request):
-            return self._count(request.headers.get("wait", ""))
-        if request.method == "GET":
-            value = self._all_ready() if _asks_all(request) else self._values.get(scope, {}).get(key)
-            return Answer(404) if value is None else Answer(200, value)
-        if request.method == "PUT":
-            self._values.setdefault(scope, {})[key] = body
-            if scope == READY and not (absent := self._absent()):
-                self.answer_waiting(_absent_answer(absent))
-            return Answer(200)
-        if request.method == "DELETE":
-            self._leave(scope, key)
-            return Answer(200)
-        return Answer(501)
-
-    def of_this_user(self, peer: tuple[str, int]) -> bool | None:
         """Return True if the peer is a process of this process's user; None if it is on another host."""
         if peer[0] in self._known:
             return None
         on_this_host = peer[0].startswith("127.") or peer[0] == self._address
         try:
             user = user_of(peer, self.endpoint)
-        except OSError:  # nothing here can tell users apart
-            return on_this_host or None
+        except OSError as error:  # nothing here can tell users apart, or it has no descriptor left to ask
+            return error.errno != errno.EMFILE and (on_this_host or None)
         if user is None:
             return False if on_this_host else None
         return user == os.geteuid()
 
-    def takes(self, address: str, shown: str) -> bool:
-        """Return True if a worker at `address` has shown the token; `shown` is the authorization header it sent now."""
-        if hmac.compare_digest(shown.encode(), self._authorization.encode()):
+    def body_bytes(self, request: Request) -> int | Answer:
+        address = request.peer[0]
+        if hmac.compare_digest(request.headers.get("authorization", "").encode(), self._authorization):
             self._known.add(address)
-        return address in self._known
+        if not (request.trusted or address in self._known):
+            return Answer(403)
+        scope, key = _scope_and_key(request)
+        prefix = "" if request.method == "DELETE" else "rank_"
+        members = self.members(scope)
+        if key.removeprefix(prefix) not in members and not (
+            request.method == "GET" and request.path in (_ALL, _MISSING)
+        ):
+            return Answer(400)
+        if request.method != "PUT":
+            return 0
+        text = request.headers.get("content-length", "")
+        length = int(text) if text.isdecimal() and len(text) < 9 else None
+        if length is None or length > limits.RENDEZVOUS_VALUE * (1 + len(members) // 256):
+            return Answer(413)
+        return length
+
+    async def answer(self, request: Request, body: bytes) -> Answer:
+        scope, key = _scope_and_key(request)
+        if request.method == "PUT":
+            self._values.setdefault(scope, {})[key] = body
+            if scope == READY and not self._missing():
+                self._all_ready.set()
+            return Answer(200)
+        if request.method == "DELETE":
+            self._leave(scope, key)
+            return Answer(200)
+        if request.method != "GET":
+            return Answer(501)
+        if request.path == _MISSING:
+            wait = request.headers.get("wait", "")
+            wait_s = (
+                min(float(wait), WAIT_S) if wait.replace(".", "", 1).isdecimal() and len(wait) < 9 else 0.0
+            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._all_ready.wait()
+            return self._count_missing()
+        values = self._values.get(scope, {})
+        if request.path == _ALL and not self._missing():
+            ready = self._values[READY]
+            return Answer(200, b"\n".join(ready[rank] for rank in sorted(ready, key=int)))
+        return Answer(200, values[key]) if key in values else Answer(404)
 
     def members(self, scope: str) -> set[str]:
         """Return the ranks of a scope; none if the plan has no such scope."""
@@ -198,24 +189,14 @@ class _Server(HttpServer):
                 return set()
         return self._members.get(scope, set())
 
-    def _absent(self) -> set[str]:
+    def _missing(self) -> set[str]:
         present = self._values.get(READY, {})
         return set() if len(present) == len(self._members[READY]) else self._members[READY] - present.keys()
 
-    def _count(self, wait: str) -> Answer | Deferred:
-        absent = self._absent()
-        wait_s = min(float(wait), WAIT_S) if wait.replace(".", "", 1).isdecimal() and len(wait) < 9 else 0.0
-        return (
-            Deferred(wait_s, lambda: _absent_answer(self._absent()))
-            if absent and wait_s
-            else _absent_answer(absent)
-        )
-
-    def _all_ready(self) -> bytes | None:
-        """Return what every rank has put into the scope `ready`, in rank order; None while one is missing."""
-        values = self._values.get(READY, {})
-        ranks = [str(rank) for rank in range(len(self._members[READY]))]
-        return None if self._absent() else b"\n".join(values[rank] for rank in ranks)
+    def _count_missing(self) -> Answer:
+        """Answer with the number of missing ranks, and the first of them."""
+        ranks = sorted(map(int, self._missing()))
+        return Answer(200, json.dumps({"num": len(ranks), "first": ranks[:MOST_NAMED]}).encode())
 
     def _leave(self, scope: str, key: str) -> None:
         """Note that a rank is connected to its peers; clear the scope after the last one."""
@@ -226,15 +207,6 @@ class _Server(HttpServer):
             self._values.pop(scope, None)
 
 
-def _asks_absent(request: Request) -> bool:
-    return request.method == "GET" and request.path == f"/{READY}/{ABSENT}"
-
-
-def _asks_all(request: Request) -> bool:
-    return request.method == "GET" and request.path == f"/{READY}"
-
-
-def _absent_answer(absent: set[str]) -> Answer:
-    """Answer with the number of missing ranks, and the first of them."""
-    ranks = sorted(map(int, absent))
-    return Answer(200, json.dumps({"num": len(ranks), "first": ranks[:MOST_NAMED]}).encode())
+def _scope_and_key(request: Request) -> tuple[str, str]:
+    scope, _, key = request.path.removeprefix("/").rpartition("/")
+    return scope, key

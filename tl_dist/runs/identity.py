@@ -30,11 +30,6 @@ def identity_of(run: RunDir) -> dict[str, Any]:
     return identity
 
 
-def decoding_of(run: RunDir, *, new: int) -> int:
-    """Return the version of image decoding that the run uses; `new` if it has not begun."""
-    return int((run.read_identity() or {}).get("decoding", new))
-
-
 def split_ids(run: RunDir) -> dict[str, list[str]]:
     """Return the ids of each split's examples, by the run's own manifest; refuse (78) a damaged one."""
     file = run.path / "split.json"

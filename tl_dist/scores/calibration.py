@@ -1,8 +1,7 @@
 """Calibrated probabilities: one temperature for all logits (Guo et al. 2017, arXiv 1706.04599).
 
 It is fitted on the validation split alone and stored in RUN/calibration.npz, with what conformal sets need from the
-same examples. The file is bound to the digest of one checkpoint and is not used for any other. No pickled object is
-ever written or read.
+same examples. The file is bound to the digest of one checkpoint and is not used for any other.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.npz import load_npz
 from tl_dist.scores import curves, figures
+from tl_dist.scores.arrays import Arrays
 from tl_dist.scores.clusters import Numbers
 from tl_dist.scores.figures import Labels
 
@@ -28,60 +27,33 @@ MOST = 100.0
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class Calibration(Arrays):
     """The calibration of a checkpoint on its validation split."""
+
+    WHAT = "calibration"
+    FIX = "calibrate the run again: tl-dist calibrate RUN; or remove the file."
 
     step: int
     sha256: str
     """of the checkpoint"""
-    views: Sequence[str]
+    views: Annotated[NDArray[np.str_], "U views?"]
     """over which the logits are averaged"""
     temperature: float
-    labels: NDArray[np.int32]
-    of_true: NDArray[np.float64]
+    labels: Annotated[NDArray[np.int32], "iu examples"]
+    of_true: Annotated[NDArray[np.floating], "f examples"]
     """the calibrated probability of the true class of each validation example"""
-    types: NDArray[np.str_]
+    types: Annotated[NDArray[np.str_], "U examples?"]
     """of each example, or its group where the data set has no types; empty where it has neither"""
 
     def __post_init__(self) -> None:
-        num = len(self.labels)
-        right = (
-            0 < self.temperature < np.inf
-            and self.labels.shape == self.of_true.shape == (num,)
-            and self.labels.dtype.kind in "iu"
-            and self.of_true.dtype.kind == "f"
-            and self.types.shape in ((num,), (0,))
-            and self.types.dtype.kind == "U"
-            and num > 0
-            and bool(((self.of_true >= 0) & (self.of_true <= 1)).all())
-        )
-        if not right:
-            raise ValueError("its arrays do not fit a calibration")
-
-    def arrays(self) -> dict[str, Any]:
-        """Return the arrays for `predictions.save`."""
-        return {**vars(self), "views": np.array(list(self.views), np.str_)}
+        super().__post_init__()
+        if not (0 < self.temperature < np.inf and ((self.of_true >= 0) & (self.of_true <= 1)).all()):
+            raise ValueError("it has no temperature or no probabilities")
 
 
 def load(run: Path) -> Calibration | None:
     """Load the calibration of a run; None if it was never calibrated. Refuses (65) a damaged file."""
-    path = run / FILE
-    if not os.path.lexists(path):
-        return None
-    return load_npz(
-        path,
-        lambda arrays: Calibration(
-            int(arrays["step"]),
-            str(arrays["sha256"]),
-            [str(name) for name in arrays["views"]],
-            float(arrays["temperature"]),
-            arrays["labels"],
-            arrays["of_true"],
-            arrays["types"],
-        ),
-        what="calibration",
-        fix="calibrate the run again: tl-dist calibrate RUN; or remove the file.",
-    )
+    return Calibration.load(run / FILE) if os.path.lexists(run / FILE) else None
 
 
 def of_checkpoint(run: Path, sha256: str, views: Sequence[str] | None = None) -> Calibration | None:
@@ -110,12 +82,11 @@ def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
 
     if (logits[np.arange(len(labels)), labels] == logits.max(axis=1)).all():
         return 1.0
-    least, most = 1 / MOST, MOST
-    if slope(least) >= 0:  # no better than a guess, however flat
+    if slope(1 / MOST) >= 0:  # no better than a guess, however flat
         return MOST
-    if slope(most) <= 0:
+    if slope(MOST) <= 0:
         return 1 / MOST
-    return 1 / float(brentq(slope, least, most, xtol=1e-12, rtol=1e-10))
+    return 1 / float(brentq(slope, 1 / MOST, MOST, xtol=1e-12, rtol=1e-10))
 
 
 def quality(labels: Labels, logits: Logits, temperature: float, of: Numbers | None = None) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.scores.text import counted
+
 CONFIDENCE = 0.95
 EXACT = 2e9
 """most steps of `sign_flip`, some seconds; beyond, there are tens of thousands of groups, and the normal limit holds"""
@@ -53,8 +55,7 @@ def shared(pairs: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> Groups:
 
 def words(of: Numbers) -> str:
     """Return the number of groups in words, such as "44 groups"."""
-    num = len(np.unique(of))
-    return f"{num:,} group{'s' * (num != 1)}"
+    return counted(len(np.unique(of)), "group")
 
 
 def by_design_effect(of: Numbers) -> dict[str, str]:
@@ -101,8 +102,8 @@ def wilson(num_correct: int, num_examples: int) -> list[float]:
     """Return both ends of the 95 % interval of a proportion (Wilson 1927)."""
     from scipy.stats import binomtest
 
-    ends = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(ends.low), float(ends.high)]
+    low, high = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(low), float(high)]
 
 
 def interval(hits: NDArray[np.bool_], of: Numbers | None) -> list[float]:
@@ -141,6 +142,11 @@ def of_mean(values: NDArray[Any], of: Numbers) -> list[float]:
     residuals = (sums - mean * sizes) / len(values)
     half = _quantile(shares) * float(np.sqrt((residuals**2 / (1 - shares)).sum()))
     return [max(-1.0, mean - half), min(1.0, mean + half)]
+
+
+def percentiles(resampled: NDArray[np.float64]) -> list[float]:
+    """Return both ends of the 95 % percentile interval of a bootstrap."""
+    return np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
 
 
 def sign_flip(gaps: NDArray[np.integer], of: Numbers) -> float:
@@ -184,6 +190,4 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    unsorted = np.empty(len(p_values))
-    unsorted[order] = corrected
-    return [float(p) for p in unsorted]
+    return corrected[np.argsort(order)].tolist()

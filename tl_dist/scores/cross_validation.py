@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from tl_dist.files.npz import load_npz
-from tl_dist.scores import evaluation, figures, groups, predictions
+from tl_dist.scores import evaluation, figures, predictions
+from tl_dist.scores.arrays import Arrays, no_text
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
-MOST_LINES = 10
 
 
 def name_of(config: str, by: str | None = None) -> str:
@@ -24,23 +22,26 @@ def name_of(config: str, by: str | None = None) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class OutOfFold:
+class OutOfFold(Arrays):
     """Predictions for each example by classifiers that have not seen it, once per seed.
 
-    ids, labels, types [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
-    [seeds][folds]: the `l2` and `layers` of each classifier, if it chose them.
+    `load` leaves out `chosen`, `held_out` and `trained`.
     """
 
-    ids: np.ndarray
-    labels: np.ndarray
-    types: np.ndarray
-    class_names: np.ndarray
-    fold: np.ndarray
-    probabilities: np.ndarray
+    WHAT = "out-of-fold predictions"
+    FIX = "move it away, and run 'tl-dist cv CONFIG' again."
+
+    ids: Annotated[np.ndarray, "U examples"]
+    labels: Annotated[np.ndarray, "iu examples"]
+    types: Annotated[np.ndarray, "US examples?"]
+    class_names: Annotated[np.ndarray, "U classes"]
+    fold: Annotated[np.ndarray, "iu seeds examples"]
+    probabilities: Annotated[np.ndarray, "f seeds examples classes"]
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
+    """[seeds][folds]: the `l2` and `layers` of each classifier, if it chose them"""
     held_out: tuple[str, Sequence[str]] | None = None
     """if each fold is a group: the kind of group, and the groups' names"""
-    groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
+    groups: Annotated[np.ndarray, "US examples?"] = field(default_factory=no_text)
     """of the examples, as `Predictions.groups`"""
     trained: Sequence[Sequence[Sequence[str]]] | None = None
     """[seeds][folds]: the ids that each fold was trained on; None: all outside the fold"""
@@ -54,45 +55,18 @@ class OutOfFold:
         """Return which examples fold `k` was trained on, bool [examples]."""
         return self.fold[seed] != k if self.trained is None else np.isin(self.ids, self.trained[seed][k])
 
-    def save(self, path: Path) -> None:
-        """Write the arrays to `path`."""
+    def arrays(self) -> dict[str, Any]:
+        """Return the content of the file: all but `held_out` and `trained`, and of `chosen` two arrays."""
         chosen = {
             key: np.array([[choice[key] for choice in folds] for folds in self.chosen])
             for key in ("l2", "layers")
             if self.chosen is not None
         }
-        predictions.save(
-            path,
-            ids=self.ids,
-            labels=self.labels,
-            types=self.types,
-            groups=self.groups,
-            class_names=self.class_names,
-            fold=self.fold,
-            probabilities=self.probabilities.astype(np.float32),
-            **chosen,
-        )
+        kept = {name: getattr(self, name) for name in self.shapes()}
+        return {**kept, "probabilities": self.probabilities.astype(np.float32), **chosen}
 
 
-def load(path: Path) -> OutOfFold:
-    """Read what `save` wrote, without `chosen`. Refuses (65) any other file."""
-
-    def from_arrays(arrays: dict[str, Any]) -> OutOfFold:
-        result = OutOfFold(
-            arrays["ids"],
-            arrays["labels"],
-            arrays["types"],
-            arrays["class_names"],
-            arrays["fold"],
-            arrays["probabilities"],
-            **{key: arrays[key] for key in ("groups",) if key in arrays},
-        )
-        for probabilities in result.probabilities:  # raises an error for a wrong shape or type
-            result.of_one(probabilities)
-        return result
-
-    fix = "move it away, and run 'tl-dist cv CONFIG' again."
-    return load_npz(path, from_arrays, what="out-of-fold predictions", fix=fix)
+load = OutOfFold.load
 
 
 def summary(results: OutOfFold) -> dict[str, Any]:
@@ -103,48 +77,47 @@ def summary(results: OutOfFold) -> dict[str, Any]:
     predicted once. Every example counts the same, whatever its weight in training.
     """
     seeds, num_folds = len(results.fold), int(results.fold.max()) + 1
-    each = [
-        [
-            figures.figures(results.labels[inside], results.probabilities[seed][inside])
-            for inside in (results.fold[seed] == k for k in range(num_folds))
-        ]
-        for seed in range(seeds)
+    labels, probabilities = results.labels, results.probabilities
+    of_folds = [
+        figures.figures(labels[inside], probabilities[seed][inside])
+        for seed, k in np.ndindex(seeds, num_folds)
+        for inside in (results.fold[seed] == k,)
     ]
-    accuracies = [[fold["accuracy"] for fold in folds] for folds in each]
-    flat = [fold for folds in each for fold in folds]
-    right = results.probabilities.argmax(axis=-1) == results.labels
-    more: dict[str, Any] = {} if results.chosen is None else {"chosen": results.chosen}
+    accuracies = [fold["accuracy"] for fold in of_folds]
+    right = probabilities.argmax(axis=-1) == labels
     tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in results.fold]
     trained = [[results.is_trained(seed, k).sum() for k in range(num_folds)] for seed in range(seeds)]
-    ratio = figures.test_to_train(tested, trained)
+    more: dict[str, Any] = {} if results.chosen is None else {"chosen": results.chosen}
     if unseen := list(_never_seen(results)):
         more["never_seen"] = unseen
-    of_all = {key: mean_of(flat, key) for key in flat[0]}
-    if results.held_out is not None:
-        of_all = figures.figures(results.labels, results.probabilities[0])
+    if results.held_out is None:
+        of_all = {key: _mean([fold[key] for fold in of_folds]) for key in of_folds[0] if key != "interval"}
+    else:
+        of_all = figures.figures(labels, probabilities[0])
         kind, names = results.held_out
         of = [names[k] for k in results.fold[0]]
-        more["left_out"] = {
-            kind: groups.by_group(of, results.labels, results.probabilities[0], results.groups)
-        }
+        more["left_out"] = {kind: evaluation.by_group(of, labels, probabilities[0], results.groups)}
     return {
         **more,
         "folds": num_folds,
         "seeds": seeds,
-        "num_examples": len(results.labels),
+        "num_examples": len(labels),
         "accuracy": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), ratio),
-        "fold_accuracies": accuracies,
+        "interval": figures.accuracy_interval(accuracies, float(np.divide(tested, trained).mean())),
+        "fold_accuracies": np.reshape(accuracies, (seeds, num_folds)).tolist(),
         "seed_accuracies": right.mean(axis=1).tolist(),
         "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
         "groups": {
-            str(name): {
-                "num_examples": int((results.types == name).sum()),
-                "accuracy": float(right[:, results.types == name].mean()),
-            }
+            str(name): {"num_examples": int(inside.sum()), "accuracy": float(right[:, inside].mean())}
             for name in np.unique(results.types)
+            for inside in (results.types == name,)
         },
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of a figure over folds; None if it is undefined in a fold."""
+    return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
 
 
 def _never_seen(results: OutOfFold) -> Iterator[dict[str, Any]]:
@@ -156,44 +129,28 @@ def _never_seen(results: OutOfFold) -> Iterator[dict[str, Any]]:
             yield {"fold": fold, "classes": classes}
 
 
-def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
-    """Describe such classes in a `summary`, one line per fold, for the first folds."""
-    lines = [
-        f"{entry['fold']}: {evaluation.never_seen_line(entry['classes'], 'in training of this fold')}"
-        for entry in result.get("never_seen", ())
-    ]
-    return [*lines[:MOST_LINES], *([f"and {len(lines) - MOST_LINES} more"] if lines[MOST_LINES:] else [])]
-
-
-def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Return the mean of a figure over folds; None if it is undefined in a fold."""
-    values = [fold[key] for fold in folds]
-    return None if None in values else float(np.mean(values))
-
-
 def merged(
     folds: Sequence[Sequence[predictions.Predictions]],
     held_out: tuple[str, Sequence[str]] | None = None,
     trained: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> OutOfFold:
     """Merge the predictions of held-out folds, by seed, into out-of-fold predictions ordered by id."""
-    probabilities, numbers = [], []
-    for of_seed in folds:
-        ids = np.concatenate([part.ids for part in of_seed])
-        order = np.argsort(ids)
-        probabilities.append(np.concatenate([part.probabilities for part in of_seed])[order])
-        number = np.concatenate([np.full(len(part.ids), k) for k, part in enumerate(of_seed)])
-        numbers.append(number[order])
-        labels = np.concatenate([part.labels for part in of_seed])[order]
-        types, names = (
-            joined[order] if len(joined) == len(order) else joined[:0]
-            for joined in (
-                np.concatenate([getattr(part, key) for part in of_seed]) for key in ("types", "groups")
-            )
-        )
-        ids = ids[order]
-    classes = folds[0][0].class_names
-    fold, stacked = np.stack(numbers), np.stack(probabilities)
+    orders = [np.argsort(np.concatenate([part.ids for part in of_seed])) for of_seed in folds]
+
+    def joined(key: str, seed: int = 0) -> np.ndarray:
+        values = np.concatenate([getattr(part, key) for part in folds[seed]])
+        return values[orders[seed]] if len(values) == len(orders[seed]) else values[:0]
+
+    sizes = [[len(part.ids) for part in of_seed] for of_seed in folds]
+    fold = [np.repeat(np.arange(len(each)), each)[order] for each, order in zip(sizes, orders, strict=True)]
     return OutOfFold(
-        ids, labels, types, classes, fold, stacked, held_out=held_out, groups=names, trained=trained
+        joined("ids"),
+        joined("labels"),
+        joined("types"),
+        folds[0][0].class_names,
+        np.stack(fold),
+        np.stack([joined("probabilities", seed) for seed in range(len(folds))]),
+        held_out=held_out,
+        groups=joined("groups"),
+        trained=trained,
     )

@@ -55,28 +55,23 @@ def reliability(
 ) -> list[Bin]:
     """Return the non-empty bins of `figures.calibration_error`; `of` is the number of the group of each example."""
     numbers = bin_of(np.asarray(confidence, np.float64), NUM_BINS)
-    bins = []
-    for k in np.unique(numbers).tolist():
-        inside = numbers == k
-        num, right = int(inside.sum()), int(hits[inside].sum())
-        bins.append(
-            Bin(
-                k / NUM_BINS,
-                (k + 1) / NUM_BINS,
-                num,
-                float(confidence[inside].mean()),
-                right / num,
-                interval(hits[inside], None if of is None else of[inside]),
-            )
+    return [
+        Bin(
+            k / NUM_BINS,
+            (k + 1) / NUM_BINS,
+            int(inside.sum()),
+            float(confidence[inside].mean()),
+            float(hits[inside].mean()),
+            interval(hits[inside], None if of is None else of[inside]),
         )
-    return bins
+        for k in np.unique(numbers).tolist()
+        for inside in (numbers == k,)
+    ]
 
 
 def _thinned(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return at most MAX_POINTS of the points, including both ends."""
-    if len(x) <= MAX_POINTS:
-        return x, y
-    chosen = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
+    chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int)
     return x[chosen], y[chosen]

@@ -1,4 +1,4 @@
-"""The result of evaluating a split."""
+"""The result of evaluating a split, with the figures of each group, such as a site or a type of module."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tl_dist.scores.clusters import OfClasses
+from tl_dist.scores import clusters, figures
 
-NAMED = 10  # classes in a line
+MAX_GROUPS = 1000
+"""most groups in a record: those with the lowest accuracy"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class Evaluation:
     """[examples, classes] in the order of the split, on rank 0; None on other ranks, and if there are too many"""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """`figures.figures` of these examples, on rank 0"""
-    class_intervals: OfClasses = None
+    class_intervals: clusters.OfClasses = None
     """intervals of the recalls, on rank 0"""
 
     @property
@@ -45,9 +46,49 @@ def never_seen(
     return [{"class": class_names[k], "num_examples": n} for k, n in pairs]
 
 
-def never_seen_line(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
-    """Return the same in words: "never seen in training: dog (20 images), which can hardly be right"."""
-    counts = [(entry["class"], entry["num_examples"]) for entry in classes]
-    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in counts[:NAMED])
-    each += f" and {len(counts) - NAMED} more classes" if counts[NAMED:] else ""
-    return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"
+def by_group(
+    names: Sequence[str],
+    labels: NDArray[np.int32],
+    probabilities: NDArray[np.floating],
+    units: clusters.Groups = (),
+) -> list[dict[str, Any]]:
+    """Return the figures of each group, lowest accuracy first, with Wilson's 95 % interval.
+
+    `p_value`: of Fisher's exact test that the group is no less accurate than all others together, times the number of
+    groups (Bonferroni), since users look at the worst of them; None if there is only one group. If a group consists of
+    several `units`, such as a site of patients, it counts as `clusters.effective_size` examples.
+    """
+    from scipy.stats import fisher_exact
+
+    of = np.asarray(names, np.str_)
+    hits = probabilities.argmax(axis=1) == labels
+    num, right = len(hits), int(hits.sum())
+    unique = np.unique(of)
+    unit = clusters.beside(of.tolist(), units)
+    rows = []
+    for name in unique:
+        inside = of == name
+        n, k = int(inside.sum()), int(hits[inside].sum())
+        table = [[k, n - k], [right - k, (num - n) - (right - k)]]
+        if unit is not None and len(unique) > 1:
+            table = [_counts(hits[part], unit[part]) for part in (inside, ~inside)]
+        p = float(fisher_exact(table, alternative="less").pvalue) if len(unique) > 1 else None
+        rows.append(
+            {
+                "name": str(name),
+                "num_examples": n,
+                "accuracy": k / n,
+                "interval": clusters.interval(hits[inside], None if unit is None else unit[inside]),
+                **({} if unit is None else {"num_units": len(np.unique(unit[inside]))}),
+                "log_loss": figures.log_loss(labels[inside], probabilities[inside].astype(np.float64)),
+                "p_value": None if p is None else min(1.0, p * len(unique)),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["accuracy"], row["name"]))[:MAX_GROUPS]
+
+
+def _counts(hits: NDArray[np.bool_], of: clusters.Numbers) -> list[int]:
+    """Return correct and wrong examples, scaled to the effective number of independent ones."""
+    num = round(clusters.effective_size(hits, of))
+    right = round(float(hits.mean()) * num)
+    return [right, num - right]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tl_dist.scores import clusters
 
@@ -190,11 +190,9 @@ def roc_auc(labels: Labels, probabilities: Said | Softmax) -> float | None:
 def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
     """Compute it from the mean ranks of the positive examples (Mann and Whitney 1947; Bamber 1975)."""
     ascending, positive = np.sort(scores), scores[is_positive]
-    ranks = (
-        np.searchsorted(ascending, positive, "left") + np.searchsorted(ascending, positive, "right") + 1
-    ) / 2
+    below, up_to = (np.searchsorted(ascending, positive, side) for side in ("left", "right"))
     num = len(positive)
-    return float((ranks.sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
+    return float(((below + up_to + 1).sum() / 2 - num * (num + 1) / 2) / (num * (len(scores) - num)))
 
 
 def log_loss(
@@ -245,26 +243,20 @@ def accuracy_at(labels: Labels, probabilities: Probabilities, threshold: float) 
 def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
     """Return both ends of the 95 % interval of a mean over resampled splits (Nadeau and Bengio 2003, Mach. Learn. 52).
 
-    `test_to_train` is the size of a test part over that of its training part (the function of that name). The training
-    parts overlap, so the plain t interval would be far too narrow.
+    `test_to_train` is n2 / n1, the examples tested over those trained on, as a mean over folds. The training parts
+    overlap, so the plain t interval would be far too narrow.
     """
     from scipy.stats import t
 
-    values = np.asarray(accuracies, np.float64)
-    spread = values.var(ddof=1) * (1 / len(values) + test_to_train)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.sqrt(spread))
-    return [float(values.mean()) - half, float(values.mean()) + half]
-
-
-def test_to_train(tested: ArrayLike, trained: ArrayLike) -> float:
-    """Return n2 / n1 of `corrected_interval` from the numbers of tested and trained examples: the mean over folds."""
-    return float(np.divide(tested, trained).mean())
+    num, mean = len(accuracies), float(np.mean(accuracies))
+    spread = np.var(accuracies, ddof=1) * (1 / num + test_to_train)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, num - 1) * np.sqrt(spread))
+    return [mean - half, mean + half]
 
 
 def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
     """Return `corrected_interval` clipped to 0 and 1, which it exceeds for few folds."""
-    low, high = corrected_interval(accuracies, test_to_train)
-    return [max(0.0, low), min(1.0, high)]
+    return np.clip(corrected_interval(accuracies, test_to_train), 0, 1).tolist()
 
 
 def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = ()) -> dict[str, Any]:
@@ -281,24 +273,14 @@ def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = 
     num = len(labels)
     shares = [only_first / num, only_second / num, 1 - apart / num]
     draws = np.random.default_rng(0).multinomial(num, shares, size=RESAMPLES)
-    low, high = np.quantile((draws[:, 1] - draws[:, 0]) / num, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     of = clusters.numbers(groups)
     return {
         "num_examples": num,
         "accuracies": [float(a.mean()), float(b.mean())],
         "difference": (only_second - only_first) / num,
-        "interval": [float(low), float(high)],
+        "interval": clusters.percentiles((draws[:, 1] - draws[:, 0]) / num),
         "only_first": only_first,
         "only_second": only_second,
         "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
         **({} if of is None else clusters.paired(b.astype(np.int64) - a, of)),
     }
-
-
-def summary_line(values: Mapping[str, Any]) -> str:
-    """Write figures in one line for users; undefined ones are left out."""
-    names = {
-        "top5": "top-5", "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
-        "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
-    }  # fmt: skip
-    return " | ".join(f"{names[key]} {values[key]:.3f}" for key in names if values.get(key) is not None)

@@ -1,7 +1,7 @@
 """How unlike the training images an image is: the distance to its k-th nearest neighbour in feature space.
 
 Features are the inputs of the last layer, scaled to length 1 (Sun et al. 2022, arXiv 2204.06507). Stored in
-RUN/neighbours.npz, bound to the digest of one checkpoint. No pickled object is ever written or read.
+RUN/neighbours.npz, bound to the digest of one checkpoint.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.npz import load_npz
+from tl_dist.scores.arrays import Arrays
 
 FILE = "neighbours.npz"
 MOST_BYTES = 256 << 20
@@ -22,30 +22,18 @@ MOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class Neighbours(Arrays):
     """Features of training images, and the distances of validation images from them."""
+
+    WHAT = "neighbours"
+    FIX = "make it again: tl-dist calibrate RUN --unknown; or remove the file."
 
     sha256: str
     """of the checkpoint"""
-    features: NDArray[np.float32]
-    """[images, width], each of length 1"""
-    of_known: NDArray[np.float32]
+    features: Annotated[NDArray[np.float32], "f4 images width"]
+    """each of length 1"""
+    of_known: Annotated[NDArray[np.float32], "f4 known"]
     """the distance of each validation image"""
-
-    def __post_init__(self) -> None:
-        right = (
-            self.features.ndim == 2
-            and len(self.features) > 0
-            and self.features.dtype == self.of_known.dtype == np.float32
-            and self.of_known.ndim == 1
-            and len(self.of_known) > 0
-        )
-        if not right:
-            raise ValueError("its arrays do not fit neighbours")
-
-    def arrays(self) -> dict[str, Any]:
-        """Return the arrays for `predictions.save`."""
-        return dict(vars(self))
 
     def distances(self, features: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
         """Return the distance of each row to its k-th nearest neighbour; `batch` as in the function `distances`."""
@@ -66,18 +54,14 @@ def chosen(num_examples: int, width: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(num_examples, most, replace=False))
 
 
-def num_nearest(num_kept: int) -> int:
-    """Return k: a thousandth of the stored images, as in the paper, but at least 5."""
-    return min(num_kept, max(5, num_kept // 1000))
-
-
 def distances(stored: NDArray[np.float32], queries: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
     """Return the Euclidean distance from each query to its k-th nearest row of `stored`; all rows have length 1.
 
+    k is a thousandth of the stored rows, as in the paper, but at least 5.
     The rounding of a matrix product depends on its shape and on the position of a row. The product is therefore always
     of `batch` queries, so that an evaluation has the same bits in pieces of any number of whole batches.
     """
-    nearest = num_nearest(len(stored))
+    nearest = min(len(stored), max(5, len(stored) // 1000))
     result = np.empty(len(queries), np.float32)
     block = np.zeros((batch, stored.shape[1]), np.float32)
     for first in range(0, len(queries), batch):
@@ -92,13 +76,5 @@ def distances(stored: NDArray[np.float32], queries: NDArray[np.float32], batch: 
 
 def of_checkpoint(run: Path, sha256: str) -> Neighbours | None:
     """Load the neighbours of this very checkpoint, or None. Refuses (65) a damaged file."""
-    path = run / FILE
-    if not os.path.lexists(path):
-        return None
-    neighbours = load_npz(
-        path,
-        lambda arrays: Neighbours(str(arrays["sha256"]), arrays["features"], arrays["of_known"]),
-        what="neighbours",
-        fix="make it again: tl-dist calibrate RUN --unknown; or remove the file.",
-    )
-    return neighbours if neighbours.sha256 == sha256 else None
+    neighbours = Neighbours.load(run / FILE) if os.path.lexists(run / FILE) else None
+    return neighbours if neighbours and neighbours.sha256 == sha256 else None

@@ -48,9 +48,8 @@ def _pixels(counts: np.ndarray) -> bytes:
     from matplotlib import colormaps
     from PIL import Image
 
-    first = np.arange(
-        0, len(counts), -(-len(counts) // MAX_SIDE)
-    )  # the first of the classes that share a pixel
+    # The first of the classes that share a pixel.
+    first = np.arange(0, len(counts), -(-len(counts) // MAX_SIDE))
     binned = np.add.reduceat(np.add.reduceat(counts, first, axis=0), first, axis=1)
     picture = Image.fromarray(colormaps["Blues"](_shares(binned), bytes=True)).convert("RGB")
     side = MAX_SIDE // len(binned) * len(binned)

@@ -1,25 +1,23 @@
 """A run's predictions for each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and error analysis.
 
 The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and, as
-text, `types` and `groups`; older files call the types `groups`. No pickled object is ever written or read. A confusion
-matrix that is too large for a record is stored beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class,
-predicted class], with `class_names` and `step`.
+text, `types` and `groups`. A confusion matrix that is too large for a record is stored beside it:
+RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with `class_names` and `step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
-from tl_dist.files.atomic import replacing
-from tl_dist.files.npz import load_npz
+from tl_dist.files.npz import save_npz
 from tl_dist.scores import calibration, clusters, evaluation, figures
+from tl_dist.scores.arrays import Arrays, no_text
 from tl_dist.scores.evaluation import Evaluation
 
 MAX_RECORDED_CLASSES = 100
@@ -27,35 +25,30 @@ MAX_RECORDED_CLASSES = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class Predictions(Arrays):
     """Probabilities of each example of a split; `step` is the step of the weights."""
 
-    ids: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    class_names: np.ndarray
+    WHAT = "predictions"
+    FIX = "name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT."
+
+    ids: Annotated[np.ndarray, "U examples"]
+    labels: Annotated[np.ndarray, "iu examples"]
+    probabilities: Annotated[np.ndarray, "f examples classes"]
+    class_names: Annotated[np.ndarray, "U classes"]
     step: int
-    types: np.ndarray
+    types: Annotated[np.ndarray, "US examples?"]
     """type of each example, such as its kind of solar cell; empty if the dataset has none"""
-    groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
+    groups: Annotated[np.ndarray, "US examples?"] = field(default_factory=no_text)
     """group of each example, such as its patient, whose images stay in one split; may be empty as well"""
 
     def __post_init__(self) -> None:
-        num, classes = len(self.labels), len(self.class_names)
-        fits = {
-            "ids": self.ids.shape == (num,) and self.ids.dtype.kind == "U",
-            "labels": self.labels.shape == (num,) and self.labels.dtype.kind in "iu",
-            "class_names": self.class_names.shape == (classes,) and self.class_names.dtype.kind == "U",
-            "probabilities": self.probabilities.shape == (num, classes)
-            and self.probabilities.dtype.kind == "f",
-            "types": self.types.shape in ((num,), (0,)) and self.types.dtype.kind in "US",
-            "groups": self.groups.shape in ((num,), (0,)) and self.groups.dtype.kind in "US",
-        }
-        wrong = [name for name, right in fits.items() if not right]
-        if wrong:
-            raise ValueError(f"its {' and '.join(wrong)} have another shape or type than predictions")
-        if not num or not ((self.labels >= 0) & (self.labels < classes)).all():
+        super().__post_init__()
+        classes = len(self.class_names)
+        if not ((self.labels >= 0) & (self.labels < classes)).all():
             raise ValueError(f"its labels do not fit {classes} classes")
+
+
+load = Predictions.load
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,30 +75,6 @@ def confusion_file_of(run: Path, split: str) -> Path:
     return run / "predictions" / f"{split}_confusion.npz"
 
 
-def save(path: Path, **arrays: Any) -> None:
-    """Write arrays atomically as one .npz, without a copy in memory."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
-        np.savez(file, **arrays)
-
-
-def load(path: Path) -> Predictions:
-    """Load predictions; refuses (65) a missing file, and one without predictions."""
-    return load_npz(
-        path,
-        lambda arrays: Predictions(
-            arrays["ids"],
-            arrays["labels"],
-            arrays["probabilities"],
-            arrays["class_names"],
-            int(arrays["step"]),
-            *(arrays[k] for k in ("types", "groups") if k in arrays),
-        ),
-        what="predictions",
-        fix="name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT.",
-    )
-
-
 def with_figures(
     result: Evaluation,
     run: Path,
@@ -129,7 +98,7 @@ def with_figures(
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
-        save(path, confusion=result.confusion, class_names=np.array(class_names), step=step)
+        save_npz(path, confusion=result.confusion, class_names=np.array(class_names), step=step)
     if result.logits is None:
         return result
     softmax = figures.Softmax(result.logits)
@@ -148,16 +117,16 @@ def with_figures(
     if temperature is not None:
         fitted = len(labels) if result.split == "validation" else num_fitted
         values["calibration"] = calibration.before_and_after(labels, result.logits, temperature, of, fitted)
-    save(
-        file_of(run, result.split),
-        ids=np.array(ids),
-        labels=labels,
-        probabilities=softmax.in_place(),
-        class_names=np.array(class_names),
-        step=step,
-        types=np.array(types, np.str_),
-        groups=np.array(groups, np.str_),
+    predicted = Predictions(
+        np.array(ids),
+        labels,
+        softmax.in_place(),
+        np.array(class_names),
+        step,
+        np.array(types, np.str_),
+        np.array(groups, np.str_),
     )
+    predicted.save(file_of(run, result.split))
     return dataclasses.replace(
         result,
         figures=values,

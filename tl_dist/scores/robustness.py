@@ -1,6 +1,6 @@
 """Robustness of a run to corruptions: accuracy by severity, mean corruption error, and a paired test of two runs.
 
-Stored in RUN/predictions/SPLIT_corruptions.npz; no pickled object is ever written or read.
+Stored in RUN/predictions/SPLIT_corruptions.npz.
 """
 
 from __future__ import annotations
@@ -8,25 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.npz import load_npz
 from tl_dist.scores import clusters
+from tl_dist.scores.arrays import Arrays, no_text
 
 GEOMETRY = ("shift", "rotate", "resize")
 """shown, but never part of a mean corruption error"""
-ELASTIC = "elastic_transform"
-VERSION = 2
-"""of the corruptions: version 1 had `ELASTIC` of the package `imagecorruptions` instead of ImageNet-C's"""
 NUM_SEVERITIES = 5
 ALEXNET: Mapping[str, float] = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
     "defocus_blur": 0.819880, "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360,
     "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
-    "contrast": 0.853204, ELASTIC: 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
+    "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
 """Errors of AlexNet on ImageNet-C, as a mean over its five severities, by which Hendrycks and Dietterich divide (arXiv
 1903.12261, github.com/hendrycks/robustness)."""
@@ -35,35 +32,22 @@ NOT_PUBLISHED = "not comparable with published mCE, as these are not the images 
 
 
 @dataclass(frozen=True, eq=False)
-class Hits:
+class Hits(Arrays):
     """Which examples a run classifies correctly, clean and corrupted."""
 
-    ids: NDArray[np.str_]
-    names: NDArray[np.str_]
+    WHAT = "evaluation under corruptions"
+    FIX = "make it: tl-dist eval RUN --corruptions all."
+
+    ids: Annotated[NDArray[np.str_], "U examples"]
+    names: Annotated[NDArray[np.str_], "U names"]
     """of the corruptions"""
-    severities: NDArray[np.int64]
-    clean: NDArray[np.bool_]
-    """[examples]"""
-    right: NDArray[np.bool_]
-    """[corruptions, severities, examples]"""
+    severities: Annotated[NDArray[np.int64], "iu severities"]
+    clean: Annotated[NDArray[np.bool_], "b examples"]
+    right: Annotated[NDArray[np.bool_], "b names severities examples"]
     step: int
     image_size: int
-    version: int = 1
-    """of the corruptions, see `VERSION`; files of version 1 do not contain it"""
-    groups: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
+    groups: Annotated[NDArray[np.str_], "U examples?"] = field(default_factory=no_text)
     """of the examples, as `Predictions.groups`"""
-
-    def __post_init__(self) -> None:
-        num = len(self.ids)
-        shapes = (self.clean.shape, self.right.shape)
-        arrays = (self.ids, self.names, self.groups, self.clean, self.right)
-        if (
-            not num
-            or shapes != ((num,), (len(self.names), len(self.severities), num))
-            or [array.dtype.kind for array in arrays] != [*"UUUbb"]
-            or self.groups.shape not in ((num,), (0,))
-        ):
-            raise ValueError("its arrays do not fit an evaluation under corruptions")
 
     @property
     def common(self) -> NDArray[np.bool_]:
@@ -76,20 +60,7 @@ def file_of(run: Path, split: str) -> Path:
     return run / "predictions" / f"{split}_corruptions.npz"
 
 
-def load(path: Path) -> Hits:
-    """Load an evaluation under corruptions; refuses (65) a missing file, and one of another kind."""
-
-    def from_arrays(arrays: dict[str, Any]) -> Hits:
-        sizes = {key: int(arrays.pop(key)) for key in ("step", "image_size")}
-        version = int(arrays.pop("version", 1))
-        return Hits(**arrays, **sizes, version=version)  # type: ignore[arg-type]
-
-    return load_npz(
-        path,
-        from_arrays,
-        what="evaluation under corruptions",
-        fix="make it: tl-dist eval RUN --corruptions all.",
-    )
+load = Hits.load
 
 
 def record(hits: Hits) -> dict[str, Any]:
@@ -112,7 +83,6 @@ def record(hits: Hits) -> dict[str, Any]:
         "mean_corruption_error": float(errors.mean()) if errors.size else None,
         "relative": float(errors.mean() - (1 - clean)) if errors.size else None,
         "mce_alexnet": normalized(hits),
-        "version": hits.version,
     }
 
 
@@ -120,11 +90,10 @@ def normalized(hits: Hits) -> float | None:
     """Return the mCE of Hendrycks and Dietterich: the mean of the corruption errors, each divided by AlexNet's.
 
     Dividing by a network that was measured elsewhere weights the corruptions as the paper does; it does not make the
-    figure comparable with ImageNet-C (`NOT_PUBLISHED`). None without all 15 corruptions at all five severities, or if
-    one is not ImageNet-C's.
+    figure comparable with ImageNet-C (`NOT_PUBLISHED`). None without all 15 corruptions at all five severities.
     """
     errors = dict(zip(hits.names.tolist(), 1 - hits.right.mean(axis=(1, 2)), strict=True))
-    if hits.version < VERSION or len(hits.severities) < NUM_SEVERITIES or not errors.keys() >= ALEXNET.keys():
+    if len(hits.severities) < NUM_SEVERITIES or not errors.keys() >= ALEXNET.keys():
         return None
     return float(np.mean([errors[name] / error for name, error in ALEXNET.items()]))
 
@@ -139,26 +108,19 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     evaluated. ValueError unless both are evaluations of the same examples and corruptions.
     """
     a, b = np.argsort(first.ids), np.argsort(second.ids)
-    same = (
+    if first.image_size != second.image_size or not (
         np.array_equal(first.ids[a], second.ids[b])
         and np.array_equal(first.names, second.names)
         and np.array_equal(first.severities, second.severities)
-        and first.image_size == second.image_size
-    )
-    if not same:
+    ):
         raise ValueError("other examples, corruptions, severities or sizes")
-    if first.version != second.version and ELASTIC in first.names:
-        raise ValueError(f"{ELASTIC} is ImageNet-C's in one of them, and an earlier one in the other")
     wrong = [~first.right[:, :, a], ~second.right[:, :, b]]
     errors = [rows.mean(axis=(1, 2)) for rows in wrong]
     common = first.common
     ratios = [float(y / x) if x else None for x, y in zip(*errors, strict=True)]
     counted = [ratio for ratio, counts in zip(ratios, common, strict=True) if counts]
-    normal = [ratio for ratio in counted if ratio is not None]
     # For each example, the number of its corrupted images that the second gets wrong, less that of the first.
-    gaps = (wrong[1][common].sum(axis=(0, 1)) - wrong[0][common].sum(axis=(0, 1), dtype=np.int64)).astype(
-        np.float64
-    )
+    gaps = np.subtract(*(rows[common].sum(axis=(0, 1), dtype=np.float64) for rows in wrong[::-1]))
     gaps /= max(1, int(common.sum()) * len(first.severities))
     of, interval = clusters.numbers(clusters.shared([(first.groups, a), (second.groups, b)])), None
     if of is not None:
@@ -166,14 +128,13 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     elif common.any():
         draws = np.random.default_rng(seed)
         means = [gaps[draws.integers(0, len(gaps), len(gaps))].mean() for _ in range(resamples)]
-        ends = (1 - clusters.CONFIDENCE) / 2, (1 + clusters.CONFIDENCE) / 2
-        interval = [float(end) for end in np.quantile(means, ends)]
+        interval = clusters.percentiles(np.array(means))
     return {
         "num_examples": len(gaps),
         "names": first.names.tolist(),
         "errors": [row.tolist() for row in errors],
         "ratios": ratios,
-        "mce": float(np.mean(normal)) if normal and len(normal) == len(counted) else None,
+        "mce": float(np.mean(np.array(counted, np.float64))) if counted and None not in counted else None,
         "difference": float(gaps.mean()) if common.any() else None,
         "interval": interval if common.any() else None,
         **({} if of is None else {"interval_by": f"t over {clusters.words(of)}"}),

@@ -16,7 +16,7 @@ from tl_dist.files.atomic import reason
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import flattered, records
 from tl_dist.runs.table import RunSummary
-from tl_dist.scores import evaluation, figures, groups
+from tl_dist.scores import text
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
 
@@ -44,8 +44,8 @@ def show_end(run: RunDir, console: Console) -> None:
 
 def show_flattered(run: Path, console: Console, name: str = "") -> None:
     """Show each reason why figures of the run are too good, after `name`; nothing if there is none."""
-    for text in flattered(run):
-        console.say(f"{name}{text}", style="yellow")
+    for line in flattered(run):
+        console.say(f"{name}{line}", style="yellow")
 
 
 def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
@@ -65,7 +65,7 @@ def show_evaluation(record: Record, console: Console) -> None:
     console.say(evaluation_line(record), style="bold")
     values = record.get("figures")
     if values:
-        console.say(figures.summary_line(values))
+        console.say(text.summary(values))
         low, high = values["interval"]
         by = f" ({values['interval_by']})" if "interval_by" in values else ""
         console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}{by}", style="dim")
@@ -73,28 +73,15 @@ def show_evaluation(record: Record, console: Console) -> None:
         threshold = f"{values['threshold']:.3f}, chosen on the validation split"
         console.say(f"accuracy {values['accuracy_at_threshold']:.4f} at threshold {threshold}")
     if values and "never_seen" in values:
-        console.say(evaluation.never_seen_line(values["never_seen"]), style="yellow")
+        console.say(text.never_seen(values["never_seen"]), style="yellow")
     if values and "calibration" in values:
-        console.say(calibration_line(values["calibration"]))
+        console.say(text.calibration(values["calibration"]))
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)
     _show_classes(record, console)
     for kind, rows in record.get("groups", {}).items():
         show_groups(kind, rows, console)
-
-
-def calibration_line(calibration: Mapping[str, Any]) -> str:
-    """Format the effect of a temperature: "calibrated, temperature 1.830: log loss 0.402 to 0.361, ..."."""
-    names = {"log_loss": "log loss", "ece": "ECE"}
-    changes = [
-        f"{name} {calibration['before'][key]:.3f} to {calibration['after'][key]:.3f}"
-        for key, name in names.items()
-        if calibration["before"][key] is not None
-    ]
-    fitted = calibration.get("num_fitted", 0)  # older records do not have it
-    flatters = f" (fitted to {fitted:,} of these very images: it flatters)" if fitted else ""
-    return f"calibrated, temperature {calibration['temperature']:.3f}: {', '.join(changes)}{flatters}"
 
 
 def _show_classes(record: Record, console: Console) -> None:
@@ -125,7 +112,7 @@ def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) 
     console.print(table)
     if len(rows) > _MAX_CLASSES:
         console.say(f"the {_MAX_CLASSES} of {len(rows)} groups with the lowest accuracy")
-    console.say(groups.worst_line(kind, rows))
+    console.say(text.worst_group(kind, rows))
 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:

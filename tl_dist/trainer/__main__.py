@@ -1,8 +1,5 @@
-"""Run one worker process: train a run, or do a tool's work on it, and end with an exit code.
+"""Run one worker process: train a run, or answer the REQUEST of a tool, and end with an exit code.
 
-    python -m tl_dist.trainer RUN_DIR [REQUEST]
-
-REQUEST is a tool's request, a file of `runs.request`; without one, the run is trained.
 `tl-dist`, horovodrun, mpirun or srun starts it; all its settings come from RUN_DIR/config.yaml and the environment.
 """
 
@@ -14,37 +11,51 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Mapping
+import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from tl_dist.files import failpoint, limits
-from tl_dist.files.atomic import open_to_append
+from tl_dist.files.atomic import of_the_machine, open_to_append
 from tl_dist.files.foreign import read_file
 from tl_dist.files.process import allow_many_open_files
-from tl_dist.parallel import cores
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous import rank_layout
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 from tl_dist.runs.lock.owner import OwningJob
 from tl_dist.runs.request import Request
-from tl_dist.trainer.failing import report_error
+
+_OUT_OF_MEMORY = re.compile(
+    r"OOM when allocating|out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUDNN_STATUS_ALLOC_FAILED"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|failed to allocate .*bytes",
+    re.IGNORECASE,
+)
+"""in messages of TensorFlow's allocator, of XLA, and of CUDA's libraries in an error of another type"""
+_DEVICE = re.compile(r"\b(GPU|CPU)[:_](\d+)")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one worker and return its exit code; a refusal is one line on standard error: `refused: rank R: ...`."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m tl_dist.trainer", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("request", type=Path, nargs="?")
+    options = parser.parse_args(arguments)
     os.umask(0o077)  # a run is private, however its workers are started
     allow_many_open_files()
     rank = rank_layout.rank_in(os.environ)
     shown = sys.stderr
     try:
         run = RunDir.open(options.run)
-        work, request = _work_of(options.request) if options.request else (None, None)
+        request: Request | None = None
+        if options.request:
+            fields = json.loads(read_file(options.request, max_bytes=limits.RUN_JSON))
+            tool = f"tl_dist.tools.{fields.pop('tool')}"
+            request = import_module(tool).Request(**fields)
         supervised = "TL_DIST_SUPERVISED" in os.environ
         if not supervised and request is None:
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
@@ -54,25 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         # Under srun the launcher's variables become Horovod's, before anything looks at them.
         os.environ.update(rank_layout.slurm_task_environment(os.environ))
         import_keras()
-        if work is not None:
-            return int(import_module(work).run(run, request, cores.own_share(os.environ)))
+        if request is not None:
+            return int(import_module(f"{tool}.work").run(run, request, rank_layout.own_cores(os.environ)))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Exception as error:
         return _leave(rank, *report_error(rank, error, shown))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tl_dist.trainer", description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("request", type=Path, nargs="?")
-    return parser
-
-
-def _work_of(file: Path) -> tuple[str, Request]:
-    """Return the name of the module that answers a request, and the request."""
-    fields = json.loads(read_file(file, max_bytes=limits.RUN_JSON))
-    package = f"tl_dist.tools.{fields.pop('tool')}"
-    return f"{package}.work", import_module(package).Request(**fields)
 
 
 def import_keras() -> None:
@@ -107,15 +104,48 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
             from tl_dist.terminal.progress import Progress
 
             listen = stack.enter_context(Progress(Console())).show
-        worker = setup(run, cores=cores.own_share(os.environ))
-        return attempt.train(worker, job=_slurm_job(os.environ), listen=listen)
+        job = None
+        if "SLURM_JOB_ID" in os.environ:
+            restarts = rank_layout.integer({"SLURM_RESTART_COUNT": "0", **os.environ}, "SLURM_RESTART_COUNT")
+            job = OwningJob(os.environ["SLURM_JOB_ID"], restarts)
+        return attempt.train(setup(run, cores=rank_layout.own_cores(os.environ)), job=job, listen=listen)
 
 
-def _slurm_job(env: Mapping[str, str]) -> OwningJob | None:
-    if "SLURM_JOB_ID" not in env:
+def report_error(rank: int, error: Exception, shown: TextIO) -> tuple[ExitCode, str, str]:
+    """Write one line on the error for the user; return the exit code, what happened, and the fix.
+
+    A stream that cannot be written, such as a log on a full disk, does not hide the error.
+    """
+    refusal = error if isinstance(error, Refusal) else out_of_memory(error) or of_the_machine(error)
+    if refusal is not None:
+        code, what, fix = refusal.code, refusal.what, refusal.fix
+        line, streams = f"refused: rank {rank}: {refusal}\n", {shown, sys.stderr}
+    else:
+        code, fix = ExitCode.INTERNAL, ""
+        what = f"{type(error).__name__}: {printable(' '.join(str(error).split())[:300])}"
+        line, streams = f"failed: rank {rank}: {what}\n", {shown}
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+    for stream in streams:
+        with contextlib.suppress(OSError):
+            stream.write(line)
+    return code, what, fix
+
+
+def out_of_memory(error: BaseException) -> Refusal | None:
+    """Return the refusal for a device whose memory is full, which no restart mends; None for any other error."""
+    lines = str(error).splitlines()
+    at = next((k for k, line in enumerate(lines) if _OUT_OF_MEMORY.search(line)), None)
+    if at is None or type(error).__module__.partition(".")[0] != "tensorflow":
         return None
-    restarts = rank_layout.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
-    return OwningJob(env["SLURM_JOB_ID"], restarts)
+    device = _DEVICE.search(" ".join(lines[at : at + 2]))
+    where = "a device" if device is None else f"{device[1]}:{device[2]}"
+    return Refusal(
+        f"the memory of {where} is not enough ({lines[at].strip()[:200]}).",
+        fix="double accumulate, which leaves every update as it is, or use more workers; for an evaluation lower "
+        "evaluation.batch.",
+        code=ExitCode.NO_REQUEUE,
+    )
 
 
 def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
@@ -139,7 +169,7 @@ def _stop_on_signals(run: RunDir) -> None:
         signal.signal(name, request_stop)
 
 
-def _log_to_file(path: Path, *, keep_output: bool) -> Any:
+def _log_to_file(path: Path, *, keep_output: bool) -> TextIO:
     """Append this process's output to its own log; return the stream that the user still sees."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = os.fdopen(os.dup(2), "w", buffering=1)

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from tl_dist.config import Config, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.data import order
-from tl_dist.datasets import Splits, decoding, manifest
+from tl_dist.datasets import Splits, manifest, preprocess
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_slice
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import digest
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.identity import decoding_of
 from tl_dist.trainer.setup import Setup
 
 _CODE = Path(__file__).parents[1]
@@ -64,7 +63,7 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
         "trajectory": config_file.trajectory(cfg),
         "precision": setup.precision,
         "order": order.VERSION,
-        "decoding": decoding_of(setup.run, new=decoding.VERSION),
+        "decoding": preprocess.VERSION,
         "data": {name: source.fingerprint for name, source in examples.opened.items()},
         "class_names": list(setup.splits["train"].class_names),
         "weights_sha256": built.weights_sha256,

@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 
 from tl_dist.config import batch_norm, registry
+from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.config.stages import Stage
 from tl_dist.data.order import batch_deviation
 from tl_dist.datasets import seen
@@ -30,12 +31,11 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.lock.owner import OwningJob
-from tl_dist.trainer import agreement, cached, computed_head, distillation, model_selection, refit
+from tl_dist.trainer import agreement, cached, distillation, model_selection, refit
 from tl_dist.trainer.distillation import Teacher
-from tl_dist.trainer.recorder import Listen, Recorder, recorder_of
-from tl_dist.trainer.setup import Setup, StopRequested, restore
+from tl_dist.trainer.run_writer import Listen, RunWriter
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
 from tl_dist.trainer.stage import StageTraining
-from tl_dist.trainer.stage_input import StageInput, from_images
 
 REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
 
@@ -50,30 +50,55 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
         held.callback(setup.run.beats.space, 0.0)  # the last heartbeat of this worker, before it ends
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
-        leaks = _leak_notes(setup)
+        setup.beat("comparing with what its start has seen", alone=True)
+        leaks = []
+        if setup.is_first:
+            begun = setup.run.read_identity() is not None
+            runs, opened = setup.run.path.parent, setup.examples.opened
+            leaks = seen.flattered(setup.cfg, runs, "train", opened, begun=begun)
         teacher = distillation.load_teacher(setup)
         agreement.prove(setup, None if teacher is None else teacher.sha256)
         if setup.is_first:
-            seen.record(setup.run, setup.cfg, setup.examples.opened)
+            seen.record(setup.run, setup.cfg, opened)
         notes = _notes(setup, teacher)
         if checkpointer is not None:
             restored = restore(setup, notes.append)
             if restored is not None:
                 checkpointer.resume_from(restored.step)
-        _same_state(setup)
-        recorder = held.enter_context(recorder_of(setup, checkpointer, notes, listen))
-        for text in leaks:
-            recorder.tell({"event": "note", "text": text, "flattered": True})
+        state, parallel = setup.state, setup.parallel  # all workers get those of rank 0
+        parallel.broadcast(list(state.variables.values()))
+        (first, *_) = parallel.gather(json.dumps([state.step, state.history]).encode())
+        state.agree_on(*json.loads(first))
+        writer = None
+        if checkpointer is not None:
+            writer = RunWriter(
+                setup.run,
+                setup.cfg,
+                setup.state,
+                checkpointer,
+                total_steps=setup.total_steps,
+                steps_per_epoch=setup.steps_per_epoch,
+                num_workers=setup.parallel.num_replicas,
+                class_names=setup.splits["train"].class_names,
+                meta={"versions": agreement.versions(setup.cfg), "precision": setup.precision},
+                listen=listen,
+            )
+            held.callback(writer.close)
+            for text in notes:
+                writer.note(text)
+            for text in leaks:
+                writer.tell({"event": "note", "text": text, "flattered": True})
         try:
             for stage in setup.stages_left:
-                _train_stage(setup, stage, teacher, recorder)
+                _train_stage(setup, stage, teacher, writer)
             finished = True
         except StopRequested:
             finished = False
         setup.beat("saving", alone=True)
-        recorder.save(wait=True)
-        if finished:
-            recorder.done()
+        if writer is not None:
+            writer.save(wait=True)
+            if finished:
+                writer.done()
     return ExitCode.DONE if finished else ExitCode.REQUEUE
 
 
@@ -88,90 +113,65 @@ def _checkpointer(setup: Setup, job: OwningJob | None, held: ExitStack) -> Check
     return Checkpointer(setup.run, keep=cfg.keep, owned=lock.owned, max_failed=cfg.max_failed)
 
 
-def _same_state(setup: Setup) -> None:
-    """Give all workers the state of rank 0."""
-    state, parallel = setup.state, setup.parallel
-    parallel.broadcast(list(state.variables.values()))
-    (first, *_) = parallel.gather(json.dumps([state.step, state.history]).encode())
-    state.agree_on(*json.loads(first))
-
-
-def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: Recorder) -> None:
+def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, writer: RunWriter | None) -> None:
     """Do what is left of a stage."""
     begins = setup.state.step == stage.first_step
+    tell = writer.tell if writer else lambda record: None
     setup.prepare_for(f"preparing stage {stage.number + 1}")
     stage_input = from_images(setup, stage)
     for text in _stage_notes(setup, stage_input):
-        recorder.tell({"event": "note", "text": text})
-    refit.fit_layers(setup, recorder.tell)
+        tell({"event": "note", "text": text})
+    refit.fit_layers(setup, tell)
     if stage.number and begins:
         setup.optimizer.begin(stage.number)
-    for adapt in (partial(distillation.add_teacher, teacher), cached.use_features, computed_head.fit_head):
-        stage_input = adapt(setup, stage_input, recorder.tell)
+    for adapt in (partial(distillation.add_teacher, teacher), cached.use_features, cached.fit_head):
+        stage_input = adapt(setup, stage_input, tell)
     setup.prepare_for(f"compiling stage {stage.number + 1}")
-    StageTraining(setup, stage_input, recorder).run()
-
-
-def _leak_notes(setup: Setup) -> list[str]:
-    """Return notes on held-out images that were seen before this run; refuse a new run that may not have seen any."""
-    run, begun = setup.run, setup.run.read_identity() is not None
-    setup.beat("comparing with what its start has seen", alone=True)
-    if not setup.is_first:
-        return []
-    return seen.flattered(setup.cfg, run.path.parent, "train", setup.examples.opened, begun=begun)
+    StageTraining(setup, stage_input, writer).run()
 
 
 def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     """Return the notes that rank 0 records before any other."""
-    notes, bad = [], setup.examples.bad
+    notes, bad, cfg, order = [], setup.examples.bad, setup.cfg, setup.order
     if bad:
         several = "s" if len(bad) > 1 else ""
         file = setup.run.quarantine_file.name
         notes.append(f"{len(bad)} bad example{several} in {file}, first {bad[0].id}: {bad[0].reason}")
-    if setup.is_first and setup.order.block:
-        notes.append(_how_mixed(setup))
-    if setup.model.statistics and setup.cfg.model.batch_norm == "auto":
-        notes.append(f"batch norm: {batch_norm.explained(setup.cfg)}")
+    if setup.is_first and order.block:
+        labels = setup.splits["train"].labels
+        ours, full = (batch_deviation(shuffled, labels) for shuffled in (order, replace(order, block=0)))
+        notes.append(
+            f"shuffled in blocks of {order.block:,} and windows of {order.window:,}: the classes of a batch deviate "
+            f"by {ours:.3f} from those of the set, {full:.3f} if fully shuffled"
+        )
+    if setup.model.statistics and cfg.model.batch_norm == "auto":
+        notes.append(f"batch norm: {batch_norm.explained(cfg)}")
     if teacher is not None:
-        notes.append(distillation.note(teacher, setup.cfg))
-    if setup.cfg.model.prune:
+        how = "in each step" if taught_in_steps(cfg) else "from its kept outputs"
+        notes.append(f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}")
+    if cfg.model.prune:
         network = setup.model.network
-        whole = registry.backbone(setup.cfg.model.backbone).build(network.input_shape[1:])
+        whole = registry.backbone(cfg.model.backbone).build(network.input_shape[1:])
         notes.append(
             f"pruned: {network.count_params():,} of the backbone's {whole.count_params():,} parameters"
         )
     return notes
 
 
-def _how_mixed(setup: Setup) -> str:
-    """Describe how well block-wise shuffling mixes the classes, beside a full shuffle."""
-    order, labels = setup.order, setup.splits["train"].labels
-    ours, full = (batch_deviation(shuffled, labels) for shuffled in (order, replace(order, block=0)))
-    return (
-        f"shuffled in blocks of {order.block:,} and windows of {order.window:,}: the classes of a batch deviate by "
-        f"{ours:.3f} from those of the set, {full:.3f} if fully shuffled"
-    )
-
-
 def _stage_notes(setup: Setup, stage_input: StageInput) -> list[str]:
     """Return the notes that rank 0 records when a stage begins or resumes."""
-    notes, stage = [], stage_input.stage
+    notes, stage, settings = [], stage_input.stage, stage_input.stage.optimizer
     if setup.cfg.stages:
         notes.append(
             f"stage {stage.number + 1} of {len(setup.stages)}: train_from '{stage.train_from}' to step {stage.end}"
         )
-    if stage.optimizer.layer_decay < 1 and stage.train_from != "head":
-        notes.append(_rates(setup, stage_input))
+    if settings.layer_decay < 1 and stage.train_from != "head":
+        # The rates: published values of layer_decay mean little without the number of blocks.
+        path, factor = setup.optimizer.slowest(stage.number)
+        blocks = {depth for path, depth in setup.model.depths.items() if path in stage_input.model.trainable}
+        notes.append(
+            f"layer_decay {settings.layer_decay:g} over {len(blocks)} block{'s' * (len(blocks) > 1)}: "
+            f"{path.split('/')[1]} learns at {settings.learning_rate * factor:.2g}, "
+            f"the head at {settings.head_learning_rate or settings.learning_rate:g}"
+        )
     return notes
-
-
-def _rates(setup: Setup, stage_input: StageInput) -> str:
-    """Describe the learning rates under layer_decay: published values mean little without the number of blocks."""
-    settings = stage_input.stage.optimizer
-    path, factor = setup.optimizer.slowest(stage_input.stage.number)
-    blocks = {depth for path, depth in setup.model.depths.items() if path in stage_input.model.trainable}
-    return (
-        f"layer_decay {settings.layer_decay:g} over {len(blocks)} block{'s' * (len(blocks) > 1)}: "
-        f"{path.split('/')[1]} learns at {settings.learning_rate * factor:.2g}, "
-        f"the head at {settings.head_learning_rate or settings.learning_rate:g}"
-    )

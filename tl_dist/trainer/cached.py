@@ -1,9 +1,15 @@
-"""Compute the frozen part of a stage's model once, and read its outputs, the features, instead of images."""
+"""Compute the frozen part of a stage's model once, and read its outputs, the features, instead of images.
+
+From the features the last layer can be computed instead of trained; tools work on them as well (`on_features`).
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -16,16 +22,17 @@ from numpy.typing import NDArray
 from tl_dist.config import Config, registry
 from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
-from tl_dist.features import extraction
+from tl_dist.features import extraction, nested
 from tl_dist.features import views as feature_views
-from tl_dist.features.classifiers import nested, selection
-from tl_dist.features.classifiers.regressions import watching
+from tl_dist.features.classifiers import Stopped, watching
 from tl_dist.features.stored import FeatureSet
+from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
-from tl_dist.trainer import projector
-from tl_dist.trainer.setup import Setup, StopRequested
-from tl_dist.trainer.stage_input import StageInput, TrainFeatures
-from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.records import append_to
+from tl_dist.trainer import board
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures, setup
+from tl_dist.training.step import balanced_class_weights
 
 PHASE = "extracting features"
 """of heartbeats while features are computed"""
@@ -33,19 +40,54 @@ LARGEST_ROW = 8
 """times the bytes of its image: reading a larger row is not much faster than computing it"""
 
 
+@contextmanager
+def on_features(
+    run: RunDir, phase: str, cores: int, *, alone: bool
+) -> Iterator[tuple[Setup, Callable[[], bool], extraction.Say]]:
+    """Open a run for a tool that works on its features. Yields its setup, a check for a stop, a writer of records.
+
+    `Stopped` and `StopRequested`, raised where a stop was requested, end the body.
+    """
+    run_setup = setup(run, cores=cores)
+
+    def say(record: Mapping[str, Any]) -> None:
+        lines.write(json.dumps(record) + "\n")
+
+    with (
+        append_to(run.metrics_file) as lines,
+        run_setup.parallel.naming_lost_peers(),
+        suppress(Stopped, StopRequested),
+    ):
+        yield run_setup, partial(run_setup.stop_requested, phase, alone=alone), say
+
+
 def finder(
-    setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
-) -> Callable[..., FeatureSet | None]:
-    """Return `extraction.cached` of this stage's frozen part as a function of source, augmentations and split."""
-    return partial(
-        extraction.cached,
-        prefix=prefix_of(setup, stage_input),
-        root=setup.run.path.parent / "features",
-        parallel=setup.parallel,
-        stop_requested=stop_requested,
-        say=say,
-        threads=setup.threads,
-    )
+    setup: Setup, prefix: extraction.Prefix, stop_requested: Callable[[], bool], say: extraction.Say
+) -> Callable[..., FeatureSet]:
+    """Return the extraction of `prefix` as a function of source, augmentations and split.
+
+    It raises StopRequested where a stop was requested, and records in the run directory that the run reads the set.
+    """
+
+    def find(source: Source, *, augmentations: Sequence[str], split: str) -> FeatureSet:
+        features = extraction.Extraction(
+            source,
+            prefix=prefix,
+            augmentations=augmentations,
+            root=setup.run.path.parent / "features",
+            split=split,
+            parallel=setup.parallel,
+            stop_requested=stop_requested,
+            say=say,
+            threads=setup.threads,
+        ).features()
+        if features is None:
+            raise StopRequested
+        if setup.is_first:
+            setup.run.refer_to_features(features.directory.name)
+        return features
+
+    return find
 
 
 def normalized(setup: Setup, stage_input: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -65,46 +107,36 @@ def use_features(setup: Setup, stage_input: StageInput, say: extraction.Say) -> 
     wanted = setup.cfg.classifier.computed or (mode == "on" and stage_input.stage.train_from != "all")
     if not wanted and not (mode == "auto" and _pays(setup, stage_input, say)):
         return stage_input
-    on_features = from_features(setup, stage_input, partial(setup.stop_requested, PHASE), say)
-    if on_features is None:
-        raise StopRequested
-    return on_features
+    return from_features(setup, stage_input, partial(setup.stop_requested, PHASE), say)
 
 
 def from_features(
     setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
-) -> StageInput | None:
-    """Return the same stage with all splits read from the outputs of its frozen part, which are computed if missing.
-
-    Returns None if a stop was requested.
-    """
-    find = finder(setup, stage_input, stop_requested, say)
+) -> StageInput:
+    """Return the same stage with all splits read from the outputs of its frozen part, which are computed if missing."""
+    find = finder(setup, prefix_of(setup, stage_input), stop_requested, say)
     evaluated = setup.cfg.evaluation.views
     on_features = replace(stage_input, model=stage_input.model.on_features())
     read = dict(stage_input.read)
-    for names, source in _sets(setup):
-        views = _views(setup, names)
+    for names, source, views in _sets(setup):
         share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
         # A whole pool is kept only where no example is bad, so a bad one belongs to a set of a single split.
         with setup.examples.naming_bad(names[0], partial(iter, share)):
             features = find(source, augmentations=views, split=" and ".join(names))
-        if features is None:
-            return None
-        refer(setup, features)
         for name in names:
             split = setup.splits[name]
             rows = None if source is split else pool_of(split)[1]
             if name == "train":
-                projector.show(setup, split, features, rows)
+                if setup.is_first and setup.cfg.report.tensorboard:
+                    board.show_points(setup.run.tensorboard, split, features, rows)
                 on_features = replace(
                     on_features,
                     features=TrainFeatures(features, rows),
                     read_train=feature_views.reader(features, split, views, setup.cfg.seed, rows),
                 )
-            if evaluated and views == evaluated:
-                read[name] = feature_views.reader_of_views(features, split, rows)
-            elif not evaluated:
-                read[name] = feature_views.reader(features, split, (), setup.cfg.seed, rows)
+            if views == evaluated or not evaluated:
+                every = None if evaluated else ()
+                read[name] = feature_views.reader(features, split, every, setup.cfg.seed, rows)
     return replace(on_features, read=read)
 
 
@@ -129,14 +161,8 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
     )
 
 
-def refer(setup: Setup, features: FeatureSet) -> None:
-    """Record in the run directory that the run reads this feature set."""
-    if setup.is_first:
-        setup.run.refer_to_features(features.directory.name)
-
-
-def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
-    """Yield the splits that share a feature set, and the source of its rows.
+def _sets(setup: Setup) -> Iterator[tuple[list[str], Source, tuple[str, ...]]]:
+    """Yield the splits that share a feature set, the source of its rows, and the views in which they are kept.
 
     Splits of one pool share a set of the whole pool, which can be reused however the pool is divided. Where training
     needs other views than evaluation, each split has its own set, with two exceptions. If evaluation needs the plain
@@ -150,19 +176,17 @@ def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
     for name, source in setup.splits.items():
         pools.setdefault(id(pool_of(source)[0]), []).append(name)
     for names in pools.values():
+        parts = [[name] for name in names]
         if not bad and shared:
-            yield names, pool_of(setup.splits[names[0]])[0]
+            parts = [names]
         elif not bad and is_fold:
-            for part in (["train"], [name for name in names if name != "train"]):
-                if set(part) <= set(names) and part:
-                    yield part, pool_of(setup.splits[part[0]])[0]
-        else:
-            yield from (([name], setup.splits[name]) for name in names)
-
-
-def _views(setup: Setup, names: list[str]) -> tuple[str, ...]:
-    """Return the views in which the examples of these splits are kept."""
-    return setup.cfg.data.augment if "train" in names else setup.cfg.evaluation.views
+            parts = [
+                part for part in (["train"], [n for n in names if n != "train"]) if part and part[0] in names
+            ]
+        for part in parts:
+            source = setup.splits[part[0]]
+            whole = not bad and (shared or is_fold)
+            yield part, pool_of(source)[0] if whole else source, augment if "train" in part else evaluated
 
 
 def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
@@ -174,12 +198,14 @@ def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
     elif stage_input.stage.train_from == "all" or not stage_input.model.has_prefix:
         on, why = False, "no frozen part"
     else:
+        assert stage_input.model.prefix_shape is not None  # there is a frozen part
+        free = float(shutil.disk_usage(setup.run.path.parent).free) if setup.is_first else 0.0
         on, why = choose(
             passes=_passes(setup, stage_input),
             missing=_missing(setup, stage_input),
-            row_bytes=_row_bytes(setup, stage_input),
+            row_bytes=prod(stage_input.model.prefix_shape) * (4 if setup.precision == "float32" else 2),
             image_bytes=3 * setup.built.image_size**2,
-            free_bytes=_free_bytes(setup),
+            free_bytes=int(setup.parallel.total({"free": free})["free"]),  # on the disk that rank 0 sees
         )
     if setup.is_first:
         say({"event": "note", "text": f"prefix cache: {'on' if on else 'off'}: {why}"})
@@ -192,21 +218,15 @@ def choose(
     """Return whether to cache, and why: the frozen part takes `passes` images without a cache, `missing` with one."""
     size = missing * row_bytes
     if missing and passes < 2 * missing:
-        return (
-            False,
-            f"{passes:,.0f} images go through the frozen part, {missing:,} would have to for the cache",
-        )
-    if row_bytes > LARGEST_ROW * image_bytes:
-        return False, f"its output is {row_bytes / image_bytes:.0f} times as large as an image"
-    if 2 * size > free_bytes:
-        return (
-            False,
-            f"{size / 1e6:,.1f} MB do not fit into half of the {free_bytes / 1e6:,.1f} MB that are free",
-        )
-    return (
-        True,
-        f"{missing:,} images go through the frozen part in place of {passes:,.0f}; {size / 1e6:,.1f} MB",
-    )
+        why = f"{passes:,.0f} images go through the frozen part, {missing:,} would have to for the cache"
+    elif row_bytes > LARGEST_ROW * image_bytes:
+        why = f"its output is {row_bytes / image_bytes:.0f} times as large as an image"
+    elif 2 * size > free_bytes:
+        why = f"{size / 1e6:,.1f} MB do not fit into half of the {free_bytes / 1e6:,.1f} MB that are free"
+    else:
+        saved = f"{missing:,} images go through the frozen part in place of {passes:,.0f}"
+        return True, f"{saved}; {size / 1e6:,.1f} MB"
+    return False, why
 
 
 def _passes(setup: Setup, stage_input: StageInput) -> float:
@@ -225,25 +245,11 @@ def _missing(setup: Setup, stage_input: StageInput) -> int:
     """Return how many views of images have no features yet; the same on all workers."""
     prefix, root = prefix_of(setup, stage_input), setup.run.path.parent / "features"
     missing = 0
-    for names, source in _sets(setup):
-        views = _views(setup, names)
+    for _, source, views in _sets(setup):
         is_kept = extraction.is_kept(source, prefix, views, root)
         if setup.parallel.total({"kept": float(is_kept)})["kept"] < setup.parallel.world_size:
             missing += source.num_examples * feature_views.views_of(views)
     return missing
-
-
-def _row_bytes(setup: Setup, stage_input: StageInput) -> int:
-    """Return the most bytes that the frozen part's output takes for one image."""
-    shape = stage_input.model.prefix_shape
-    assert shape is not None  # there is a frozen part
-    return prod(shape) * (4 if setup.precision == "float32" else 2)
-
-
-def _free_bytes(setup: Setup) -> int:
-    """Return the free bytes on the disk of the feature sets, as rank 0 sees it."""
-    free = float(shutil.disk_usage(setup.run.path.parent).free) if setup.is_first else 0.0
-    return int(setup.parallel.total({"free": free})["free"])
 
 
 def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool]) -> nested.Nested:
@@ -254,7 +260,7 @@ def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callabl
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
-        selection.columns_of(model.stage_names, widths),
+        nested.columns_of(model.stage_names, widths),
         # Counted over the fitted examples alone: held-out labels must not influence the fit.
         lambda labels, weights: (
             balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()
@@ -274,3 +280,45 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     return nested.Examples(
         values, evaluated, labels, strata_of(source), annotations.groups, annotations.weights
     )
+
+
+def fit_head(setup: Setup, stage_input: StageInput, say: extraction.Say) -> StageInput:
+    """Compute the last layer from the features of every training example in every view: the one step of the run.
+
+    Rank 0 computes it, and tells `say` what was fitted and chosen; all workers get the result. A stop changes nothing.
+    Where the config's head is trained, or this step is done, there is nothing to compute.
+    """
+    if not setup.cfg.classifier.computed or setup.state.step:
+        return stage_input
+    setup.beat("fitting the classifier", alone=True)  # the only beat of the fit: the other workers just wait
+    stopped = False
+    if setup.is_first:
+        try:
+            say(_fit_head(setup, stage_input))
+        except Stopped:
+            stopped = True
+    if setup.parallel.total({"stopped": float(stopped)})["stopped"]:
+        raise StopRequested
+    setup.parallel.broadcast(list(setup.state.variables.values()))
+    setup.state.advance(1)
+    return stage_input
+
+
+def _fit_head(setup: Setup, stage_input: StageInput) -> dict[str, Any]:
+    """Set the last layer to the fitted one and return the record; keep what was chosen in the state's history."""
+    began, settings = time.monotonic(), setup.cfg.classifier
+    failpoint("classifier.fit")
+    assert stage_input.features is not None
+    values = normalized(setup, stage_input, stage_input.features.values())
+    classifier = classifier_of(setup, stage_input, setup.run.stop_requested)
+    head, choice = classifier.fit(examples_of(setup.splits["train"], values, setup.cfg))
+    stage_input.model.trainable["head/logits/kernel"].assign(head.kernel.astype(np.float32))
+    stage_input.model.trainable["head/logits/bias"].assign(head.bias.astype(np.float32))
+    how = f" after {head.iterations} iterations" if head.iterations else ""
+    text = f"{settings.name}: {'fitted' if head.converged else 'NOT converged'}{how}"
+    facts: dict[str, Any] = {}
+    if choice is not None:
+        text += f", {nested.described(choice, settings)}"
+        facts = {"l2": choice.l2, "layers": choice.layers, "edge": choice.edge}
+        setup.state.history["classifier"] = facts
+    return {"event": "note", "text": f"{text}, {time.monotonic() - began:.1f} s", **facts}

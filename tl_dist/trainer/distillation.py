@@ -14,23 +14,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
-from tl_dist.models.classifier import Classifier
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import Classifier, digest
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
 from tl_dist.runs.init_from import opened_teacher
-from tl_dist.trainer import cached, init_from
-from tl_dist.trainer.setup import Setup, StopRequested
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer import cached
+from tl_dist.trainer.load_model import image_size_of, load_run, process_as_it_was
+from tl_dist.trainer.setup import Setup, StageInput
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,8 @@ class Teacher:
     facts: dict[str, Any]
     """all that determines the logits"""
 
-    def logits(self, images: Any) -> Any:
-        """Return logits of uint8 images [rows, size, size, 3], float32 [rows, classes] in the student's class order."""
-        return self.in_order(self.model(images))
-
     def in_order(self, logits: Any) -> Any:
-        """Return the teacher's logits with the classes in the student's order."""
+        """Return the teacher's logits, float32 [rows, classes], with the classes in the student's order."""
         return tf.gather(logits, self.columns, axis=-1)
 
     @property
@@ -69,22 +63,16 @@ def load_teacher(setup: Setup) -> Teacher | None:
     setup.prepare_for("loading the teacher")
     run, cfg = opened_teacher(setup.cfg)
     places = columns(run, setup.splits["train"].class_names, "distill.teacher")
-    identity, policy = identity_of(run), keras.config.dtype_policy()
-    try:
-        with setup.parallel.scope():
-            model = init_from.network_of(run, cfg, identity["precision"])
-            variables = {**model.moving, **model.frozen}
-            if setup.is_first:
-                init_from.restore(run, cfg, model.network, variables)
-        setup.parallel.broadcast(list(variables.values()))
-    finally:
-        keras.config.set_dtype_policy(policy)
+    precision = identity_of(run)["precision"]
+    with process_as_it_was():
+        model, _ = load_run(run, cfg, parallel=setup.parallel, precision=precision)
+    variables = {**model.moving, **model.frozen}
     facts = {
         "backbone": cfg.model.backbone,
         "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
-        "precision": identity["precision"],
-        "image_size": init_from.image_size_of(cfg),
+        "precision": precision,
+        "image_size": image_size_of(cfg),
         "crop_fraction": cfg.data.kept_fraction,
     }
     teacher = Teacher(run, cfg, model, places, facts)
@@ -99,12 +87,6 @@ def load_teacher(setup: Setup) -> Teacher | None:
     return teacher
 
 
-def note(teacher: Teacher, cfg: Config) -> str:
-    """Return rank 0's note on a teacher."""
-    how = "in each step" if taught_in_steps(cfg) else "from its kept outputs"
-    return f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}"
-
-
 def add_teacher(
     teacher: Teacher | None, setup: Setup, stage_input: StageInput, say: extraction.Say
 ) -> StageInput:
@@ -113,29 +95,18 @@ def add_teacher(
     if teacher is None or setup.state.step >= stage_input.stage.end:
         return stage_input
     if taught_in_steps(cfg):
-        return replace(stage_input, teacher=teacher.logits)
+        return replace(stage_input, teacher=lambda images: teacher.in_order(teacher.model(images)))
     prefix = extraction.Prefix(
         teacher.model,
-        init_from.image_size_of(teacher.cfg),
+        image_size_of(teacher.cfg),
         {"cut": "logits", **teacher.facts},
         crop_fraction=teacher.cfg.data.kept_fraction,
         shape=(len(teacher.columns),),
     )
     share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
     with setup.examples.naming_bad("train", lambda: share):
-        logits = extraction.cached(
-            source,
-            prefix,
-            cfg.data.augment,
-            root=setup.run.path.parent / "features",
-            split="train by the teacher",
-            parallel=setup.parallel,
-            stop_requested=partial(setup.stop_requested, cached.PHASE),
-            say=say,
-        )
-    if logits is None:
-        raise StopRequested
-    cached.refer(setup, logits)
+        find = cached.finder(setup, prefix, partial(setup.stop_requested, cached.PHASE), say)
+        logits = find(source, augmentations=cfg.data.augment, split="train by the teacher")
 
     def look_up(indices: Any, positions: Any) -> Any:
         views = feature_views.drawn_views(cfg.data.augment, cfg.seed, positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,7 @@ from tl_dist.runs.identity import identity_of
 from tl_dist.scores import calibration, figures, predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer.precise_statistics import PreciseStatistics
-from tl_dist.trainer.setup import Setup, restore, take
-from tl_dist.trainer.stage_input import StageInput, from_images
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
 from tl_dist.training import evaluation
 from tl_dist.training.step import Objective
 
@@ -52,8 +51,8 @@ class Evaluator:
         """Evaluate the weights that the state holds, in the stage of its step, from images."""
         return cls(setup, from_images(setup, stages.at(setup.stages, setup.state.step)))
 
-    def evaluate(self, split: str, temperature: float | None = None) -> Evaluation | None:
-        """Return figures over every example of a split, over all workers; None if a stop was requested.
+    def evaluate(self, split: str, temperature: float | None = None) -> Evaluation:
+        """Return figures over every example of a split, over all workers; raise StopRequested if that was requested.
 
         The averaged weights are evaluated where the run keeps an average. `temperature` of a calibrated run: it divides
         the logits in the figures that depend on it.
@@ -61,7 +60,7 @@ class Evaluator:
         setup, source = self._setup, self._setup.splits[split]
         result = self.counted(split)
         setup.beat(f"writing the figures of {split}", alone=True)
-        if result is None or not setup.is_first:
+        if not setup.is_first:
             return result
         failpoint("evaluation.figures")
         return predictions.with_figures(
@@ -77,7 +76,7 @@ class Evaluator:
             trained=setup.splits["train"].labels,
         )
 
-    def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation | None:
+    def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation:
         """Return the evaluation with logits and without figures; `read` replaces the stage's own reader."""
         setup, source, parallel = self._setup, self._setup.splits[split], self._setup.parallel
         batch = setup.cfg.evaluation_batch
@@ -93,7 +92,7 @@ class Evaluator:
             self.precise.in_force(),
             setup.examples.naming_bad(split, lambda: range(source.num_examples)),
         ):
-            return evaluation.evaluate(
+            result = evaluation.evaluate(
                 split,
                 source.num_examples,
                 -(-source.num_examples // batch),
@@ -102,23 +101,25 @@ class Evaluator:
                 parallel,
                 stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
             )
+        if result is None:
+            raise StopRequested("the evaluation")
+        return result
 
 
 def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     """Return figures of a checkpoint on a split, `at` as in `checkpoint.find`; train nothing."""
-    split_of(setup, split)
-    saved = restored(setup, at)
-    temperature = _temperature(setup, saved, setup.cfg.evaluation.views)
-    return stopped_refused(Evaluator.of_state(setup).evaluate(split, temperature))
+    evaluator, saved = of_checkpoint(setup, split, at)
+    fit = calibration.of_checkpoint(setup.run.path, saved.sha256, setup.cfg.evaluation.views)
+    return evaluator.evaluate(split, None if fit is None else fit.temperature)
 
 
 def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
     """Return a checkpoint's probabilities [examples, classes], calibrated if the run is; one process, no files."""
     split_of(setup, split)
-    take(setup, saved)
-    temperature = _temperature(setup, saved)
-    result = stopped_refused(Evaluator.of_state(setup).counted(split))
-    return figures.Softmax(kept_logits(result, "compared"), temperature or 1.0)[:]
+    setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
+    fit = calibration.of_checkpoint(setup.run.path, saved.sha256)
+    logits = kept_logits(Evaluator.of_state(setup).counted(split), "compared")
+    return figures.Softmax(logits, 1.0 if fit is None else fit.temperature)[:]
 
 
 def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
@@ -132,12 +133,6 @@ def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
     return result.logits
 
 
-def _temperature(setup: Setup, saved: Checkpoint, views: Sequence[str] | None = None) -> float | None:
-    """Return the temperature that was fitted to a checkpoint in these views, by default in any; None without one."""
-    fit = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
-    return None if fit is None else fit.temperature
-
-
 def split_of(setup: Setup, split: str) -> Source:
     """Return a split by its name; refuse (64) one that does not exist."""
     if split not in setup.splits:
@@ -149,8 +144,12 @@ def split_of(setup: Setup, split: str) -> Source:
     return setup.splits[split]
 
 
-def restored(setup: Setup, at: str) -> Checkpoint:
-    """Set the state to a checkpoint, `at` as in `checkpoint.find`; refuse (64) a run that has none."""
+def of_checkpoint(setup: Setup, split: str, at: str) -> tuple[Evaluator, Checkpoint]:
+    """Set the state to a checkpoint, `at` as in `checkpoint.find`, and return its evaluator.
+
+    Refuse (64) a split that does not exist, and a run without a checkpoint.
+    """
+    split_of(setup, split)
     saved = restore(setup, lambda text: None, at)
     if saved is None:
         identity_of(setup.run)  # a cross-validation will never have one
@@ -159,11 +158,4 @@ def restored(setup: Setup, at: str) -> Checkpoint:
             fix="train it first: tl-dist train CONFIG.",
             code=ExitCode.USAGE,
         )
-    return saved
-
-
-def stopped_refused(result: Evaluation | None) -> Evaluation:
-    """Return the evaluation; refuse one that was stopped."""
-    if result is None:
-        raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
-    return result
+    return Evaluator.of_state(setup), saved

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from tl_dist.config import Config
 from tl_dist.data import decoded
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Splits, decoded_by, directory_cache, quarantine
-from tl_dist.datasets.decoding import VERSION
+from tl_dist.datasets import Splits, directory_cache, quarantine
 from tl_dist.datasets.division import open_splits
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import decoding_of
 
 
 @dataclass(frozen=True)
@@ -44,44 +42,36 @@ class Examples:
         `indices` gives the examples that were being read. The refusal is restartable: the next attempt resumes from
         the last checkpoint without the example. A fault of the machine is refused as a fault of storage.
         """
-        with naming_machine_faults(f"split '{split}'"), self._naming_bad(split, indices):
-            yield
-
-    @contextmanager
-    def _naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
-        try:
-            yield
-        except READ_ERRORS:
-            source = self.splits[split]
-            faults = undecodable(source, indices(), self.threads)
-            if not faults:
-                raise
-            bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
-            file = self.run.quarantine_file
-            known = quarantine.merged(quarantine.read(file), bad)
-            quarantine.write(file, known)
-            quarantine.refuse_beyond(self.budget, known)
-            raise Refusal(
-                f"{bad[0].id} {bad[0].reason}"
-                + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "")
-                + f": put in {file.name}.",
-                fix="the same command resumes from the last checkpoint without it; restore the file for the next run.",
-                code=ExitCode.INTERNAL,
-            ) from None
+        with naming_machine_faults(f"split '{split}'"):
+            try:
+                yield
+            except READ_ERRORS:
+                source = self.splits[split]
+                faults = undecodable(source, indices(), self.threads)
+                if not faults:
+                    raise
+                bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
+                file = self.run.quarantine_file
+                known = quarantine.merged(quarantine.read(file), bad)
+                quarantine.write(file, known)
+                quarantine.refuse_beyond(self.budget, known)
+                more = f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""
+                raise Refusal(
+                    f"{bad[0].id} {bad[0].reason}{more}: put in {file.name}.",
+                    fix="the same command resumes from the last checkpoint without it; restore the file for the next "
+                    "run.",
+                    code=ExitCode.INTERNAL,
+                ) from None
 
 
 def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:
-    """Return the data set without examples whose header is bad, or on which an earlier attempt failed.
-
-    Images are decoded by the rule that the run began with.
-    """
+    """Return the data set without examples whose header is bad, or on which an earlier attempt failed."""
     (known, *_) = parallel.gather(json.dumps(quarantine.read(run.quarantine_file)).encode())
     try:
-        opened, digest, screening = _screened(cfg, run, parallel)
+        opened, digest, screened = _screened(cfg, run, parallel)
     except quarantine.Changed:  # a file was rewritten in place, which the listing of its folder does not show
-        opened, digest, screening = _screened(cfg, run, parallel, list_again=True)
-    opened = decoded_by(opened, decoding_of(run, new=VERSION), screening.unusual)
-    named = [*quarantine.left_out(opened), *screening.bad]
+        opened, digest, screened = _screened(cfg, run, parallel, list_again=True)
+    named = [*quarantine.left_out(opened), *screened]
     bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], named)
     if bad and parallel.rank == 0:
         quarantine.write(run.quarantine_file, bad)
@@ -92,7 +82,7 @@ def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> 
 
 def _screened(
     cfg: Config, run: RunDir, parallel: DataParallel, *, list_again: bool = False
-) -> tuple[Splits, str | None, quarantine.Screened]:
+) -> tuple[Splits, str | None, list[quarantine.Bad]]:
     """Return the data set, the digest of its manifest, and the result of reading the headers.
 
     Rank 0 lists the folders first, and the others read its listing (`directory_cache.kept`).
@@ -113,40 +103,21 @@ def _screened(
             opened, digest = open_splits(cfg.data)
     finally:  # also where it is refused: each worker refuses it by itself
         meet()
-    screening = quarantine.screen(
+    screened = quarantine.screen(
         opened,
         cache=cache / "header_checks",
         rank=parallel.rank,
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    return opened, digest, screening
+    return opened, digest, screened
 
 
-def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:
-    """Return the same with images decoded now, into memory or a local file, where the config asks for it."""
-    where, run, splits = cfg.runtime.decoded_images, examples.run, examples.splits
-    if where == "off":
+def decoded_once(examples: Examples, cfg: Config, image_size: int) -> Examples:
+    """Return the same with images decoded now, into memory, where the config asks for it."""
+    splits = examples.splits
+    if cfg.runtime.decoded_images == "off":
         return examples
-
-    def stop_requested() -> bool:
-        run.beats.beat(parallel.rank, "decoding images", 0)
-        return parallel.rank == 0 and run.stop_requested()
-
     with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):
-        if where == "memory":
-            splits = decoded.in_memory(
-                splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction
-            )
-        else:
-            with parallel.naming_lost_peers():
-                splits = decoded.on_disk(
-                    splits,
-                    image_size,
-                    examples.threads,
-                    crop_fraction=cfg.data.kept_fraction,
-                    directory=run.path.parent / "decoded",
-                    parallel=parallel,
-                    stop_requested=stop_requested,
-                )
+        splits = decoded.in_memory(splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction)
     return replace(examples, splits=splits)

@@ -1,28 +1,167 @@
-"""Load the trained model of a run from its directory alone, which is only read: no data set is opened.
+"""Load the network of a run with its trained weights from its directory alone, which is only read, without its data.
 
-`loaded` gives it to all workers, as the evaluation computes it; `restored` gives one process a Keras model.
+`load_run` gives them to another run or to all workers of a tool; `loaded` adds what an evaluation depends on;
+`restored` gives one process a Keras model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
-from tl_dist.datasets.decoding import VERSION
-from tl_dist.models.classifier import Classifier
-from tl_dist.models.keras_model import assemble
+from tl_dist.config.file import differences
+from tl_dist.models import pruning, weights
+from tl_dist.models.classifier import Classifier, assemble, digest
 from tl_dist.parallel import DataParallel, started
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import checkpoint, init_from
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.runs.identity import columns, identity_of
 from tl_dist.scores import calibration
 from tl_dist.scores.calibration import Calibration
-from tl_dist.trainer import init_from
-from tl_dist.trainer.setup import process_as_it_was, start_tensorflow
+
+
+@contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Let the body change global settings of the process and create private files; restore the settings after it."""
+    policy, umask = keras.config.dtype_policy(), os.umask(0o077)
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        keras.config.set_dtype_policy(policy)
+
+
+def start_tensorflow(cfg: Config, cores: int | None) -> int:
+    """Set threads and determinism before TensorFlow touches a device; return the number of threads of this worker."""
+    tf.config.experimental.enable_tensor_float_32_execution(cfg.runtime.tf32)
+    if cores is None:
+        return cfg.runtime.threads or len(os.sched_getaffinity(0))
+    threads = cfg.runtime.threads or cores
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    keras.utils.set_random_seed(cfg.seed)
+    if cfg.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return threads
+
+
+def refuse_changed_code(run: RunDir, cfg: Config) -> None:
+    """Refuse a run if code of other packages, of its data set or backbone, has changed since the run began."""
+    identity = run.read_identity()
+    used = registry.code_of_others(cfg)
+    changes = differences(identity or {}, {"extensions": used} if used else {}, ("extensions",))
+    if identity is not None and changes:
+        raise Refusal(
+            f"{run.identity_file}: code of other packages has changed since the run began: {'; '.join(changes)}.",
+            fix="install the version that it began with, or start a new run with another name=NAME.",
+            code=ExitCode.UNSAFE,
+        )
+
+
+def image_size_of(cfg: Config) -> int:
+    """Return the side in pixels of the square images that the network takes."""
+    return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)
+
+
+def load_run(
+    run: RunDir,
+    cfg: Config,
+    at: str = "",
+    *,
+    parallel: DataParallel | None = None,
+    precision: str | None = None,
+) -> tuple[Classifier, Checkpoint | None]:
+    """Return the classifier of `run`, whose config is `cfg`, with the weights of a checkpoint, and the checkpoint.
+
+    The checkpoint is the one that the run ended with, or `at` as in `checkpoint.find`. `precision` is set for the
+    process; None keeps its own. With `parallel` the classifier is the same on all workers, and rank 0 alone reads and
+    returns the checkpoint. Refuses a run without a valid checkpoint, and one whose frozen weights cannot be loaded.
+    """
+    refuse_changed_code(run, cfg)
+    if precision is not None:
+        keras.config.set_dtype_policy(precision)
+    saved = None
+    with nullcontext() if parallel is None else parallel.scope():
+        built = Classifier(
+            registry.backbone(cfg.model.backbone),
+            cfg.model,
+            image_size=image_size_of(cfg),
+            num_classes=len(identity_of(run)["class_names"]),
+            seed=cfg.seed,
+            carried=cfg.source is not None,
+        )
+        variables = {**built.moving, **built.frozen}
+        if parallel is None or parallel.rank == 0:
+            saved = _restore(run, cfg, built.network, variables, at)
+    if parallel is not None:
+        parallel.broadcast(list(variables.values()))
+    return built, saved
+
+
+def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: Sequence[str] = ()) -> str:
+    """Give `network` the backbone of `cfg.source.run`, or what `model.prune` keeps of it; return the digest of all.
+
+    `variables` are the network's by path, `backbone/LAYER/VARIABLE`, and the head's, of these classes, if it is to be
+    carried as well. Refuses what `load_run` refuses, and a head of other classes.
+    """
+    run, source = init_from.opened(cfg)
+    heads = [path for path in variables if path.startswith("head/logits/")]
+    places = columns(run, class_names, "source.run") if heads else []
+    if source.model.prune == cfg.model.prune:
+        _restore(run, source, network, variables)
+    else:
+        weights_left = pruning.kept(load_run(run, source)[0], network)
+        for path, variable in variables.items():
+            variable.assign(weights_left[path])
+    for path in heads:
+        variables[path].assign(variables[path].numpy()[..., places])
+    return digest({path: v.numpy() for path, v in variables.items()})
+
+
+def _restore(
+    run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = ""
+) -> Checkpoint:
+    """Set `variables` by path, the network's and maybe the head's, to a checkpoint of `run`; return the checkpoint.
+
+    Averaged weights are taken where the run kept them, since it evaluated these (`Optimizer.begin`).
+    """
+    saved = checkpoint.find(run, at)
+    if saved is None:
+        raise Refusal(
+            f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
+        )
+    if not variables.keys() <= saved.arrays.keys():  # a run that trains all variables also saves all of them
+        if cfg.source is not None:  # `network` gets the backbone with which the run began
+            carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
+        else:
+            file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+            if file is not None:
+                weights.load(network, file)
+    for path, variable in variables.items():
+        value = saved.arrays.get(f"optimizer/ema/{path}", saved.arrays.get(path))
+        if value is not None:
+            variable.assign(value)
+    frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
+    if digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
+        raise Refusal(
+            f"the weights that run {run.path} kept frozen differ from '{cfg.model.weights}' here.",
+            fix="bring back the file of its weights, or name another run.",
+            code=ExitCode.UNSAFE,
+        )
+    return saved
 
 
 @dataclass(frozen=True)
@@ -37,8 +176,6 @@ class Loaded:
     """with the weights that the run evaluates: their averages, where it keeps these"""
     class_names: Sequence[str]
     step: int
-    decoding: int
-    """the version of the rule by which images are decoded"""
     sha256: str = ""
     """of the checkpoint"""
     calibration: Calibration | None = None
@@ -54,7 +191,7 @@ class Loaded:
     @property
     def image_size(self) -> int:
         """The side in pixels of the square images that the model takes."""
-        return init_from.image_size_of(self.cfg)
+        return image_size_of(self.cfg)
 
 
 def loaded(
@@ -68,22 +205,16 @@ def loaded(
     """Load the model of a checkpoint, `at` as in `checkpoint.find`, on all workers; `cores` as for `setup`.
 
     It computes in `precision`, by default the run's own. Rank 0 reads the checkpoint, so that all workers have the same
-    one even while the run is being trained. Refuses what `init_from.restore` refuses.
+    one even while the run is being trained. Refuses what `load_run` refuses.
     """
     cfg, identity = config_file.load(run.config_file, overrides), identity_of(run)
     threads = start_tensorflow(cfg, cores)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
-    with parallel.scope():
-        built = init_from.network_of(run, cfg, precision or identity["precision"])
-        variables = {**built.moving, **built.frozen}
-        facts: tuple[int, str] | None = None
-        if parallel.rank == 0:
-            saved = init_from.restore(run, cfg, built.network, variables, at)
-            facts = saved.step, saved.sha256
-    parallel.broadcast(list(variables.values()))
+    precision = precision or identity["precision"]
+    built, saved = load_run(run, cfg, at, parallel=parallel, precision=precision)
+    facts = None if saved is None else [saved.step, saved.sha256]
     step, sha256 = json.loads(parallel.gather(json.dumps(facts).encode())[0])
     model = built.trained_from(cfg.parts[-1])
-    unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
     return Loaded(
         run,
         cfg,
@@ -92,10 +223,9 @@ def loaded(
         model,
         identity["class_names"],
         step,
-        decoding_of(run, new=VERSION),
         sha256,
         calibration.of_checkpoint(run.path, sha256, cfg.evaluation.views),
-        unsettled,
+        moving_statistics=bool(model.statistics) and (run.done is None or at.isdecimal()),
     )
 
 
@@ -108,8 +238,6 @@ class Restored:
     config: Config
     class_names: Sequence[str]
     checkpoint: Checkpoint
-    decoding: int
-    """the version of the rule by which images are decoded"""
     precision: str
     trained_in: str
     """the precision of the run"""
@@ -133,26 +261,22 @@ def restored(
     """Restore the model of a checkpoint, `at` as in `checkpoint.find`, in `precision`, by default the run's own.
 
     `dense_head` as for `assemble`. With `calibrated=False` the caller has to apply the temperature. Refuses what
-    `init_from.restore` refuses.
+    `load_run` refuses.
     """
     cfg, identity = config_file.load(run.config_file), identity_of(run)
     class_names, precision = identity["class_names"], precision or identity["precision"]
     with process_as_it_was():
-        built = init_from.network_of(run, cfg, precision)
-        variables = {**built.moving, **built.frozen}
-        saved = init_from.restore(run, cfg, built.network, variables, at)
+        built, saved = load_run(run, cfg, at, precision=precision)
+        assert saved is not None
         fit = calibration.of_checkpoint(run.path, saved.sha256)
         temperature = None if fit is None else fit.temperature
-        head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
-        backbone = registry.backbone(cfg.model.backbone)
         model = assemble(
-            backbone,
+            registry.backbone(cfg.model.backbone),
             cfg,
-            head,
+            {path: v.numpy() for path, v in built.moving.items() if path.startswith("head/")},
             built.network,
             len(class_names),
             dense_head=dense_head,
             temperature=temperature if calibrated else None,
         )
-    decoding = decoding_of(run, new=VERSION)
-    return Restored(model, cfg, class_names, saved, decoding, precision, identity["precision"], temperature)
+    return Restored(model, cfg, class_names, saved, precision, identity["precision"], temperature)

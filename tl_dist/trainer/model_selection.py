@@ -7,7 +7,8 @@ all monitors have the same state.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,19 @@ from tl_dist.config.model_selection import SPLIT, figure_of, metrics_of
 from tl_dist.config.stages import Stage
 from tl_dist.datasets import Splits, pool_of
 from tl_dist.files.failpoint import failpoint
+from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs import checkpoint
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer.recorder import Recorder
-from tl_dist.trainer.setup import Setup
 from tl_dist.training.evaluation import MAX_LOGITS
 from tl_dist.training.monitor import Monitor, better
+from tl_dist.training.optim import Optimizer
+from tl_dist.training.state import TrainState
 
 
 def refuse_undecidable(cfg: Config, splits: Splits) -> None:
     """Refuse a metric that decides something which the validation split cannot tell, or must not decide."""
     for path, metric in metrics_of(cfg).items():
-        problem = _problem(cfg, splits, figure_of(metric))
-        if problem is not None:
+        if (problem := _problem(cfg, splits, figure_of(metric))) is not None:
             what, fix = problem
             raise Refusal(f"{'.'.join(path)} is '{metric}', but {what}.", fix=fix, code=ExitCode.USAGE)
 
@@ -52,16 +52,23 @@ def _problem(cfg: Config, splits: Splits, figure: str) -> tuple[str, str] | None
     return None
 
 
+@dataclass
 class ModelSelection:
     """Select the model of one stage in one attempt; decide nothing where the config names no metric."""
 
-    def __init__(self, setup: Setup, stage: Stage, recorder: Recorder) -> None:
-        self._setup, self._stage, self._recorder = setup, stage, recorder
+    cfg: Config
+    stage: Stage
+    state: TrainState
+    optimizer: Optimizer
+    parallel: DataParallel
+    tell: Callable[[Mapping[str, Any]], None]
+
+    def __post_init__(self) -> None:
         self._monitor: Monitor | None = None
         self._kept_step = -1
-        if metrics_of(setup.cfg):
-            self._monitor = Monitor(setup.cfg, stage, setup.state.history)
-            setup.optimizer.lower_rate(self._monitor.factor)
+        if metrics_of(self.cfg):
+            self._monitor = Monitor(self.cfg, self.stage, self.state.history)
+            self.optimizer.lower_rate(self._monitor.factor)
 
     @property
     def factor(self) -> float:
@@ -81,97 +88,70 @@ class ModelSelection:
     @property
     def keeps_step(self) -> bool:
         """Whether the state of this step is to be saved, since it is among the best."""
-        return self._kept_step == self._setup.state.step
+        return self._kept_step == self.state.step
 
     def is_open(self, *, due: bool) -> bool:
         """Return whether this step is yet to be decided on: an evaluation is `due`, or the stage ends."""
-        step = self._setup.state.step
-        if self._monitor is None or self.stopped or not self._stage.first_step < step:
+        step = self.state.step
+        if self._monitor is None or self.stopped or not self.stage.first_step < step:
             return False
-        return self._monitor.step < step and (due or step == self._stage.end)
+        return self._monitor.step < step and (due or step == self.stage.end)
 
     def decide(self, result: Evaluation) -> None:
         """Decide by the figures of an evaluation, and record what follows from them."""
-        if self._monitor is None or result.split != SPLIT:
-            return
-        step, monitor = self._setup.state.step, self._monitor
-        if step <= monitor.step:
+        step, monitor = self.state.step, self._monitor
+        if monitor is None or result.split != SPLIT or step <= monitor.step:
             return
         decision = monitor.feed(step, self._shared(result))
         failpoint("selection.decided")
         if decision.among_best:
             self._kept_step = step
-        self._setup.optimizer.lower_rate(monitor.factor)
-        for text in self._messages(lowered=decision.lowered):
-            self._recorder.tell({"event": "note", "step": step, "text": text})
+        self.optimizer.lower_rate(monitor.factor)
+        for text in self._messages(monitor, lowered=decision.lowered):
+            self.tell({"event": "note", "step": step, "text": text})
 
-    def averages(self) -> bool:
-        """Set the weights to the mean of the best steps, on all workers; return False if there are too few for a mean.
-
-        The rest of the state stays as it is at the best step. Moving averages become the same mean, since they are
-        evaluated.
-        """
-        steps, setup = [step for step, _ in self.best], self._setup
-        if setup.cfg.checkpoint.average is None or len(steps) < 2:
-            return False
-        setup.beat("averaging checkpoints", alone=True)
-        if setup.is_first:
-            for path, value in mean_of(self._evaluated(step) for step in steps).items():
-                for name in {path, _average_of(path)} & setup.state.variables.keys():
-                    setup.state.variables[name].assign(value)
-        setup.parallel.broadcast(list(setup.state.variables.values()))
-        return True
-
-    def value_of(self, result: Evaluation) -> float:
-        """Return the figure by which the best is chosen."""
-        return self._shared(result)[figure_of(self._metric)]
-
-    def is_better(self, value: float) -> bool:
-        """Return whether a figure is better than the best."""
-        return better(figure_of(self._metric), value, self.best[0][1])
+    def improved(self, result: Evaluation) -> float | None:
+        """Return the figure by which the best is chosen, if it is better than the best."""
+        figure = figure_of(self._metric)
+        value = self._shared(result)[figure]
+        return value if better(figure, value, self.best[0][1]) else None
 
     def ending(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Record a note on the weights that the run ends with; return their entry for the run's summary."""
         average, best = choice["average_of"], (choice["step"], choice["value"])
         text = f"ends with the best: {described(best, self._metric)}"
-        if self._setup.cfg.checkpoint.average is not None:
+        if self.cfg.checkpoint.average is not None:
             of = ", ".join(f"{step:,}" for step in average)
             text += f", the mean of steps {of}" if average else ", which no mean of the best improves"
-        self._recorder.tell({"event": "note", "step": choice["step"], "text": text})
+        self.tell({"event": "note", "step": choice["step"], "text": text})
         return {**choice, "metric": f"{SPLIT}.{figure_of(self._metric)}"}
 
     @property
     def _metric(self) -> str:
-        best = self._setup.cfg.checkpoint.best
+        best = self.cfg.checkpoint.best
         assert best is not None
         return best.metric
 
-    def _evaluated(self, step: int) -> dict[str, np.ndarray]:
-        """Return the weights that were evaluated at a step: the averaged ones, where the run keeps an average."""
-        setup = self._setup
-        arrays = checkpoint.read(setup.run, step, expected=setup.state.layout).arrays
-        return {path: arrays.get(_average_of(path), arrays[path]) for path in setup.model.moving}
-
     def _shared(self, result: Evaluation) -> dict[str, float]:
         """Return the figures that decide, as rank 0 has them; NaN where one is undefined."""
-        names = sorted({figure_of(metric) for metric in metrics_of(self._setup.cfg).values()})
-        figures = {**result.figures, "accuracy": result.accuracy} if self._setup.is_first else {}
-        mine = [0.0 if not figures else math.nan if figures[n] is None else float(figures[n]) for n in names]
-        total = self._setup.parallel.total({"figures": np.array(mine)})["figures"]
+        names = sorted({figure_of(metric) for metric in metrics_of(self.cfg).values()})
+        mine = np.zeros(len(names))
+        if self.parallel.rank == 0:
+            figures = {**result.figures, "accuracy": result.accuracy}
+            mine[:] = [math.nan if figures[name] is None else figures[name] for name in names]
+        total = self.parallel.total({"figures": mine})["figures"]
         return dict(zip(names, total.tolist(), strict=True))
 
-    def _messages(self, *, lowered: bool) -> Iterator[str]:
+    def _messages(self, monitor: Monitor, *, lowered: bool) -> Iterator[str]:
         """Yield what the user wants to know of the decision."""
-        cfg, monitor = self._setup.cfg, self._monitor
-        assert monitor is not None
+        cfg, settings = self.cfg, self.stage.optimizer
         if cfg.checkpoint.best is not None and monitor.best:
-            yield f"best so far: {described(self.best[0], self._metric)}"
+            yield f"best so far: {described(monitor.best[0], self._metric)}"
         if lowered:
-            schedule = self._stage.optimizer.schedule
-            rate = self._stage.optimizer.learning_rate * monitor.factor
             yield (
-                f"{SPLIT} {figure_of(schedule.metric or '')} has not improved in {schedule.patience} evaluations: "
-                f"the learning rate is {rate:.2g} from here on"
+                f"{SPLIT} {figure_of(settings.schedule.metric or '')} has not improved in "
+                f"{settings.schedule.patience} evaluations: the learning rate is "
+                f"{settings.learning_rate * monitor.factor:.2g} from here on"
             )
         if monitor.stopped:
             assert cfg.early_stopping is not None
@@ -185,21 +165,3 @@ def described(best: tuple[int, float | None], metric: str) -> str:
     if value is None:
         return f"a {SPLIT} {figure_of(metric)} that is no number"
     return f"step {step:,}, {SPLIT} {figure_of(metric)} {value:.4g}"
-
-
-def mean_of(weights: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the mean of several sets of arrays, summed in float64 one set after another, in the arrays' own types."""
-    sums: dict[str, np.ndarray] = {}
-    dtypes: dict[str, Any] = {}
-    number = 0
-    for arrays in weights:
-        number += 1
-        for path, array in arrays.items():
-            dtypes[path] = array.dtype
-            sums[path] = sums.get(path, 0.0) + array.astype(np.float64)
-    return {path: (total / number).astype(dtypes[path]) for path, total in sums.items()}
-
-
-def _average_of(path: str) -> str:
-    """Return the path of a variable's moving average in the state."""
-    return f"optimizer/ema/{path}"

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tl_dist.data import pipeline
 from tl_dist.models import batch_norm
 from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer.setup import Setup, StageInput, moving_statistics
 from tl_dist.training.step import compiled
 
 NUM_EXAMPLES = 1024
@@ -36,14 +36,14 @@ class PreciseStatistics:
         self, setup: Setup, stage_input: StageInput, tell: Callable[[Mapping[str, Any]], None]
     ) -> None:
         self._setup, self._stage_input, self._tell = setup, stage_input, tell
-        self._statistics = stage_input.model.statistics
-        self._momentum = max(stage_input.model.momentum.values(), default=0.0)
+        cfg, model = setup.cfg, stage_input.model
+        self._statistics = model.statistics
+        self._momentum = max(model.momentum.values(), default=0.0)
         self._enough = stage_input.stage.first_step + round(3 / (1 - self._momentum))
         examples = min(NUM_EXAMPLES, setup.splits["train"].num_examples)
-        cfg = setup.cfg
         self._num_batches = -(-examples // cfg.global_batch)
         self._average = averaging(
-            stage_input.model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
+            model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
         )
         self._told = False
 
@@ -77,8 +77,7 @@ class PreciseStatistics:
             self._stage_input.read_train,
             setup.order,
             rows=rows_of(parallel.rank, parallel.world_size, setup.cfg.global_batch),
-            from_step=step,
-            to_step=step + number,
+            steps=range(step, step + number),
             threads=setup.threads,
         )
         with setup.examples.naming_bad("train", partial(setup.upcoming, number)):
@@ -142,3 +141,34 @@ def averaging(
         return parallel.run(replica_step, batches.get_next(), k)
 
     return average
+
+
+def audit(setup: Setup) -> dict[str, Any] | None:
+    """Return a record of every batch-norm layer as measured on all workers; None where there is none. Blocks.
+
+    It tells for each layer whether its scale or offset is trained, how it normalizes in training, whether its
+    statistics moved, and the largest absolute difference of a worker's statistics from the mean over all workers.
+    """
+    model, parallel, policy = setup.model, setup.parallel, setup.cfg.model.batch_norm
+    start, now = setup.built.statistics, moving_statistics(model)
+    if not now:
+        return None
+    mean = {path: total / parallel.world_size for path, total in parallel.total(now).items()}
+    spread = np.zeros((parallel.world_size, len(now)))
+    spread[parallel.rank] = [float(np.abs(value - mean[path]).max()) for path, value in now.items()]
+    spreads = dict(zip(now, parallel.total({"spread": spread})["spread"].max(axis=0).tolist(), strict=True))
+    layers = []
+    for layer in filter(batch_norm.is_batch_norm, model.network.layers):
+        path = f"backbone/{layer.name}"
+        own = [path + end for end in MOVING]
+        moves = any(p in model.statistics for p in own)
+        layers.append(
+            {
+                "layer": layer.name,
+                "trainable": any(f"{path}/{name}" in model.trainable for name in ("gamma", "beta")),
+                "mode": ("sync" if policy == "auto" else policy) if moves else "inference",
+                "statistics_moved": any(not np.array_equal(now[p], start[p]) for p in own),
+                "spread": max(spreads[p] for p in own),
+            }
+        )
+    return {"event": "batch_norm", "policy": policy, "layers": layers, "step": setup.state.step}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tl_dist.data import pipeline
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Source, decoded_by, quarantine
+from tl_dist.datasets import Source, quarantine
 from tl_dist.datasets.files import unlabelled, unusable
 from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
@@ -93,7 +93,10 @@ def _rounds(
         own: list[NDArray[np.float32]] = []
         reasons: dict[int, str] = {}
         try:
-            own = [_values(step(batches))[mine.start : mine.stop] for _ in range(at_once)]
+            for _ in range(at_once):
+                outputs = step(batches)
+                wide = [outputs[name].numpy() for name in ("logits", "features") if name in outputs]
+                own.append(np.concatenate(wide, axis=1)[mine.start : mine.stop])
         except READ_ERRORS:
             to_come = (k * batch + row for k in range(done, num_batches) for row in mine)
             left = (index for index in to_come if index < source.num_examples)
@@ -117,12 +120,6 @@ def _rounds(
         at_once = min(most, max(1, int(at_once * ROUND_S / max(slowest, 1e-3))))
 
 
-def _values(outputs: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return the logits, and beside them the features where they were computed."""
-    logits: NDArray[np.float32] = outputs["logits"].numpy()
-    return np.concatenate([logits, outputs["features"].numpy()], axis=1) if "features" in outputs else logits
-
-
 def _batches(model: Loaded, source: Source, rows: range) -> Any:
     data, views = model.cfg.data, model.cfg.evaluation.views
     return pipeline.evaluation_batches(
@@ -138,7 +135,7 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     """Predict files in this process alone; `known` has the reason for each file that cannot be decoded."""
     errors = {paths[k]: reason for k, reason in known.items()}
     good = [path for k, path in enumerate(paths) if k not in known]
-    source = unlabelled(good, model.class_names, model.decoding)
+    source = unlabelled(good, model.class_names)
     rows = [np.empty((0, len(model.class_names)), np.float32)]
     examples = [np.empty(0, np.int64)]
     for part in predict(model, source):
@@ -150,30 +147,43 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)
 
 
-def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
-    """Return the source, as the run decodes it, without files whose header is bad; and the reasons by id of these."""
+def predict_decodable(
+    model: Loaded,
+    source: Source,
+    faults: dict[str, str],
+    *,
+    cache: Path,
+    path: Path | None = None,
+    features: bool = False,
+) -> Iterator[Found]:
+    """Yield the examples of `source` that can be decoded, and put the reasons of the others into `faults`, by id.
+
+    Headers are checked first, and the result is kept in the directory
+    `cache`. Refuse (65) more undecodable images than the run allows; `path` is the folder that they are in.
+    """
     parallel = model.parallel
-    screening = quarantine.screen(
-        {"test": source},
-        cache=directory / "header_checks",
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        gather=parallel.gather,
+    splits = {"test": source}
+    screened = quarantine.screen(
+        splits, cache=cache, rank=parallel.rank, world_size=parallel.world_size, gather=parallel.gather
     )
-    source = decoded_by({"test": source}, model.decoding, screening.unusual)["test"]
-    if not screening.bad:
-        return source, {}
-    reasons = {bad.id: bad.reason for bad in screening.bad}
-    return source.subset(np.flatnonzero([name not in reasons for name in source.ids])), reasons
+    faults |= {bad.id: bad.reason for bad in screened}
+    good = source
+    examples = np.flatnonzero([name not in faults for name in source.ids])
+    if faults:
+        good = good.subset(examples)
 
+    def refuse_beyond_budget() -> None:
+        most = quarantine.budget(model.cfg.data.max_bad, splits)
+        if len(faults) > most:
+            name, reason = next(iter(faults.items()))
+            of = path or f"run '{model.run.name}'"
+            what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
+            raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")
 
-def refuse_beyond_budget(
-    model: Loaded, source: Source, faults: Mapping[str, str], path: Path | None = None
-) -> None:
-    """Refuse (65) more undecodable images than the run allows; `path` is the folder that they are in."""
-    most = quarantine.budget(model.cfg.data.max_bad, {"test": source})
-    if len(faults) > most:
-        name, reason = next(iter(faults.items()))
-        of = path or f"run '{model.run.name}'"
-        what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
-        raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")
+    refuse_beyond_budget()
+    for piece in predict(model, good, features=features):
+        if piece.faults:
+            faults |= {good.ids[k]: reason for k, reason in piece.faults.items()}
+        else:
+            yield piece._replace(examples=examples[piece.examples])
+    refuse_beyond_budget()

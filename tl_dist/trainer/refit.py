@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.resize import resize
-from tl_dist.models import refit
+from tl_dist.models import pruning
 from tl_dist.parallel import rows_of
-from tl_dist.runs import init_from as origins
-from tl_dist.trainer import init_from
+from tl_dist.runs import init_from
+from tl_dist.trainer.load_model import load_run
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
@@ -33,14 +33,12 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
     if source is None or not source.refit or setup.state.step or KEY in setup.state.history:
         return
     setup.prepare_for("loading the source")
-    run, cfg = origins.opened(setup.cfg)
-    with setup.parallel.scope():
-        whole = init_from.network_of(run, cfg)
-        init_from.restore(run, cfg, whole.network, {**whole.moving, **whole.frozen})
+    run, cfg = init_from.opened(setup.cfg)
+    whole, _ = load_run(run, cfg, parallel=setup.parallel)
     variables = setup.model.moving
     before = {path: variable.numpy() for path, variable in variables.items()}
     used = []
-    for fit in refit.fits(whole, setup.model):
+    for fit in pruning.fits(whole, setup.model):
         used.append(fit.num_images(setup.splits["train"].num_examples))
         sums = _sums(setup, fit, used[-1])
         if sums["stop"]:
@@ -56,7 +54,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
     say({"event": "note", "text": f"{len(used)} layers fitted to {run.path} by least squares on {images}"})
 
 
-def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
+def _sums(setup: Setup, fit: pruning.Fit, num_images: int) -> dict[str, Any]:
     """Return the sums over all images that determine the solution, and whether to stop."""
     parallel, source = setup.parallel, setup.splits["train"]
     size, crop = setup.built.image_size, setup.cfg.data.kept_fraction

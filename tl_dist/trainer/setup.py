@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +14,34 @@ from numpy.typing import NDArray
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.stages import Stage, plan
+from tl_dist.data import pipeline
 from tl_dist.data.order import Order
 from tl_dist.datasets import Splits
+from tl_dist.features import views as feature_views
+from tl_dist.features.stored import FeatureSet
 from tl_dist.models import classifier, precision, weights
-from tl_dist.models.classifier import Classifier
+from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer import audit, examples, init_from
+from tl_dist.trainer import examples, load_model
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.init_from import refuse_changed_code
+from tl_dist.trainer.load_model import refuse_changed_code, start_tensorflow
 from tl_dist.training import monitor, optim
-from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
+from tl_dist.training.step import balanced_class_weights
 
 
-class StopRequested(Exception):
+class StopRequested(Refusal):
     """The user or Slurm has asked the run to stop; raised by all workers at the same point."""
+
+    def __init__(self, what: str = "the work") -> None:
+        fix = "run the same command again."
+        super().__init__(f"{what} was stopped.", fix=fix, code=ExitCode.REQUEUE)
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,51 @@ class Setup:
         return list(wanted) if wanted else None
 
 
+@dataclass(frozen=True)
+class TrainFeatures:
+    """The features of the training split."""
+
+    found: FeatureSet
+    rows: np.ndarray | None
+    """the rows of the split in the set; None: all"""
+
+    def values(self) -> np.ndarray:
+        """Return them as float32 [examples, views, features]."""
+        return self.found.array() if self.rows is None else self.found.array()[self.rows]
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """The model that a stage trains, and the readers of its input: images, or features computed from them."""
+
+    stage: Stage
+    model: Classifier
+    read_train: pipeline.Read
+    read: Mapping[str, pipeline.Read]
+    """how evaluation reads each split"""
+    features: TrainFeatures | None = None
+    """where features are read instead of images"""
+    look_up: pipeline.LookUp | None = None
+    """the teacher's logits of training examples, where they are computed once"""
+    teacher: Callable[[Any], Any] | None = None
+    """images -> logits, where the teacher is computed in each step"""
+
+
+def from_images(setup: Setup, stage: Stage) -> StageInput:
+    """Return the input of a stage that reads images; training images are augmented."""
+    cfg, size = setup.cfg, setup.built.image_size
+    data, crop = cfg.data, cfg.data.kept_fraction
+    return StageInput(
+        stage,
+        setup.model.trained_from(stage.train_from),
+        pipeline.augmented(setup.splits["train"], data.augment, cfg.seed, size, data.augmentation, crop),
+        {
+            name: feature_views.in_views(pipeline.plain(source, size, crop), cfg.evaluation.views)
+            for name, source in setup.splits.items()
+        },
+    )
+
+
 def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> Setup:
     """Build all that one attempt needs, as the run's config says. Must be the first use of TensorFlow in a worker.
 
@@ -172,7 +222,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     )
     run_stages = plan(cfg, order.steps)
     built = _build(cfg, run_stages, readable.splits, parallel, computed_in)
-    decoded = examples.decoded_once(readable, cfg, parallel, built.image_size)
+    decoded = examples.decoded_once(readable, cfg, built.image_size)
     state = TrainState({**built.model.moving, **built.optimizer.variables})
     return Setup(run, cfg, parallel, threads, computed_in, decoded, order, run_stages, built, state, on_gpu)
 
@@ -184,13 +234,8 @@ def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpo
     """
     saved = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
     if saved is not None:
-        take(setup, saved)
+        setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
     return saved
-
-
-def take(setup: Setup, saved: checkpoint.Checkpoint) -> None:
-    """Set the state to a checkpoint that was read."""
-    setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
 
 
 def go_back(setup: Setup, step: int) -> None:
@@ -204,31 +249,31 @@ def go_back(setup: Setup, step: int) -> None:
     state.agree_on(step, state.history)
 
 
-@contextmanager
-def process_as_it_was() -> Iterator[None]:
-    """Let the body change global settings of the process and create private files; restore the settings after it."""
-    policy, umask = keras.config.dtype_policy(), os.umask(0o077)
-    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-    try:
-        yield
-    finally:
-        os.umask(umask)
-        tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        keras.config.set_dtype_policy(policy)
+def average(setup: Setup, steps: Sequence[int]) -> None:
+    """Set the weights to the mean of those that were evaluated at several steps, on all workers.
+
+    The rest of the state stays as it is. Moving averages of the weights become the same mean, since they are evaluated.
+    """
+    state = setup.state
+    setup.beat("averaging checkpoints", alone=True)
+    if setup.is_first:
+        sums: dict[str, Any] = {}
+        for step in steps:  # in float64, one after another, so that two are in memory
+            arrays = checkpoint.read(setup.run, step, expected=state.layout).arrays
+            for path in setup.model.moving:
+                value = arrays.get(f"optimizer/ema/{path}", arrays[path])
+                sums[path] = sums.get(path, 0.0) + value.astype(np.float64)
+        for path, total in sums.items():
+            for name in {path, f"optimizer/ema/{path}"} & state.variables.keys():
+                variable = state.variables[name]
+                variable.assign((total / len(steps)).astype(variable.dtype.as_numpy_dtype))
+    setup.parallel.broadcast(list(state.variables.values()))
 
 
-def start_tensorflow(cfg: Config, cores: int | None) -> int:
-    """Set threads and determinism before TensorFlow touches a device; return the number of threads of this worker."""
-    tf.config.experimental.enable_tensor_float_32_execution(cfg.runtime.tf32)
-    if cores is None:
-        return cfg.runtime.threads or len(os.sched_getaffinity(0))
-    threads = cfg.runtime.threads or cores
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    keras.utils.set_random_seed(cfg.seed)
-    if cfg.runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    return threads
+def moving_statistics(model: Classifier) -> dict[str, NDArray[Any]]:
+    """Return a host copy of the moving statistics of every batch-norm layer, by path."""
+    variables = {**model.moving, **model.frozen}
+    return {path: np.array(v.numpy()) for path, v in variables.items() if path.endswith(MOVING)}
 
 
 def _build(
@@ -241,7 +286,7 @@ def _build(
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
     image_size = cfg.data.image_size or backbone.input_size
     with parallel.scope():
-        model = classifier.build(
+        model = classifier.Classifier(
             backbone,
             cfg.model,
             image_size=image_size,
@@ -260,8 +305,8 @@ def _build(
                 every = {**whole.moving, **whole.frozen}
                 heads = () if cfg.source.head else ("head/",)
                 carried = {path: v for path, v in every.items() if not path.startswith(heads)}
-                origin_sha256 = init_from.carry(model.network, carried, cfg, splits["train"].class_names)
-        statistics = audit.statistics(whole)
+                origin_sha256 = load_model.carry(model.network, carried, cfg, splits["train"].class_names)
+        statistics = moving_statistics(whole)
         optimizer = Optimizer(
             cfg.optimizer,
             whole.trainable,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -14,14 +16,12 @@ from tl_dist.data.batch import Batch
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer import agreement, audit
+from tl_dist.trainer import agreement
 from tl_dist.trainer.evaluate import Evaluator
 from tl_dist.trainer.model_selection import ModelSelection
-from tl_dist.trainer.profile import Profile
-from tl_dist.trainer.recorder import Recorder
-from tl_dist.trainer.setup import Setup, StopRequested, go_back
-from tl_dist.trainer.stage_input import StageInput, from_images
+from tl_dist.trainer.precise_statistics import audit
+from tl_dist.trainer.run_writer import RunWriter
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, average, from_images, go_back
 from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report
@@ -34,10 +34,11 @@ _iterators: list[object] = []
 class StageTraining:
     """Train one stage in one attempt: its compiled functions, and the events between their calls."""
 
-    def __init__(self, setup: Setup, stage_input: StageInput, recorder: Recorder) -> None:
-        self._setup, self._stage_input, self._recorder = setup, stage_input, recorder
+    def __init__(self, setup: Setup, stage_input: StageInput, writer: RunWriter | None) -> None:
+        self._setup, self._stage_input, self._writer = setup, stage_input, writer
+        self._tell = writer.tell if writer else lambda record: None
         self._stage = stage = stage_input.stage
-        cfg, parallel = setup.cfg, setup.parallel
+        cfg, parallel, distill = setup.cfg, setup.parallel, setup.cfg.distill
         self._rate = lambda at: optim.learning_rate(
             stage.optimizer,
             at - stage.first_step,
@@ -50,11 +51,9 @@ class StageTraining:
             cfg.loss.label_smoothing,
             setup.class_weights(),
             mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
-            distillation=None
-            if cfg.distill is None
-            else Distillation(cfg.distill.temperature, cfg.distill.weight),
+            distillation=Distillation(distill.temperature, distill.weight) if distill else None,
         )
-        self._selection = ModelSelection(setup, stage, recorder)
+        self._selection = ModelSelection(cfg, stage, setup.state, setup.optimizer, parallel, self._tell)
         plateau = stage.optimizer.schedule.name == "plateau"
         step = TrainStep(
             stage_input.model,
@@ -72,25 +71,37 @@ class StageTraining:
         )
         self._run_steps = train_chunk(step)
         self._checksums = weight_checksums(setup.model, parallel)
-        self._evaluator = Evaluator(setup, stage_input, recorder.tell)
+        self._evaluator = Evaluator(setup, stage_input, self._tell)
         self._precise = self._evaluator.precise
-        self._profile = Profile(setup)
+        first, last = cfg.report.profile or (0, -1)
+        self._profiled = range(first, last + 1)
+        self._profile = Profile(
+            self._profiled if setup.is_first else range(0),
+            setup.run.tensorboard,
+            partial(setup.beat, "writing a profile", alone=True),
+        )
         self._skipped_in_a_row = 0
         self._evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
         self._evaluated_at: dict[str, int] = {}
 
     def run(self) -> None:
         """Train and evaluate the stage; raise StopRequested where that is left to the next attempt."""
-        with self._profile, self._setup.examples.naming_bad("train", self._next_epoch):
+        setup = self._setup
+        # The examples that this worker may read before the next report.
+        next_epoch = partial(setup.upcoming, setup.order.steps(1.0))
+        with closing(self._profile), setup.examples.naming_bad("train", next_epoch):
+            self._profile.reached(setup.state.step)
             self._decide_on_current_step()  # a kill may have come between the save and the decision
             if not self._selection.stopped:
                 self._train()
             self._decide_on_current_step()
-        self._recorder.save()  # before figures, or the frozen part of the next stage, take time
+        if self._writer:  # before figures, or the frozen part of the next stage, take time
+            self._writer.save()
         if self._is_last:
             self._finish_run()
         else:
-            self._hand_over_to_next_stage()
+            self._go_back_to_best()
+            setup.state.advance(self._stage.end - setup.state.step)
 
     @property
     def _is_last(self) -> bool:
@@ -102,12 +113,9 @@ class StageTraining:
         if self._selection.is_open(due=due):
             self.evaluate("validation")
 
-    def _hand_over_to_next_stage(self) -> None:
-        self._go_back_to_best()
-        self._setup.state.advance(self._stage.end - self._setup.state.step)
-
     def _finish_run(self) -> None:
-        self._audit()
+        if (record := audit(self._setup)) is not None:
+            self._tell(record)
         if self._selection.best:
             self._end_with_best()
         for split in ("validation", "test"):
@@ -120,7 +128,10 @@ class StageTraining:
         every: dict[Callable[[], None], int] = {self._compare_weights: cfg.safety.checksum_every_steps}
         if "validation" in setup.splits:
             every[partial(self.evaluate, "validation")] = self._evaluate_every
-        self._show_images()
+        if self._writer and setup.state.step == 0 and cfg.report.tensorboard:
+            shown = range(min(16, cfg.global_batch))
+            batch = next(iter(_train_batches(setup, from_images(setup, self._stage), shown)))
+            self._writer.images(batch.images.numpy(), batch.labels.numpy())
         save_every = cfg.checkpoint.every_steps or self._stage.end
         rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
         agreement.prove_rows(setup.parallel, rows, cfg.global_batch)
@@ -132,7 +143,7 @@ class StageTraining:
             self._run_steps,
             setup.parallel,
             cadence=loop.Cadence(
-                [cfg.report.every_steps, *every.values(), save_every], self._stage.end, self._profile.steps
+                [cfg.report.every_steps, *every.values(), save_every], self._stage.end, self._profiled
             ),
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))) * self._selection.factor,
             stop_requested=partial(setup.stop_requested, "stepping"),
@@ -142,7 +153,8 @@ class StageTraining:
             setup.beat("reporting", alone=True)  # rank 0 writes it, and may have to wait for a save
             self._profile.reached(report.step)
             failpoint("train.chunk_done")
-            self._recorder.report(report)
+            if self._writer:
+                self._writer.report(report)
             self._count_skipped(report)
             if report.stop:
                 raise StopRequested
@@ -153,32 +165,28 @@ class StageTraining:
                 self._settle_statistics()
                 break
             # After the evaluation, so that no checkpoint lacks the decision on its own step; `run` saves the last step.
-            if report.step < self._stage.end:
-                due = loop.is_due(report.step, save_every) or self._selection.keeps_step
-                self._recorder.save_if(due)
+            if self._writer and report.step < self._stage.end:
+                self._writer.save_if(loop.is_due(report.step, save_every) or self._selection.keeps_step)
             setup.beat("stepping")
 
     def evaluate(self, split: str) -> None:
         """Record the figures of a whole split, once per step, and decide by them."""
-        if self._evaluated_at.get(split) == self._setup.state.step:
+        step = self._setup.state.step
+        if self._evaluated_at.get(split) == step:
             return
-        result = self._evaluate(split)
-        self._recorder.evaluated(result)
-        self._evaluated_at[split] = self._setup.state.step
-        self._selection.decide(result)
-
-    def _evaluate(self, split: str) -> Evaluation:
         result = self._evaluator.evaluate(split)
-        if result is None:
-            raise StopRequested
-        return result
+        if self._writer:
+            self._writer.evaluated(step, result)
+        self._evaluated_at[split] = step
+        self._selection.decide(result)
 
     def _go_back_to_best(self) -> None:
         """Set the state to the best step of the stage, where one is kept, with batch statistics that fit it."""
         if self._selection.best:
             (step, _), *_ = self._selection.best
             self._setup.beat("saving", alone=True)
-            self._recorder.save(wait=True)
+            if self._writer:
+                self._writer.save(wait=True)
             if step != self._setup.state.step:
                 go_back(self._setup, step)
                 self._settle_statistics()
@@ -187,30 +195,27 @@ class StageTraining:
         """Give the model the weights that the run ends with, and record which these are."""
         setup, selection, last = self._setup, self._selection, self._setup.state.step
         self._go_back_to_best()
-        self._recorder.nothing_to_save()
+        if self._writer:
+            self._writer.nothing_to_save()
+        steps = [step for step, _ in selection.best]
         choice = {"step": setup.state.step, "value": selection.best[0][1], "average_of": []}
         changed = self._precise.needed and setup.state.step != last
-        if selection.averages():
-            value = self._value_of_average()
-            if selection.is_better(value):
-                choice |= {"value": value, "average_of": [step for step, _ in selection.best]}
+        if setup.cfg.checkpoint.average is not None and len(steps) > 1:
+            average(setup, steps)
+            if self._stage_input.model.statistics:
+                self._precise.compute()
+            self._evaluated_at.pop("validation", None)  # the predictions on disk are now the average's
+            value = selection.improved(self._evaluator.evaluate("validation"))
+            if value is not None:
+                choice |= {"value": value, "average_of": steps}
                 changed = True
             else:
                 go_back(setup, setup.state.step)
                 self._settle_statistics()
         setup.beat("saving", alone=True)
-        self._recorder.ends_with(selection.ending(choice), save=changed)
-
-    def _value_of_average(self) -> float:
-        """Return the figure of the averaged weights, with batch statistics of their own."""
-        if self._stage_input.model.statistics:
-            self._precise.compute()
-        self._evaluated_at.pop("validation", None)  # the predictions on disk are now the average's
-        return self._selection.value_of(self._evaluate("validation"))
-
-    def _next_epoch(self) -> Iterator[int]:
-        """Return the examples that this worker may read before the next report."""
-        return self._setup.upcoming(self._setup.order.steps(1.0))
+        ending = selection.ending(choice)
+        if self._writer:
+            self._writer.ends_with(ending, save=changed)
 
     def _settle_statistics(self) -> None:
         """Recompute the batch statistics for the weights that the stage ends with, before a checkpoint of them.
@@ -222,23 +227,13 @@ class StageTraining:
                 self._precise.compute()
 
     def _compare_weights(self) -> None:
-        setup = self._setup
-        rows = self._checksums().numpy()
-        agreement.compare_weights(setup.parallel, rows, list(setup.model.moving), setup.state.step)
-
-    def _audit(self) -> None:
-        setup = self._setup
-        record = audit.batch_norm(
-            setup.model, setup.cfg.model.batch_norm, setup.built.statistics, setup.parallel
-        )
-        if record is not None:
-            self._recorder.tell({**record, "step": setup.state.step})
+        rows, names = self._checksums().numpy(), list(self._setup.model.moving)
+        agreement.compare_weights(self._setup.parallel, rows, names, self._setup.state.step)
 
     def _count_skipped(self, report: Report) -> None:
         """Refuse to continue after many skipped steps in a row; under loss scaling a few are normal."""
-        self._skipped_in_a_row = (
-            self._skipped_in_a_row + report.steps if report.num_skipped == report.steps else 0
-        )
+        all_skipped = report.num_skipped == report.steps
+        self._skipped_in_a_row = self._skipped_in_a_row + report.steps if all_skipped else 0
         if self._skipped_in_a_row >= self._setup.cfg.safety.max_skipped:
             raise Refusal(
                 f"the last {self._skipped_in_a_row} steps up to step {report.step} had a gradient that is not finite, "
@@ -247,28 +242,60 @@ class StageTraining:
                 code=ExitCode.NO_REQUEUE,
             )
 
-    def _show_images(self) -> None:
-        """Show the first training images, augmented, in TensorBoard."""
-        setup = self._setup
-        if setup.is_first and setup.state.step == 0 and setup.cfg.report.tensorboard:
-            rows = range(min(16, setup.cfg.global_batch))
-            batch = next(iter(_train_batches(setup, from_images(setup, self._stage), rows)))
-            self._recorder.images(batch.images.numpy(), batch.labels.numpy())
+
+@dataclass
+class Profile:
+    """Trace `steps` for TensorBoard's profile page; a chunk must end at each of them, so that it is one step."""
+
+    steps: range
+    directory: Path
+    before_writing: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self._running = False
+        self._step = ExitStack()
+
+    def reached(self, step: int) -> None:
+        """Begin at the first of the steps, end at the last; a run that resumes between them traces nothing."""
+        if step not in self.steps:
+            return
+        self._step.close()
+        if step == self.steps[0]:
+            options = tf.profiler.experimental.ProfilerOptions(python_tracer_level=0)
+            tf.profiler.experimental.start(str(self.directory), options)
+            self._running = True
+        if step == self.steps[-1]:
+            self.close()
+        elif self._running:
+            # TensorBoard recognizes a step by this name and argument.
+            self._step.enter_context(tf.profiler.experimental.Trace("train", step_num=step + 1, _r=1))
+
+    def close(self) -> None:
+        """Write what was traced."""
+        self._step.close()
+        if self._running:
+            self._running = False
+            self.before_writing()
+            tf.profiler.experimental.stop()
 
 
 def _train_batches(setup: Setup, stage_input: StageInput, rows: range) -> tf.data.Dataset:
-    annotations = setup.splits["train"].annotations
+    order, annotations = setup.order, setup.splits["train"].annotations
+    transforms = []
+    if annotations.soft is not None:
+        transforms.append(pipeline.soft_labels(order, annotations.soft))
+    if features := stage_input.model.mask_features:
+        transforms.append(pipeline.dropout_masks(order, features, setup.cfg.model.dropout))
+    if annotations.weights is not None:
+        transforms.append(pipeline.example_weights(order, annotations.weights))
+    if stage_input.look_up is not None:
+        transforms.append(pipeline.teacher_logits(order, stage_input.look_up))
     batches = pipeline.train_batches(
         stage_input.read_train,
-        setup.order,
+        order,
         rows=rows,
-        from_step=setup.state.step,
-        to_step=stage_input.stage.end,
-        mask_features=stage_input.model.mask_features,
-        dropout=setup.cfg.model.dropout,
-        weights=annotations.weights,
-        soft=annotations.soft,
-        teacher=stage_input.look_up,
+        steps=range(setup.state.step, stage_input.stage.end),
+        transforms=transforms,
         threads=setup.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

@@ -28,7 +28,8 @@ def train_chunk(step: TrainStep) -> Callable[[Any, Any, Any], dict[str, Any]]:
     """
     parallel = step.parallel
     one_replica_each = parallel.num_replicas == parallel.world_size > 1
-    chunk = PrefetchedPrefix(step) if one_replica_each and step.has_frozen else SequentialSteps(step)
+    has_frozen = step.model.has_prefix or step.teacher is not None
+    chunk = PrefetchedPrefix(step) if one_replica_each and has_frozen else SequentialSteps(step)
     return compiled(chunk.run_steps)
 
 

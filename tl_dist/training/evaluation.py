@@ -43,10 +43,32 @@ def evaluation_step(
     `features` the result also has `features`, laid out like `logits`: the last layer's float32 input for view 0.
     """
 
+    def in_place(rows: Any, batch: Batch) -> Any:
+        """Scatter the rows of real examples to their places in the global batch; 0 elsewhere."""
+        values = tf.where(counted(batch)[:, None] > 0, rows, 0.0)
+        places = (batch.positions % global_batch)[:, None]
+        return tf.scatter_nd(places, values, [global_batch, rows.shape[1]])
+
+    def mean_over_views(images: Any) -> Any:
+        log_probabilities = tf.map_fn(
+            lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
+            tf.range(views),
+            fn_output_signature=tf.TensorSpec([images.shape[0], objective.num_classes], tf.float32),
+            parallel_iterations=1,  # so that only one view at a time is in memory
+        )
+        return tf.reduce_logsumexp(log_probabilities, axis=0) - math.log(views)
+
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
-        del step
-        outputs = _outputs(model, batch.images, objective.num_classes, views, features=features)
-        logits, real = outputs["logits"], counted(batch)
+        outputs: dict[str, Any] = {}
+        if features:
+            logits, outputs["features"] = model.with_features(
+                batch.images if views == 1 else batch.images[:, 0]
+            )
+        if views > 1:
+            logits = mean_over_views(batch.images)
+        elif not features:
+            logits = model(batch.images)
+        outputs["logits"], real = logits, counted(batch)
         return {
             "loss": tf.cast(tf.reduce_sum(tf.minimum(objective.losses(logits, batch), MOST)), tf.float64),
             "examples": tf.cast(tf.reduce_sum(real), tf.float64),
@@ -60,7 +82,7 @@ def evaluation_step(
             "seen": tf.reduce_sum(
                 tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)
             ),
-            **{name: _in_place(rows, batch, global_batch) for name, rows in outputs.items()},
+            **{name: in_place(rows, batch) for name, rows in outputs.items()},
         }
 
     @compiled
@@ -68,36 +90,6 @@ def evaluation_step(
         return parallel.run(replica_step, batches.get_next(), tf.constant(0, tf.int64))
 
     return evaluate_batch
-
-
-def _outputs(
-    model: Classifier, images: Any, num_classes: int, views: int, *, features: bool
-) -> dict[str, Any]:
-    """Return `logits`, and `features` if wanted, of a replica's rows."""
-    outputs: dict[str, Any] = {}
-    if features:
-        logits, outputs["features"] = model.with_features(images if views == 1 else images[:, 0])
-    elif views == 1:
-        logits = model(images)
-    if views > 1:
-        # Only one view at a time is in memory.
-        log_probabilities = tf.map_fn(
-            lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
-            tf.range(views),
-            fn_output_signature=tf.TensorSpec([images.shape[0], num_classes], tf.float32),
-            parallel_iterations=1,
-        )
-        logits = tf.reduce_logsumexp(log_probabilities, axis=0) - math.log(views)
-    return {"logits": logits, **outputs}
-
-
-def _in_place(rows: Any, batch: Batch, global_batch: int) -> Any:
-    """Scatter the rows of real examples to their places in the global batch; 0 elsewhere."""
-    return tf.scatter_nd(
-        (batch.positions % global_batch)[:, None],
-        tf.where(counted(batch)[:, None] > 0, rows, 0.0),
-        [global_batch, rows.shape[1]],
-    )
 
 
 def example_hash(index: Any) -> Any:
@@ -129,10 +121,8 @@ def evaluate(
         if num_examples * logits.shape[1] <= MAX_LOGITS:
             gathered = gathered or _Logits(parallel, num_batches, *logits.shape)
             gathered.add(logits)
-        for (
-            key,
-            value,
-        ) in outputs.items():  # summed on the device: for 1,000 classes the confusion matrix has 8 MB
+        for key, value in outputs.items():
+            # On the device: for 1,000 classes the confusion matrix has 8 MB.
             sums[key] = sums[key] + value if key in sums else value
         # Workers look at the stop flag after the same batch, since the interval comes from a total.
         if done == next_check:

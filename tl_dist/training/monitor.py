@@ -1,33 +1,26 @@
 """Decide by figures of the validation split: the best steps of a stage, an early stop, a lower learning rate.
 
-The monitor is a state machine without a clock, a file or a tensor: fed the same figures in the order of their steps it
-decides the same, in any number of attempts. Its state is JSON, kept in the history of the run with each checkpoint.
-Early stopping and the plateau follow Keras's callbacks.
+A state machine of JSON, kept in the history of a run: the same figures decide the same. As Keras's callbacks do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_dist.config import Config
 from tl_dist.config.model_selection import FIGURES, figure_of
 from tl_dist.config.stages import Stage
 
-KEY = "monitor"
-"""of the monitor's state in the history of a run"""
+KEY = "monitor"  # of the monitor's state in the history of a run
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The decision after one evaluation."""
 
-    among_best: bool = False
-    """whether the weights are among the best, so that they must be kept"""
-    lowered: bool = False
-    """whether the learning rate is lower from the next step on"""
+    among_best: bool = False  # so that the weights must be kept
+    lowered: bool = False  # the learning rate, from the next step on
 
 
 class Monitor:
@@ -40,15 +33,9 @@ class Monitor:
         self._schedule = stage.optimizer.schedule
         self._rate = stage.optimizer.learning_rate
         if history.get(KEY, {}).get("stage") != stage.number:
-            history[KEY] = {
-                "stage": stage.number,
-                "step": -1,
-                "best": [],
-                "stopping": {"best": None, "step": -1, "waited": 0},
-                "plateau": {"best": None, "step": -1, "waited": 0},
-                "factor": 1.0,
-                "stopped": False,
-            }
+            watched = {"best": None, "step": -1, "waited": 0}
+            history[KEY] = {"stage": stage.number, "step": -1, "best": []}
+            history[KEY] |= {"stopping": watched, "plateau": {**watched}, "factor": 1.0, "stopped": False}
         self._state: dict[str, Any] = history[KEY]
 
     @property
@@ -87,35 +74,24 @@ class Monitor:
             return Decision()
         self._state["step"] = step
         among_best = lowered = False
-        if self._best is not None:
-            among_best = self._rank(step, figure_of(self._best.metric), figures)
+        figure = figure_of(self._best.metric) if self._best is not None else None
+        if figure is not None and not math.isnan(figures[figure]):
+            sign = -1 if FIGURES[figure] == "max" else 1
+            ranked = sorted([*self.best, (step, figures[figure])], key=lambda pair: (sign * pair[1], pair[0]))
+            self._state["best"] = [list(pair) for pair in ranked[: self._num_best]]
+            among_best = [step, figures[figure]] in self._state["best"]
         if self._stopping is not None:
             watched, settings = self._state["stopping"], self._stopping
             _compare(watched, step, figures, figure_of(settings.metric), settings.min_delta)
             self._state["stopped"] = watched["waited"] >= settings.patience
-        if self._schedule.name == "plateau":
-            lowered = self._lower(step, figures)
+        if (schedule := self._schedule).name == "plateau":
+            watched = self._state["plateau"]
+            assert schedule.metric is not None
+            _compare(watched, step, figures, figure_of(schedule.metric), schedule.min_delta)
+            factor = max(self.factor * schedule.drop_factor, schedule.min_rate / self._rate)
+            if watched["waited"] >= schedule.patience and factor < self.factor:
+                self._state["factor"], watched["waited"], lowered = factor, 0, True
         return Decision(among_best, lowered)
-
-    def _rank(self, step: int, figure: str, figures: Mapping[str, float]) -> bool:
-        value = figures[figure]
-        if math.isnan(value):
-            return False
-        sign = -1 if FIGURES[figure] == "max" else 1
-        ranked = sorted([*self.best, (step, value)], key=lambda pair: (sign * pair[1], pair[0]))
-        self._state["best"] = [list(pair) for pair in ranked[: self._num_best]]
-        return [step, value] in self._state["best"]
-
-    def _lower(self, step: int, figures: Mapping[str, float]) -> bool:
-        schedule, watched = self._schedule, self._state["plateau"]
-        assert schedule.metric is not None
-        _compare(watched, step, figures, figure_of(schedule.metric), schedule.min_delta)
-        if watched["waited"] < schedule.patience:
-            return False
-        factor = max(self.factor * schedule.drop_factor, schedule.min_rate / self._rate)
-        if lowered := factor < self.factor:
-            self._state["factor"], watched["waited"] = factor, 0
-        return lowered
 
 
 def best_steps(history: Mapping[str, Any]) -> list[int]:

@@ -1,23 +1,19 @@
 """Apply update rule, schedule and dynamic loss scale to gradients that have already been reduced.
 
-The updates are Keras's (a test compares 20 steps of each), on TensorFlow's fused kernels. Keras's optimizer classes are
-not used: they clip and test for finiteness before MirroredStrategy reduces, so that an Inf on one replica would reach
-the weights of all. Here every replica sees the same reduced gradient, decides the same, and updates its own copy; the
-optimizer never communicates.
+The updates are Keras's, whose own optimizers test for finiteness before the reduction: Infs would reach all weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tl_dist.config import OptimizerConfig, ScheduleConfig
-from tl_dist.training import layerwise
-from tl_dist.training.rules import Rule, rules
+from tl_dist.models.batch_norm import read as _read
 
 INITIAL_LOSS_SCALE = 2.0**15
 GROW_AFTER = 2000  # finite steps in a row, then the scale doubles (Micikevicius et al., arXiv 1710.03740)
@@ -44,13 +40,48 @@ def learning_rate(config: OptimizerConfig, step: Any, *, steps_per_epoch: float,
     return config.learning_rate * factor
 
 
+class Rule(NamedTuple):
+    """How one variable departs from the common update."""
+
+    rate: float = 1.0  # factor on the learning rate
+    decay: float = 0.0
+    toward_start: bool = False
+    """decay toward the initial value of the variable instead of 0; under sgd its gradient is added to the loss's, under
+    lars and lamb it is part of the update, else it is decoupled"""
+
+
+def rules(
+    config: OptimizerConfig,
+    trainable: Mapping[str, Any],
+    depths: Mapping[str, int] | None = None,
+    new: Collection[str] = (),
+) -> dict[str, Rule]:
+    """Return the rule of each variable. `depths` counts from the head (0) down; `new` has paths without pretraining.
+
+    Weight decay and L2-SP leave out variables with fewer than two axes, as do the authors of L2-SP (`_decay`, mode 1,
+    in model/network_base.py of github.com/holyseven/TransferLearningClassification).
+    """
+    head_rate = (config.head_learning_rate or config.learning_rate) / config.learning_rate
+    new_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
+    table = {}
+    for path, variable in trainable.items():
+        is_head = path.startswith("head/")
+        is_new = is_head or path in new
+        rate = head_rate if is_head else config.layer_decay ** (depths or {}).get(path, 0)
+        if len(variable.shape) < 2:
+            table[path] = Rule(rate)
+        elif config.l2_sp and not is_new:
+            table[path] = Rule(rate, config.l2_sp, toward_start=True)
+        else:
+            table[path] = Rule(rate, new_decay if is_new else config.weight_decay)
+    return table
+
+
 class _Factors(NamedTuple):
     """Scalars of one step that depend on how many updates a variable has had."""
 
-    toward_weights: Any
-    """how far the average moves toward the weight, 0 to 1"""
-    beta_1_power: Any
-    """of Adam, as is beta_2_power"""
+    toward_weights: Any  # how far the average moves toward the weight, 0 to 1
+    beta_1_power: Any  # of Adam, as is beta_2_power
     beta_2_power: Any
 
 
@@ -73,27 +104,26 @@ class Optimizer:
         self._config = config
         self._trainable = dict(trainable)
         self._stages = [dict(s) for s in stages] if stages else [rules(config, trainable)]
+        named = {path: (k, v) for k, (path, v) in enumerate(self._trainable.items())}
         slots: tuple[str, ...] = ("m", "v")
         if config.name in ("sgd", "lars"):
             slots = ("momentum",) if config.momentum else ()
         self._slots = {
             slot: {
                 path: tf.Variable(tf.zeros(v.shape, v.dtype), trainable=False, name=f"{slot}_{k}")
-                for k, (path, v) in enumerate(self._trainable.items())
+                for path, (k, v) in named.items()
             }
             for slot in slots
         }
-        self.averages: dict[str, Any] = {}
+        self.averages: dict[str, Any] = {
+            path: tf.Variable(v.numpy(), trainable=False, name=f"ema_{k}")
+            for path, (k, v) in named.items()
+            if config.ema
+        }
         """moving averages of the weights by path; empty if none are kept"""
-        if config.ema:
-            self.averages = {
-                path: tf.Variable(v.numpy(), trainable=False, name=f"ema_{k}")
-                for k, (path, v) in enumerate(self._trainable.items())
-            }
-            self._slots["ema"] = self.averages
         self.start: dict[str, Any] = {
             path: tf.Variable(v.numpy(), trainable=False, name=f"start_{k}")
-            for k, (path, v) in enumerate(self._trainable.items())
+            for path, (k, v) in named.items()
             if any(path in stage and stage[path].toward_start for stage in self._stages)
         }
         """the initial weights that L2-SP pulls toward, by path: constants, pinned by the digest of the weights' file"""
@@ -109,18 +139,12 @@ class Optimizer:
         self._finite_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_in_a_row")
         self._rate_factor = tf.Variable(1.0, trainable=False)  # not saved: comes from a checkpoint's history
         self.variables: dict[str, Any] = {
-            **{
-                "optimizer/updates" + (f"/{k}" if k else ""): variable
-                for k, variable in enumerate(self._updates)
-            },
-            "optimizer/loss_scale": self._loss_scale,
-            "optimizer/finite_in_a_row": self._finite_in_a_row,
-            **{
-                f"optimizer/{slot}/{path}": v
-                for slot, table in self._slots.items()
-                for path, v in table.items()
-            },
+            f"optimizer/updates/{k}" if k else "optimizer/updates": v for k, v in enumerate(self._updates)
         }
+        self.variables["optimizer/loss_scale"] = self._loss_scale
+        self.variables["optimizer/finite_in_a_row"] = self._finite_in_a_row
+        for slot, table in (*self._slots.items(), ("ema", self.averages)):
+            self.variables |= {f"optimizer/{slot}/{path}": v for path, v in table.items()}
 
     def slowest(self, stage: int) -> tuple[str, float]:
         """Return the path of the variable with the lowest rate in a stage, and its factor on the learning rate."""
@@ -181,7 +205,9 @@ class Optimizer:
         norm = tf.linalg.global_norm(grads)
         finite = tf.math.is_finite(norm)
         if select:
-            written = self._written(stage)
+            paths, tables = self._stages[stage], (*self._slots.values(), self.averages)
+            slots = [table[path] for table in tables for path in paths if path in table]
+            written = [self._updates[stage], *(self._trainable[path] for path in paths), *slots]
             before = [_read(variable) for variable in written]
             self._update(grads, norm, rate, stage)
             for variable, old in zip(written, before, strict=True):
@@ -192,14 +218,14 @@ class Optimizer:
                 finite, lambda: self._update(grads, norm, rate, stage), lambda: tf.constant(1.0)
             )
         if self._scale_loss:
-            self._rescale(finite)
+            # Double it after enough finite steps in a row, halve it after one that is not.
+            scale, in_a_row = self.scale(), _read(self._finite_in_a_row) + 1
+            full = in_a_row >= GROW_AFTER
+            grown = tf.where(full, scale * 2.0, scale)
+            _assign(self._loss_scale, tf.where(finite, grown, tf.maximum(scale * 0.5, 1.0)))
+            keeps_counting = finite & tf.logical_not(full)
+            _assign(self._finite_in_a_row, tf.where(keeps_counting, in_a_row, tf.zeros_like(in_a_row)))
         return skipped, norm
-
-    def _written(self, stage: int) -> list[Any]:
-        """Return every variable that an update of the stage may write, except for the loss scale's."""
-        paths = self._stages[stage]
-        slots = [table[path] for table in self._slots.values() for path in paths if path in table]
-        return [self._updates[stage], *(self._trainable[path] for path in paths), *slots]
 
     def _update(self, grads: Sequence[Any], norm: Any, rate: Any, stage: int) -> Any:
         config = self._config
@@ -219,14 +245,14 @@ class Optimizer:
             within = tuple(k for k in range(stage + 1) if path in self._stages[k])
             if within not in factors:
                 factors[within] = self._factors(tf.add_n([counts[k] for k in within]))
-            by_layer = config.name in ("lars", "lamb") and layerwise.is_adapted(variable)
+            by_layer = config.name in ("lars", "lamb") and len(variable.shape) > 1
             if rule.decay or by_layer:
                 away = _read(variable) - _read(self.start[path]) if rule.toward_start else _read(variable)
                 if config.name == "lars":
-                    grad = layerwise.lars(_read(variable), grad, away, rule.decay, config.trust_coefficient)
+                    grad = _lars(_read(variable), grad, away, rule.decay, config.trust_coefficient)
                 elif config.name == "lamb":
                     direction = self._adams_direction(path, grad, factors[within])
-                    step = layerwise.lamb(_read(variable), direction, away, rule.decay) * rates[rule.rate]
+                    step = _lamb(_read(variable), direction, away, rule.decay) * rates[rule.rate]
                     tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=step)
                 elif rule.toward_start and config.name == "sgd":  # after clipping, as weight decay in PyTorch
                     grad += away * rule.decay
@@ -288,23 +314,29 @@ class Optimizer:
         unbiased = mean / (1.0 - factors.beta_1_power)
         return unbiased / (tf.sqrt(square / (1.0 - factors.beta_2_power)) + config.epsilon)
 
-    def _rescale(self, finite: Any) -> None:
-        """Double the loss scale after enough finite steps in a row, halve it after one that is not."""
-        scale, in_a_row = self.scale(), _read(self._finite_in_a_row) + 1
-        full = in_a_row >= GROW_AFTER
-        grown = tf.where(full, scale * 2.0, scale)
-        _assign(self._loss_scale, tf.where(finite, grown, tf.maximum(scale * 0.5, 1.0)))
-        _assign(
-            self._finite_in_a_row, tf.where(finite & tf.logical_not(full), in_a_row, tf.zeros_like(in_a_row))
-        )
+
+# LARS (You, Gitman and Ginsburg, arXiv 1708.03888) and LAMB (You et al., arXiv 1904.00962) scale updates to the norm of
+# the weights, layer by layer, for large batches. A layer is a variable with two axes or more; as in the authors' code,
+# biases and normalization are updated by plain SGD or Adam. `away` is what decays: the weight itself, or its distance
+# from its start. Where a norm is 0 the update keeps its length: a weight of 0 could never grow otherwise.
+
+
+def _lars(weight: Any, grad: Any, away: Any, decay: float, coefficient: float) -> Any:
+    """Return the gradient for momentum: with the decay added, and scaled to `coefficient` times the weight's norm."""
+    length, slope = tf.norm(weight), tf.norm(grad)
+    ratio = coefficient * length / (slope + decay * tf.norm(away) + 1e-8)
+    return (grad + decay * away) * tf.where((length > 0) & (slope > 0), ratio, 1.0)
+
+
+def _lamb(weight: Any, direction: Any, away: Any, decay: float) -> Any:
+    """Return the step at a rate of 1: Adam's `direction` with the decay added, scaled to the weight's norm."""
+    direction += decay * away
+    length, slope = tf.norm(weight), tf.norm(direction)
+    return direction * tf.where((length > 0) & (slope > 0), tf.math.divide_no_nan(length, slope), 1.0)
 
 
 # Inside a replica a variable's handle is the replica's own copy; writing it starts no communication, unlike
 # MirroredVariable.assign.
-
-
-def _read(variable: Any) -> Any:
-    return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
 
 
 def _assign(variable: Any, value: Any) -> None:

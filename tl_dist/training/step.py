@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.batch import Batch
@@ -52,8 +53,7 @@ class Objective:
     global_batch: int
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
-    mixed: bool = False
-    """whether each label is a mixture of two classes (mixup, cutmix, soft labels)"""
+    mixed: bool = False  # whether each label is a mixture of two classes (mixup, cutmix, soft labels)
     distillation: Distillation | None = None
 
     def losses(self, logits: Any, batch: Batch) -> Any:
@@ -84,13 +84,10 @@ class Objective:
 class Gradients(NamedTuple):
     """The results of the forward and backward pass of some rows: sums over these rows."""
 
-    loss: Any
-    """of the examples' losses, not divided by anything"""
+    loss: Any  # of the examples' losses, not divided by anything
     correct: Any
-    gradients: list[Any]
-    """of the scaled loss, divided by the global batch"""
-    moments: list[Any]
-    """rows * moment for each batch-norm statistic that moves"""
+    gradients: list[Any]  # of the scaled loss, divided by the global batch
+    moments: list[Any]  # rows * moment for each batch-norm statistic that moves
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,7 @@ class TrainStep:
     `rate(step)` is the learning rate; `stage` is the index of the optimizer's stage that is trained. A replica takes
     its rows in `accumulate` micro-batches, one after another. `clock()` gives seconds, or 0 where it must not be read.
 
-    The host fills a queue that the GPU works off. With `gpu` nothing in a step makes the host wait for a result, except
-    the clock where a step is timed.
+    With `gpu` nothing in a step makes the host wait for a result, except the clock where a step is timed.
     """
 
     model: Classifier
@@ -111,8 +107,7 @@ class TrainStep:
     rate: Callable[[Any], Any]
     stage: int = 0
     accumulate: int = 1
-    wire: str = "auto"
-    """number format of gradients between processes"""
+    wire: str = "auto"  # number format of gradients between processes
     xla: bool = False
     """compile all that needs no sum over replicas; if the forward pass needs one, that is the update alone"""
     gpu: bool = False
@@ -124,11 +119,6 @@ class TrainStep:
         """Run one step; return scalars of this replica that `run` and `total` may sum: see `chunk.SUMS`."""
         batch = self.through_frozen(batch)
         return self.update(batch, step, self.gradients(batch), timed=timed)
-
-    @property
-    def has_frozen(self) -> bool:
-        """Whether `through_frozen` computes anything."""
-        return self.model.has_prefix or self.teacher is not None
 
     def through_frozen(self, batch: Batch) -> Batch:
         """Return the batch with outputs of the frozen part instead of images, and the teacher's logits of these."""
@@ -142,10 +132,15 @@ class TrainStep:
         if self.accumulate == 1:
             return micro_batch(batch, scale)
         num_rows = int(batch.images.shape[0])
-        sums = micro_batch(_rows(batch, rows_of(0, self.accumulate, num_rows)), scale)
+
+        def part_of(k: int) -> Batch:
+            rows = rows_of(k, self.accumulate, num_rows)
+            return Batch(*(tensor[rows.start : rows.stop] for tensor in batch))
+
+        sums = micro_batch(part_of(0), scale)
         for k in range(1, min(self.accumulate, num_rows)):
             with tf.control_dependencies(sums.gradients):
-                part = tf.nest.map_structure(tf.identity, _rows(batch, rows_of(k, self.accumulate, num_rows)))
+                part = tf.nest.map_structure(tf.identity, part_of(k))
             sums = tf.nest.map_structure(lambda a, b: a + b, sums, micro_batch(part, scale))
         return sums
 
@@ -184,28 +179,20 @@ class TrainStep:
                 tf.cast(g, tf.bfloat16) if path in model.bfloat16_paths else g
                 for path, g in zip(model.trainable, gradients, strict=True)
             ]
-        return Gradients(loss, _num_correct(logits, batch), gradients, model.moments_in_order(moments))
-
-    def _as_they_travel(self, gradients: Sequence[Any]) -> Sequence[Any]:
-        """Cast gradients to the number format of `runtime.wire`, where there are other replicas."""
-        if self.wire == "auto" or self.parallel.num_replicas == 1:
-            return gradients
-        return [tf.cast(g, self.wire) for g in gradients]
+        hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch.labels)
+        correct = tf.reduce_sum(tf.cast(hits, tf.float32) * counted(batch))
+        return Gradients(loss, correct, gradients, model.moments_in_order(moments))
 
     def update(
-        self,
-        batch: Batch,
-        step: Any,
-        own: Gradients,
-        meanwhile: Sequence[Any] = (),
-        *,
-        timed: bool = True,
+        self, batch: Batch, step: Any, own: Gradients, meanwhile: Sequence[Any] = (), *, timed: bool = True
     ) -> dict[str, Any]:
         """Reduce and apply the gradients; the computation of `meanwhile` hides the reduction."""
         clock = self.clock if timed else no_clock
         with tf.control_dependencies([*own.gradients, *meanwhile]):
             computed = clock()
-        values = self.parallel.reduce_gradients([*self._as_they_travel(own.gradients), *own.moments])
+        wire = None if self.wire == "auto" or self.parallel.num_replicas == 1 else self.wire
+        sent = [tf.cast(g, wire) for g in own.gradients] if wire else own.gradients
+        values = self.parallel.reduce_gradients([*sent, *own.moments])
         gradients, moments = values[: len(own.gradients)], values[len(own.gradients) :]
         with tf.control_dependencies(gradients):
             reduced = clock()
@@ -240,7 +227,6 @@ def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], 
     local = parallel.num_replicas // parallel.world_size
 
     def replica_sums(batch: Any, step: Any) -> Any:
-        del batch, step
         bits = [tf.reduce_sum(tf.cast(tf.bitcast(v, tf.int32), tf.int64)) % 2**40 for v in variables]
         row = tf.one_hot(parallel.replica() - parallel.rank * local, local, dtype=tf.float64)
         return row[:, None] * tf.cast(tf.stack(bits), tf.float64)[None, :]
@@ -258,10 +244,14 @@ def counted(batch: Batch) -> Any:
     return tf.cast(batch.weights > 0, tf.float32)
 
 
-def _num_correct(logits: Any, batch: Batch) -> Any:
-    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch.labels)
-    return tf.reduce_sum(tf.cast(hits, tf.float32) * counted(batch))
+def balanced_class_weights(
+    labels: Sequence[int] | np.ndarray, num_classes: int, weights: np.ndarray | None = None
+) -> list[float]:
+    """Return num_examples / (classes that occur * examples of the class): their mean over the examples is 1.
 
-
-def _rows(batch: Batch, rows: range) -> Batch:
-    return Batch(*(tensor[rows.start : rows.stop] for tensor in batch))
+    A class without examples has weight 0. Examples with `weights` are counted by these, as by scikit-learn's
+    compute_class_weight, so that an example of weight 2 counts like two equal ones.
+    """
+    counts = np.bincount(np.asarray(labels), weights, num_classes)
+    present, total = np.count_nonzero(counts), float(counts.sum())
+    return [total / (present * n) if n else 0.0 for n in counts.tolist()]

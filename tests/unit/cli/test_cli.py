@@ -23,9 +23,9 @@ from tests.unit.cli.conftest import Became, become, ranks, said
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.files.packages import user_cache
-from tl_dist.launcher import prepare, train, under_launcher
-from tl_dist.launcher.attempt import Launch
+from tl_dist.launcher import train, under_launcher
 from tl_dist.launcher.command import Command
+from tl_dist.launcher.local import Launch
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.rank_layout import rank_in
@@ -125,7 +125,7 @@ def test_verbs_that_open_data_and_weights_import_no_framework(
         "import sys\n"
         "from tl_dist.cli.main import main\n"
         "from tl_dist.config import file\n"
-        "from tl_dist.launcher.prepare import prepare\n"
+        "from tl_dist.launcher.train import prepare\n"
         "for line in ('data inspect images', 'data verify images --workers 1', 'data split images --test 0.5',\n"
         "             'data pack images packed -n 1', 'config show automatic.yaml', 'runs .'):\n"
         "    assert main(line.split()) == 0, line\n"
@@ -299,11 +299,14 @@ def test_the_doctor_exits_with_1_only_when_something_is_broken(
 
 
 def test_the_doctor_survives_a_framework_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_FRAMEWORK", "raise ImportError('libfoo.so is missing')")
-    monkeypatch.setattr(doctor, "_HOROVOD", "import os; os.abort()")
+    monkeypatch.setattr(doctor, "_IMPORTS", "raise ImportError('libfoo.so is missing')")
+    first, *_ = doctor.examine()
+    assert str(first).startswith("[!] TensorFlow cannot be imported: ImportError: libfoo.so is missing.")
+    facts = 'FACTS {"tensorflow": "2", "keras": "3", "gpus": [], "cuda": false}'
+    monkeypatch.setattr(doctor, "_IMPORTS", f"import os; print('{facts}', flush=True); os.abort()")
+    monkeypatch.setattr(doctor, "_SUM", "")
     found = [str(finding) for finding in doctor.examine()]
-    assert found[0].startswith("[!] TensorFlow cannot be imported: ImportError: libfoo.so is missing.")
-    assert found[1].startswith("[!] Horovod cannot be imported: exit code -6.")
+    assert found[3].startswith("[!] Horovod cannot be imported: exit code -6.")
 
 
 def test_the_doctor_tells_what_a_worker_that_failed_said_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,13 +339,11 @@ def test_the_doctor_adds_on_gpus_where_two_workers_have_one_each(
     monkeypatch: pytest.MonkeyPatch, gpus: int, nccl: bool, shown: str, hidden: bool
 ) -> None:
     """GPUs without NCCL are a fault; one GPU is none: then the two workers meet on the CPU."""
-    facts = iter(
-        [
-            {"tensorflow": "2", "keras": "3", "gpus": ["GPU:0"] * gpus, "cuda": True},
-            {"horovod": "0", "gloo": True, "mpi": False, "nccl": nccl},
-        ]
-    )
-    monkeypatch.setattr(doctor, "facts_of_child", lambda argv: (next(facts), ""))
+    facts = [
+        {"tensorflow": "2", "keras": "3", "gpus": ["GPU:0"] * gpus, "cuda": True},
+        {"horovod": "0", "gloo": True, "mpi": False, "nccl": nccl},
+    ]
+    monkeypatch.setattr(doctor, "facts_of_child", lambda argv: (facts, ""))
     answer = 'print(\'FACTS {"sum": 3.0, "gradient": [3.0, 3.0, 3.0], "workers": 2}\')'
     check = f"import os; assert (os.environ.get('CUDA_VISIBLE_DEVICES') == '-1') == {hidden}; {answer}"
     monkeypatch.setattr(doctor, "_SUM", check)
@@ -460,7 +461,7 @@ def test_weights_that_cannot_be_had_are_refused_before_any_worker(
 
 def test_only_packaged_data_without_a_path_is_fetched() -> None:
     def package(*overrides: str) -> str | None:
-        return prepare.data_source(config_file.load("fake.yaml", overrides), "package")
+        return train.data_source(config_file.load("fake.yaml", overrides), "package")
 
     assert package() is None
     assert (package("data.name=elpv") or "").startswith("elpv-dataset==")
@@ -509,8 +510,8 @@ def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_of_a_launcher_become_workers_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = ranks(2)
     outcome: list[Any] = []
-    looked, config_of = threading.Event(), under_launcher._config_of
-    monkeypatch.setattr(under_launcher, "_config_of", lambda run: (config_of(run), looked.set())[0])
+    looked, sleep = threading.Event(), time.sleep
+    monkeypatch.setattr(under_launcher.time, "sleep", lambda s: (looked.set(), sleep(s)))
 
     def second_rank() -> None:
         try:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tl_dist.cli.main import main
+from tl_dist.files.npz import save_npz
 from tl_dist.scores import predictions
 
 
@@ -17,7 +18,7 @@ def keep(run: Path, ids: str, right: str, labels: str = "01010101", groups: str 
     chosen = np.array([all_labels[k] for k in ids], np.int32)
     said = np.array([all_labels[k] if k in right else 1 - all_labels[k] for k in ids])
     run.mkdir()
-    predictions.save(
+    save_npz(
         predictions.file_of(run, "test"),
         ids=np.array(list(ids)), labels=chosen, probabilities=np.eye(2)[said].astype(np.float32),
         class_names=np.array(["x", "y"]), step=1, types=np.array([], np.str_),

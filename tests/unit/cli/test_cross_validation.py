@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_dist.datasets.curation.split import split as divide_table
 from tl_dist.datasets.division import groups_of, open_splits
+from tl_dist.files.npz import save_npz
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.tools.cross_validate.command import _fold_request, _folds_by_group, _merge
+from tl_dist.tools.curate.split import split as divide_table
 
 CONFIG = """\
 data: {name: csv, path: table.csv, image_size: 16, validation_fraction: 0.25}
@@ -100,7 +101,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
             ("validation", "test")[:: 1 if official else -1], (inside, others), strict=True
         ):
             said = [(n + ((seed, n) in wrong)) % 2 for n in examples.tolist()]
-            predictions.save(
+            save_npz(
                 predictions.file_of(directory, split),
                 ids=np.array([f"{n:02d}" for n in examples]),
                 labels=(examples % 2).astype(np.int32),
@@ -108,6 +109,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
                 class_names=np.array(["a", "b"]),
                 step=2,
                 types=np.array([], np.str_),
+                groups=np.array([], np.str_),
             )
     (request_.runs / "trial-cv").mkdir()
     found = _merge(request_, "trial-cv", folds, seeds, None)

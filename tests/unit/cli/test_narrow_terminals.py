@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tl_dist.features.manifest import Facts, Manifest, Shard
 from tl_dist.runs.table import RunSummary
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_runs
@@ -30,11 +31,16 @@ def summary(**more: Any) -> RunSummary:
     return RunSummary(**{**values, "age_s": 3600.0, "figures": figures, **more})  # type: ignore[arg-type]
 
 
+VIEWS = ["flip", "dihedral"]
+
+
 def feature_set() -> feature_sets.FeatureSetOnDisk:
-    facts = {"backbone": "inceptionresnetv2", "cut": "block8_10_mixed_convolution", "image_size": 224}
-    facts["views"] = ["flip", "dihedral"]
-    path = Path("features") / "0123456789abcdef"
-    return feature_sets.FeatureSetOnDisk(path, facts, (7, 7, 1536), "bfloat16", 12345678, 123456789012, 7200)
+    facts = Facts(
+        backbone="inceptionresnetv2", cut="block8_10_mixed_convolution", image_size=224, views=VIEWS
+    )
+    shards = [Shard(file="shard-0000.npy", rows=12345678, sha256="0" * 64)]
+    content = Manifest(dtype="bfloat16", computed="float32", shape=[7, 7, 1536], shards=shards, facts=facts)
+    return feature_sets.FeatureSetOnDisk(Path("features/0123456789abcdef"), content, 123456789012, 7200)
 
 
 SPLIT = {
@@ -87,24 +93,10 @@ CORRUPTED = {
 RANKED = {
     "candidate": f"{PATH}/vgg16", "linear_probe": 0.9123, "interval": [0.9012, 0.9231], "nearest": 0.8765,
     "logme": -0.6543, "h_score": 123.456, "nleep": -1.234, "parameters": 118654321, "features": 12345,
-    "accuracy": 0.713, "trained": 0.8512, "fold_accuracies": [0.91, 0.92], "examples": 5000,
+    "accuracy": 0.713, "fold_accuracies": [0.91, 0.92], "examples": 5000,
     "test_to_train": 1.0, "weighted": True,
 }  # fmt: skip
-AGREEMENT = {
-    "name": "nearest neighbours",
-    "num": 3,
-    "kendall": -0.123,
-    "spearman": 0.321,
-    "error": 0.0123,
-    "regret": 0.1234,
-}
-RANKING = {
-    "candidates": [RANKED, RANKED | {"candidate": "b", "accuracy": None}],
-    "agreement": {
-        "scores": [AGREEMENT], "baselines": [AGREEMENT | {"name": "parameters"}], "best_baseline": "parameters",
-        "beats_baseline": {"nearest neighbours": False},
-    },
-}  # fmt: skip
+
 
 SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
     # what is shown, what may go over several lines, what may not
@@ -145,10 +137,9 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         ["0.9876", "0.123", "0.321", "0.222", "224 pixels", "12,345 examples"],
     ),
     "rank": (
-        lambda c: rank.show(RANKING, c),
+        lambda c: rank.show([RANKED, RANKED | {"candidate": "b", "accuracy": None}], c),
         [f"{PATH}/vgg16"],
-        ["0.912", "0.901", "0.923", "0.876", "-0.654", "123.46", "-1.23", "118.65", "12,345", "0.713", "0.851",
-         "12.34", "-0.123", "0.321", "plain baseline, parameters: nearest neighbours",
+        ["0.912", "0.901", "0.923", "0.876", "-0.654", "123.46", "-1.23", "118.65", "12,345", "0.713",
          "the folds do not tell these apart"],
     ),
     "compare": (
@@ -163,7 +154,7 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
 def test_nothing_is_cut_off(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(cross_validation.figures, "summary_line", lambda found: "")
+    monkeypatch.setattr(cross_validation.text, "summary", lambda found: "")
     target = io.StringIO()
     show, folded, whole = SHOWN[command]
     show(Console(file=target))

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from tl_dist.cli.main import main
-from tl_dist.datasets.patterns import matching
-from tl_dist.datasets.unlabelled import listed, unreadable
+from tl_dist.datasets.unlabelled import listed, matching, unreadable
 from tl_dist.refusal import Refusal
 from tl_dist.tools.predict.sorting import Folders
-from tl_dist.tools.predict.table import Columns, Row, written
+from tl_dist.tools.predict.table import Row, columns, written
 
 P = np.array([0.1, 1 / 3, 1e-9, 0.9], np.float32)
 ROWS = [
@@ -141,8 +140,8 @@ def test_each_of_many_files_is_looked_at() -> None:
     assert len(found) == len(paths) and "is no image" in found[4999] and "No such file" in found[5000]
 
 
-def write(path: Path, rows: Sequence[Row] = ROWS, columns: Columns = Columns(2)) -> None:  # noqa: B008  (immutable)
-    with written(path, columns) as write_rows:
+def write(path: Path, rows: Sequence[Row] = ROWS, names: Sequence[str] = tuple(columns(2))) -> None:
+    with written(path, names) as write_rows:
         write_rows(rows[:1])
         write_rows(rows[1:])
 
@@ -151,9 +150,7 @@ def test_csv_has_every_row_and_every_bit() -> None:
     write(Path("o.csv"))
     with open("o.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         header, *lines = csv.reader(file)
-    assert (
-        header == Columns(2).names() == ["path", "class", "probability", "class_2", "probability_2", "error"]
-    )
+    assert header == columns(2) == ["path", "class", "probability", "class_2", "probability_2", "error"]
     assert [line[0] for line in lines] == [row.path for row in ROWS]
     assert [np.float32(line[k]) for line in (lines[0], lines[2]) for k in (2, 4)] == P.tolist()
     assert lines[1][1:] == ["", "", "", "", "is empty"]
@@ -163,7 +160,7 @@ def test_json_lines_leave_out_what_there_is_not() -> None:
     write(Path("o.jsonl"))
     records = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
     assert [record["path"] for record in records] == [row.path for row in ROWS]
-    assert records[1].keys() == {"path", "error"} and records[0].keys() == {*Columns(2).names()} - {"error"}
+    assert records[1].keys() == {"path", "error"} and records[0].keys() == {*columns(2)} - {"error"}
     assert [np.float32(r[k]) for r in records[::2] for k in ("probability", "probability_2")] == P.tolist()
 
 
@@ -172,7 +169,7 @@ def test_parquet_is_read_back_by_its_library() -> None:
 
     write(Path("o.parquet"))
     table = parquet.read_table("o.parquet").to_pydict()
-    assert list(table) == Columns(2).names() and table["error"] == [None, "is empty", None]
+    assert list(table) == columns(2) and table["error"] == [None, "is empty", None]
     assert [table["probability"][0], table["probability_2"][2]] == [P[0], P[3]]
     assert table["path"][2] == "\\udcff.png"
     write(Path("o.parquet"))
@@ -190,7 +187,7 @@ def test_sets_and_what_is_unknown_in_every_format() -> None:
         Row("c.png", error="is empty"),
     ]
     for suffix in ("csv", "jsonl", "parquet"):
-        write(Path(f"o.{suffix}"), of_all, Columns(1, sets=True, unknown=True))
+        write(Path(f"o.{suffix}"), of_all, columns(1, sets=True, unknown=True))
     with open("o.csv", newline="") as file:
         header, *lines = csv.reader(file)
     assert header == ["path", "class", "probability", "set", "p_known", "unknown", "error"]
@@ -216,7 +213,7 @@ def test_a_file_is_replaced_if_it_is_one_of_these_and_whole_at_the_end(suffix: s
     path.touch()
     write(path, ROWS[:1])
     first = path.read_bytes()
-    unfinished = written(path, Columns(2))
+    unfinished = written(path, columns(2))
     unfinished.__enter__()(ROWS)
     assert not unfinished.__exit__(KeyError, KeyError(), None)
     assert path.read_bytes() == first and os.listdir() == [path.name]

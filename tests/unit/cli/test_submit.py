@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tl_dist.config import Config
-from tl_dist.launcher.slurm.script import SubmitOptions
-from tl_dist.launcher.slurm.submit import layout_of
+from tl_dist.launcher.slurm.submit import SubmitOptions, layout_of
 
 RUN = {
     "name": "x", "global_batch": 64, "epochs": 1, "data": {"name": "synthetic"},

@@ -16,10 +16,13 @@ from tl_dist.data.order import Order
 from tl_dist.data.pipeline import (
     Read,
     augmented,
+    dropout_masks,
     evaluation_batches,
+    example_weights,
     one_by_one,
     part_of,
     plain,
+    soft_labels,
     train_batches,
 )
 from tl_dist.datasets import Source
@@ -32,10 +35,13 @@ ORDER = Order(seed=5, num_examples=23, global_batch=5)
 
 
 def batches(rows: range = range(5), from_step: int = 0, to_step: int = 8, **changes: Any) -> list[Any]:
-    settings: dict[str, Any] = {"mask_features": 5, "dropout": 0.5, "threads": 2, **changes}
-    names, mix = settings.pop("augmentations", tuple(OPERATIONS)), settings.pop("mix", AugmentConfig())
-    read = augmented(settings.pop("source", SOURCE), names, ORDER.seed, 8, mix)
-    made = train_batches(read, ORDER, rows=rows, from_step=from_step, to_step=to_step, **settings)
+    names, mix = changes.get("augmentations", tuple(OPERATIONS)), changes.get("mix", AugmentConfig())
+    read = augmented(changes.get("source", SOURCE), names, ORDER.seed, 8, mix)
+    transforms = [dropout_masks(ORDER, changes.get("mask_features", 5), changes.get("dropout", 0.5))]
+    if "weights" in changes:
+        transforms.append(example_weights(ORDER, changes["weights"]))
+    steps = range(from_step, to_step)
+    made = train_batches(read, ORDER, rows=rows, steps=steps, transforms=transforms, threads=2)
     return list(made.as_numpy_iterator())
 
 
@@ -72,12 +78,13 @@ def test_shares_put_together_are_the_batches_of_one_worker(way: str) -> None:
 
 
 def test_after_a_crop_from_the_file_the_other_operations_are_still_done() -> None:
-    images, positions = tf.constant(SOURCE.store.images), tf.range(23, dtype=tf.int64)
-    expected = augment(images, ("dihedral",), AugmentConfig(), 5, positions)
+    positions = tf.range(23, dtype=tf.int64)
     for crop in (("random_resized_crop",), ("random_resized_crop", "flip")):
-        np.testing.assert_array_equal(augmented(FILES, crop, 5, 8).finish(images, positions), images)
-        done = augmented(FILES, (*crop, "dihedral"), 5, 8).finish(images, positions)
-        np.testing.assert_array_equal(done, expected)
+        read = augmented(FILES, crop, 5, 8)
+        images = read.rows(positions, positions)[0]
+        np.testing.assert_array_equal(read(positions, positions).images, images)
+        done = augmented(FILES, (*crop, "dihedral"), 5, 8)(positions, positions).images
+        np.testing.assert_array_equal(done, augment(images, ("dihedral",), AugmentConfig(), 5, positions))
 
 
 def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order(
@@ -89,7 +96,7 @@ def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order(
     order, read = Order(5, 23, 24), augmented(source, ("random_resized_crop", "flip"), 5, 16)
 
     def batch(rows: range) -> Any:
-        made = train_batches(read, order, rows=rows, from_step=0, to_step=1, threads=2)
+        made = train_batches(read, order, rows=rows, steps=range(1), threads=2)
         return next(made.as_numpy_iterator())
 
     whole, shares = batch(range(24)), [batch(range(5)), batch(range(5, 24))]
@@ -159,7 +166,7 @@ def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
 def test_dihedral_reaches_all_eight_symmetries() -> None:
     source = memory_source(1)
     read = augmented(source, ("dihedral",), 0, 8)
-    made = train_batches(read, Order(0, 1, 100), rows=range(100), from_step=0, to_step=1)
+    made = train_batches(read, Order(0, 1, 100), rows=range(100), steps=range(1))
     images = next(made.as_numpy_iterator()).images
     expected = {
         np.rot90(base, k).tobytes()
@@ -185,7 +192,7 @@ def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> No
 
     step = int(share_of_an_epoch * 10_000)
     made = train_batches(
-        Read(one_by_one(read), lambda rows: 1), order, rows=range(10), from_step=step, to_step=10_000_000
+        Read(one_by_one(read), at_once=1), order, rows=range(10), steps=range(step, 10_000_000)
     )
     batch = next(iter(made))
     assert batch.positions.numpy().tolist() == list(range(step * 10, step * 10 + 10))
@@ -209,7 +216,11 @@ def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> N
     shares = np.linspace(0.5, 1, 12, dtype=np.float32)
     order = Order(3, 12, 4)
     made = train_batches(
-        plain(source, 8), order, rows=range(4), from_step=0, to_step=6, soft=SoftLabels(others, shares)
+        plain(source, 8),
+        order,
+        rows=range(4),
+        steps=range(6),
+        transforms=[soft_labels(order, SoftLabels(others, shares))],
     )
     for batch in made:
         index = order.index(batch.positions).numpy()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, PREFIX, extract, memory_source
+from tests.doubles import PREFIX, extract, memory_source
 from tl_dist.config import DataConfig
 from tl_dist.data import decoded
 from tl_dist.data.pipeline import augmented, plain
@@ -34,31 +33,21 @@ def wide() -> Source:
     return replace(memory_source(11), store=OneByOne(images))
 
 
-def on_disk(source: Any, fraction: float | None, directory: Path) -> Any:
-    return decoded.on_disk(
-        {"train": source}, 8, 1, crop_fraction=fraction,
-        directory=directory, parallel=PARALLEL, stop_requested=bool,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("fraction", [None, FRACTION])
 def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: Path) -> None:
     source = wide()
     expected = resize(tf.constant(source.store.images), 8, fraction).numpy()
     rows = tf.range(11, dtype=tf.int64)
     for read in (plain(source, 8, fraction), augmented(source, ("flip",), 0, 8, crop_fraction=fraction)):
-        np.testing.assert_array_equal(read.batch(rows, rows)[0], expected)
-    for kept in (
-        decoded.in_memory({"train": source}, 8, 1, crop_fraction=fraction),
-        on_disk(source, fraction, tmp_path),
-    ):
-        np.testing.assert_array_equal(kept["train"].read(rows)[0], expected)
+        np.testing.assert_array_equal(read.rows(rows, rows)[0], expected)
+    kept = decoded.in_memory({"train": source}, 8, 1, crop_fraction=fraction)
+    np.testing.assert_array_equal(kept["train"].read(rows)[0], expected)
     prefix = extraction.Prefix(lambda images: tf.cast(images, tf.float32), 8, {}, crop_fraction=fraction)
     found, _ = extract(tmp_path, prefix=prefix, source=source)
     np.testing.assert_array_equal(found.array()[:, 0], expected)
 
 
-def test_what_is_kept_of_cropped_images_is_kept_apart(tmp_path: Path) -> None:
+def test_what_is_kept_of_cropped_images_is_kept_apart() -> None:
     source = wide()
     stretched, cropped, more = (
         extraction._key(
@@ -67,9 +56,6 @@ def test_what_is_kept_of_cropped_images_is_kept_apart(tmp_path: Path) -> None:
         for fraction in (None, FRACTION, 0.9)
     )
     assert len({stretched, cropped, more}) == 3
-    for fraction in (None, FRACTION, 0.9):
-        on_disk(source, fraction, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_nothing_is_computed_where_the_size_fits() -> None:

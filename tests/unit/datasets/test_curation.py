@@ -16,12 +16,12 @@ from tests import official_layouts as layouts
 from tests.damaged_images import damage
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.cli.main import main
-from tl_dist.datasets.curation.inspection import inspect
 from tl_dist.datasets.curation.layout import opened, opened_whole, recognise
 from tl_dist.datasets.curation.verification import near_pairs, verify
+from tl_dist.datasets.formats import cifar as cifar_files
 from tl_dist.datasets.packing import pack
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.tools.curate.inspect import blocks
+from tl_dist.tools.curate.inspect import blocks, inspect
 
 NAMES = [f"digit {k}" for k in range(10)]
 
@@ -57,9 +57,12 @@ LAYOUTS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_each_layout_is_recognised_and_opens(name: str, tmp_path: Path) -> None:
+def test_each_layout_is_recognised_and_opens(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, make = LAYOUTS[name]
     path = make(tmp_path / "data")
+    monkeypatch.setattr(cifar_files, "PUBLISHED", layouts.published(path))
     assert recognise(path).name == kind
     data, splits = opened(path)
     assert data.path == str(path) and splits["train"].num_examples >= 40
@@ -183,13 +186,14 @@ def test_the_commands_answer_in_json_and_by_exit_code(splits: Path, tmp_path: Pa
     assert "1 bad" in capsys.readouterr().out
 
 
-def test_a_changed_byte_of_a_packed_set_is_found(tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_packed_set_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the image would still decode: packed sets and records are not passed over."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_image_folder(tmp_path / "src", digits_32px(40), NAMES)
     pack(opened_whole(tmp_path / "src"), tmp_path / "packed")
     found = verify(tmp_path / "packed", workers=1, distance=-1, advance=lambda done, total: None)
     assert (found["num_examples"], found["bad"], found["ok"]) == (40, [], True)
-    (data,) = (tmp_path / "packed").glob("*.images")
+    (data,) = (tmp_path / "packed").glob("*.tfrecord")
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(bytes(content))

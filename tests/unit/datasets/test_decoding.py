@@ -1,9 +1,7 @@
-"""One rule for pixels, whoever reads an image; what it changes has a new fingerprint, and older runs keep the older."""
+"""One rule for pixels, whoever reads an image."""
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,27 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from tests.doubles import CONFIG
-from tests.image_kinds import KINDS, PLAIN, TIFF, UNUSUAL, exif, fading, photograph, saved, seen
+from tests.image_kinds import KINDS, TIFF, exif, fading, photograph, saved, seen
 from tl_dist.config import DataConfig, registry
 from tl_dist.data import crop
 from tl_dist.data.augment import crop_boxes
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS
-from tl_dist.datasets import Source, Splits, decoded_by, packing, quarantine
+from tl_dist.datasets import Source, Splits, packing, quarantine
 from tl_dist.datasets.curation import images
-from tl_dist.datasets.decoding import VERSION, decode_rgb
+from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.files import unlabelled
-from tl_dist.datasets.formats.image_folder import open_image_folder
-from tl_dist.datasets.headers import ALPHA, CMYK, DEEP, ORIENTATION, Fault, look
+from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.preprocess import load, rgb
 from tl_dist.datasets.store import Location
-from tl_dist.runs.directory import RunDir
 from tl_dist.tools.export import work as export
 from tl_dist.tools.serve.served import decoder
-from tl_dist.trainer import examples
 
 SIZE = 32
 AREA = (0.3, 0.6)
@@ -54,10 +49,9 @@ def folder(root: Path, files: Files) -> Splits:
     return opened("image_folder", root)
 
 
-def looked_at(splits: Splits, cache: Path, version: int = VERSION) -> Splits:
-    found = quarantine.screen(splits, cache=cache)
-    assert found.bad == []
-    return decoded_by(splits, version, found.unusual)
+def looked_at(splits: Splits, cache: Path) -> Splits:
+    assert quarantine.screen(splits, cache=cache) == []
+    return splits
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +74,23 @@ def test_training_evaluation_prediction_serving_and_packing_see_one_image(
 ) -> None:
     splits = looked_at(opened("image_folder", kinds), tmp_path)
     train = splits["train"].subset(np.arange(len(KINDS)))
-    assert train.decoding == VERSION
     expected = squares(train)
     files = [kinds / name for name in train.ids]
     for square, make in zip(expected, KINDS.values(), strict=True):
         by_hand = resize(tf.constant(seen(make()), tf.uint8), SIZE).numpy().astype(int)
         assert np.abs(by_hand - square).max() <= 2
-    np.testing.assert_array_equal(
-        squares(unlabelled([str(file) for file in files], ("a",), VERSION)), expected
-    )
-    serve = decoder(SIZE, None, VERSION)
+    np.testing.assert_array_equal(squares(unlabelled([str(file) for file in files], ("a",))), expected)
+    serve = decoder(SIZE, None)
     np.testing.assert_array_equal([serve(file.read_bytes()) for file in files], expected)
     packing.pack({"train": train}, tmp_path / "packed")
     packed = opened("packed", tmp_path / "packed")
     again = looked_at(packed, tmp_path)["train"]
-    assert again.decoding == VERSION
     assert [again.encoded_bytes(k) for k in range(len(files))] == [file.read_bytes() for file in files]
     for file, square in zip(files, expected, strict=True):
         assert (
             np.abs(load(file, SIZE).astype(int) - square).max() <= 2
         )  # the function that an export has beside it
-    in_graph = tf.function(
-        lambda e: export._decoded(e, size=SIZE, crop=None, decoding=VERSION), autograph=False
-    )
+    in_graph = tf.function(lambda e: export._decoded(e, size=SIZE, crop=None), autograph=False)
     for name, file, square in zip(KINDS, files, expected, strict=True):
         if name.startswith(("jpeg", "png", "apng")):
             np.testing.assert_array_equal(in_graph(tf.constant(file.read_bytes())), square, name)
@@ -159,14 +147,19 @@ def test_a_large_photograph_is_halved_in_the_decoder_and_turned(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_header_names_what_is_unusual(name: str, tmp_path: Path) -> None:
+def test_the_header_has_the_size_and_pillow_names_what_is_unusual(name: str, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(KINDS[name]())
     found = look(Location(tmp_path / "image"))
     assert not isinstance(found, Fault) and (found.width, found.height) == (50, 36)
-    assert found.is_unusual == (name in UNUSUAL)
-    words = {ORIENTATION: "orientation", ALPHA: ("alpha", "clear"), DEEP: "16 bits", CMYK: ("cmyk", "ycck")}
+    words = {
+        "orientation": "orientation",
+        "alpha": ("alpha", "clear"),
+        "16 bits": "16 bits",
+        "cmyk": ("cmyk", "ycck"),
+    }
     expected = {trait for trait, said in words.items() if any(word in name for word in np.atleast_1d(said))}
-    assert found.traits == expected
+    with Image.open(tmp_path / "image") as image:
+        assert images.traits(image) == expected
 
 
 def test_a_tiff_that_is_cut_off_is_found_by_its_header(tmp_path: Path) -> None:
@@ -180,64 +173,7 @@ def test_a_tiff_that_is_cut_off_is_found_by_its_header(tmp_path: Path) -> None:
     assert "without tag" in look(Location(tmp_path / "image")).reason  # type: ignore[union-attr]
 
 
-def test_only_a_set_that_the_rule_changes_has_a_new_fingerprint(tmp_path: Path) -> None:
-    usual = folder(tmp_path / "usual", {**PLAIN, **TIFF})
-    same = looked_at(usual, tmp_path)["train"]
-    assert same.fingerprint == usual["train"].fingerprint and same.decoding == 1
-    for number, name in enumerate(("jpeg orientation 6", "gif with a clear colour", "png grey 16 bits")):
-        files = {"png": PLAIN["png"], name: UNUSUAL[name]}
-        plainly = folder(tmp_path / str(number), files)
-        new, old = (looked_at(plainly, tmp_path, version)["train"] for version in (2, 1))
-        assert new.fingerprint != plainly["train"].fingerprint == old.fingerprint
-        assert new.subset(np.arange(2)).fingerprint != old.subset(np.arange(2)).fingerprint
-        assert (new.decoding, old.decoding) == (2, 1)
-        pixels = [source.read(tf.constant(1, tf.int64))[0].numpy() for source in (new, old)]
-        assert pixels[0].shape != pixels[1].shape or (pixels[0] != pixels[1]).any()
-
-
-def test_splits_of_one_source_stay_alike(tmp_path: Path) -> None:
-    folder(
-        tmp_path / "set",
-        {f"png {k}": PLAIN["png"] for k in range(8)} | {"turned": UNUSUAL["png orientation 8"]},
-    )
-    data = DataConfig(
-        name="image_folder", path=str(tmp_path / "set"), test_fraction=0.25, validation_fraction=0.25
-    )
-    splits = open_image_folder(data)
-    made = decoded_by(splits, VERSION, {"test"})
-    assert len({id(source.cut_from[0]) for source in made.values() if source.cut_from}) == 1
-    for name, source in made.items():
-        assert (source.decoding, list(source.ids)) == (VERSION, list(splits[name].ids))
-        assert source.fingerprint != splits[name].fingerprint
-
-
-def test_a_run_keeps_the_rule_that_it_began_with(tmp_path: Path) -> None:
-    folder(tmp_path / "set", {"png": PLAIN["png"], "turned": UNUSUAL["jpeg orientation 6"]})
-    cfg = CONFIG.model_copy(
-        update={"data": DataConfig(name="image_folder", path=str(tmp_path / "set"), test_fraction=0.0)}
-    )
-    parallel = registry.strategy("single").start(cfg)
-    found: dict[Any, Source] = {}
-    for written in (None, {"order": 2}, {"order": 2, "decoding": 2}):
-        run = RunDir(tmp_path / f"run{len(found)}" / "x")
-        (run.path / "heartbeats").mkdir(parents=True)
-        if written is not None:
-            run.identity_file.write_text(json.dumps(written))
-        found[json.dumps(written)] = examples.readable(cfg, run, parallel, 1).opened["train"]
-    new, old, known = found.values()
-    assert (new.decoding, old.decoding, known.decoding) == (2, 1, 2)
-    assert new.fingerprint == known.fingerprint != old.fingerprint
-    assert old.fingerprint == open_image_folder(cfg.data)["train"].fingerprint
-    run = RunDir(tmp_path / "begun")
-    run.path.mkdir()
-    run.freeze_identity({"order": 2, "decoding": 1})
-    run.identity_file.write_text(json.dumps({"order": 2}))  # as before there was a rule
-    run.freeze_identity({"order": 2, "decoding": 1})
-
-
 def test_what_has_no_range_of_grey_is_refused_with_a_reason(tmp_path: Path) -> None:
-    from PIL import Image
-
     for samples in (np.ones((9, 9), np.float32), np.ones((9, 9), np.int32)):
         content = saved(Image.fromarray(samples), "TIFF")
         with pytest.raises((*READ_ERRORS, ValueError), match="no range of them is black to white"):
@@ -257,8 +193,4 @@ def test_scaling_turns_what_it_packs(tmp_path: Path) -> None:
             large.shape[0] > large.shape[1]
         )
         assert np.abs(resize(large, SIZE).numpy().astype(int) - resize(small, SIZE).numpy()).mean() < 6
-    assert quarantine.screen(packed, cache=tmp_path).unusual == frozenset()
-
-
-def test_what_an_export_has_beside_it_knows_the_newest_version() -> None:
-    assert inspect.signature(rgb).parameters["decoding"].default == VERSION
+    assert quarantine.screen(packed, cache=tmp_path) == []

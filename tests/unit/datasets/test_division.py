@@ -168,7 +168,7 @@ def test_the_quarantine_knows_the_files_of_a_pool(split_file: Path, tmp_path: Pa
     victim = next(name for name in splits["test"].ids if name.startswith("test/"))
     (tmp_path / "data" / victim).write_bytes(b"")
     splits, _ = open_splits(config(split_file))
-    assert [(bad.split, bad.id) for bad in quarantine.screen(splits, cache=tmp_path / "cache").bad] == [
+    assert [(bad.split, bad.id) for bad in quarantine.screen(splits, cache=tmp_path / "cache")] == [
         ("test", victim)
     ]
 

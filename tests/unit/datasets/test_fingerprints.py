@@ -49,7 +49,10 @@ def test_of_image_files_and_their_parts(table: Path) -> None:
     assert starts({"pool": pooled(splits)}) == FILES_POOLED
 
 
-def test_of_a_packed_set_with_all_that_it_says_of_examples(table: Path, tmp_path: Path) -> None:
+def test_of_a_packed_set_with_all_that_it_says_of_examples(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     packing.pack(opened("csv", path=str(table)), tmp_path / "packed", rows=7)
     splits = opened("packed", path=str(tmp_path / "packed"), validation_fraction=0.25)
     assert starts(splits) == PACKED

@@ -8,9 +8,11 @@ import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,7 +20,7 @@ import tensorflow as tf
 from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
 from tl_dist.datasets import Source, headers, open_files
 from tl_dist.datasets.files import file_source
-from tl_dist.datasets.open_files import Handles
+from tl_dist.datasets.open_files import Handle
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.store import Location
 from tl_dist.files.process import allow_many_open_files
@@ -44,7 +46,8 @@ def record_source(files: list[Path]) -> Source:
     names = [file.name for file in files]
     store = RecordStore(
         root=files[0].parent, files=names, shards=num.astype(np.int32), offsets=zeros,
-        sizes=zeros + 100, checks=zeros.astype(np.uint32), names=names,
+        sizes=zeros + 100, names=names,
+        checks=np.array([google_crc32c.value(bytes([k]) * 100) for k in num.tolist()], np.uint32),
     )  # fmt: skip
     return Source(store, zeros.astype(np.int32), names, ["one"])
 
@@ -70,21 +73,21 @@ def no_more_files() -> Iterator[None]:
 
 
 def test_few_files_stay_open_and_those_that_were_read_last(files: list[Path]) -> None:
-    few = Handles(3)
-    first = few.of(str(files[0])).fd
+    few = lru_cache(3)(Handle)
+    first = few(str(files[0])).fd
     for file in files[1:]:
-        few.of(str(file))
-        assert few.of(str(files[0])).fd == first  # used all the time, so never closed
+        few(str(file))
+        assert few(str(files[0])).fd == first  # used all the time, so never closed
         assert opened(files) <= 3
     del few
     assert opened(files) == 0
 
 
 def test_a_file_that_makes_room_is_read_to_its_end_and_then_closed(files: list[Path]) -> None:
-    few = Handles(1)
-    reader = few.of(str(files[0]))
+    few = lru_cache(1)(Handle)
+    reader = few(str(files[0]))
     for file in files[1:]:
-        few.of(str(file))
+        few(str(file))
     assert opened(files) == 2
     assert os.pread(reader.fd, 2, 0) == b"\0\0"
     del reader
@@ -95,18 +98,19 @@ def test_a_file_is_closed_even_when_the_modules_are_gone(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorFlow keeps the functions that it calls, and so what they hold, until the very end of a process."""
-    few = Handles(3)
-    few.of(str(files[0]))
+    few = lru_cache(3)(Handle)
+    few(str(files[0]))
     monkeypatch.setattr(open_files, "os", None)
     del few
     assert opened(files) == 0
 
 
 def test_many_threads_read_many_files_through_few_handles(files: list[Path]) -> None:
-    few = Handles(2)
+    few = lru_cache(2)(Handle)
 
     def read(k: int) -> bool:
-        return few.pread(str(files[k]), 100, 0) == bytes([k]) * 100
+        file = few(str(files[k]))
+        return os.pread(file.fd, 100, 0) == bytes([k]) * 100
 
     order = np.random.default_rng(0).integers(0, NUM_FILES, 20_000).tolist()
     with ThreadPoolExecutor(16) as pool:
@@ -117,7 +121,7 @@ def test_many_threads_read_many_files_through_few_handles(files: list[Path]) -> 
 def test_a_source_reads_more_shards_than_may_be_open(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = Handles(4)
+    few = lru_cache(4)(Handle)
     monkeypatch.setattr("tl_dist.datasets.records.shared_handles", lambda: few)
     source = record_source(files)
     contents, _ = source.encoded_rows(tf.range(NUM_FILES, dtype=tf.int64))
@@ -168,7 +172,7 @@ def source_of(files: list[Path], kind: str) -> Any:
 def test_too_many_open_files_are_no_examples_fault(
     kind: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = Handles(4)
+    few = lru_cache(4)(Handle)
     monkeypatch.setattr("tl_dist.datasets.records.shared_handles", lambda: few)
     source = source_of(files, kind)
     read = in_a_graph(source)

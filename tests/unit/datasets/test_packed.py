@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import signal
@@ -27,13 +28,21 @@ from tl_dist.cli.main import main
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, packing, strata_of
 from tl_dist.datasets.curation.layout import opened_whole
+from tl_dist.datasets.example_proto import serialize
 from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.elpv import open_elpv
 from tl_dist.datasets.formats.packed import open_packed
+from tl_dist.datasets.formats.tfrecord import open_tfrecord
 from tl_dist.datasets.packing import pack
+from tl_dist.datasets.shard_index import framed
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -77,9 +86,9 @@ def test_a_packed_set_holds_the_bytes_of_its_source(workers: int, folder: Path, 
         assert_same_examples(source[split], found[split])
     assert_same_examples(source["validation"], found["validation"], pixels=True)
     assert seen[0] == (0, 140) and seen[-1] == (140, 140)
-    assert len(list((tmp_path / "dst").glob("*.images"))) == 10
+    assert len(list((tmp_path / "dst").glob("*.tfrecord"))) == 10
     assert not list((tmp_path / "dst").glob(".tmp-*"))
-    files = [path for path in (tmp_path / "dst").iterdir() if path.suffix in (".images", ".npz")]
+    files = [path for path in (tmp_path / "dst").iterdir() if path.name != "job.json"]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o644}  # others may read them
 
 
@@ -97,12 +106,33 @@ def test_a_shard_is_durable_before_it_is_said_to_be_whole(
 
         monkeypatch.setattr(packing, name, record)
 
-    for name in ("_put", "fsync_directory", "write_atomically"):
+    for name in ("write_file", "fsync_directory", "write_atomically"):
         recorded(name)
     pack({"train": opened_whole(folder)["train"]}, tmp_path / "dst")
     shard = "train-00000-of-00001"
-    expected = [f"{shard}.images", f"{shard}.npz", "fsync_directory", f"{shard}.json", "manifest.json"]
-    assert done == ["job.json", *expected]
+    assert done[1].startswith(f".tmp-{shard}.tfrecord-")
+    assert [done[0], *done[2:]] == ["job.json", "fsync_directory", f"{shard}.json", "manifest.json"]
+
+
+def test_others_can_read_the_records(folder: Path, tmp_path: Path) -> None:
+    """By TensorFlow's own reader and parser, and as TFRecord files of any origin."""
+    source = opened_whole(folder)["validation"]
+    pack(opened_whole(folder), tmp_path / "dst", rows=16)
+    kinds = {"image/encoded": tf.string, "image/class/label": tf.int64} | dict.fromkeys(
+        ("image/class/text", "image/filename"), tf.string
+    )
+    features = {key: tf.io.FixedLenFeature([], kind) for key, kind in kinds.items()}
+    files = [str(path) for path in sorted((tmp_path / "dst").glob("validation-*.tfrecord"))]
+    records = [tf.io.parse_single_example(r, features) for r in tf.data.TFRecordDataset(files)]
+    assert len(records) == source.num_examples == 40
+    for k, record in enumerate(records):
+        label = int(source.labels[k])
+        assert record["image/encoded"].numpy() == source.encoded_bytes(k)
+        assert record["image/filename"].numpy().decode() == source.ids[k]
+        assert (record["image/class/label"], record["image/class/text"]) == (label, source.class_names[label])
+    found = open_tfrecord(DataConfig(name="tfrecord", path=str(tmp_path / "dst")))["validation"]
+    assert found.labels.tolist() == source.labels.tolist() and list(found.class_names) == NAMES
+    assert [found.encoded_bytes(k) for k in range(40)] == [source.encoded_bytes(k) for k in range(40)]
 
 
 def test_two_validation_splits_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -174,7 +204,7 @@ def test_a_stopped_command_goes_on_with_what_is_missing(
     with pytest.raises(Refusal, match="manifest"):
         packed(tmp_path / "dst")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "dst").glob("train-0000[01]*")}
-    assert len(kept) == 6
+    assert len(kept) == 4
     seen: list[tuple[int, int]] = []
     pack(
         opened_whole(folder),
@@ -212,7 +242,7 @@ def test_a_command_that_was_killed_leaves_nothing_behind(folder: Path, tmp_path:
         dies = {"TL_FAILPOINT": f"pack.image:{nth}=kill", "TL_ALLOW_FAILPOINTS": "1"}
         assert start(folder, tmp_path / "dst", **dies).wait() == -signal.SIGKILL
     found = contents(tmp_path / "dst")
-    assert "manifest.json" not in found and sum(name.startswith("train-") for name in found) == 9
+    assert "manifest.json" not in found and sum(name.startswith("train-") for name in found) == 6
     assert sum(name.startswith(".tmp-train") and not name.endswith(".lock") for name in found) == 2
     survivor = start(folder, tmp_path / "dst")
     assert survivor.wait() == 0
@@ -316,24 +346,70 @@ def test_a_damaged_image_is_named(folder: Path, tmp_path: Path) -> None:
         assert refused.value.code == ExitCode.DATA
 
 
+def changed(file: Path, at: int) -> bytes:
+    """What it held before."""
+    before = file.read_bytes()
+    file.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+    return before
+
+
 def test_a_changed_byte_is_noticed(folder: Path, tmp_path: Path) -> None:
     pack(opened_whole(folder), tmp_path / "dst")
-    (images,) = (tmp_path / "dst").glob("train-*.images")
-    content = bytearray(images.read_bytes())
-    content[10] ^= 1
-    images.write_bytes(content)
+    (records,) = (tmp_path / "dst").glob("train-*.tfrecord")
     source = packed(tmp_path / "dst")["train"]
+    content = changed(records, 100)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"train/digit 0/00000\.png: the checksum"):
         next(iter(tf.data.Dataset.range(1).map(source.read)))
-    images.write_bytes(content[:-1])
+    again = packed(tmp_path / "dst")["train"]
+    assert again.bad == ((f"{records.name}:0", 0, "the checksum of the data is wrong"),)
+    assert list(again.ids) == list(source.ids)[1:]
+    with pytest.raises(Refusal, match="1 of 100 records are bad"):
+        packed(tmp_path / "dst", max_bad=0)
+    records.write_bytes(content[:-1])
     with pytest.raises(Refusal, match="bytes instead of") as refused:
         packed(tmp_path / "dst")
     assert refused.value.code == ExitCode.DATA
-    images.write_bytes(content)
-    (index,) = (tmp_path / "dst").glob("train-*.npz")
-    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    records.write_bytes(content)
+    (facts,) = (tmp_path / "dst").glob("train-*.json")
+    changed(facts, -2)
     with pytest.raises(Refusal, match="sha256 differs"):
         packed(tmp_path / "dst")
+
+
+def test_what_is_said_of_an_example_stays_with_it_if_another_is_lost(tmp_path: Path) -> None:
+    root = write_elpv(tmp_path / "elpv", digits_32px(64))
+    elpv = open_elpv(DataConfig(name="elpv", path=str(root), soft_labels=True, test_fraction=0.0))
+    pack(elpv, tmp_path / "dst", rows=10)
+    changed(tmp_path / "dst" / "train-00002-of-00007.tfrecord", 100)
+    found = packed(tmp_path / "dst", test_fraction=0.0)["train"]
+    rows = np.array([k for k in range(64) if k != 20])
+    expected = elpv["train"].subset(rows)
+    assert_same_examples(found, expected)
+    assert found.annotations.types == expected.annotations.types
+    np.testing.assert_array_equal(found.annotations.soft, expected.annotations.soft)
+
+
+def test_records_of_another_set_are_refused(folder: Path, tmp_path: Path) -> None:
+    pack(opened_whole(folder), tmp_path / "dst", rows=10)
+    one, another = (tmp_path / "dst" / f"train-0000{k}-of-00010.tfrecord" for k in (0, 1))
+    other = {"image/encoded": b"x", "image/class/label": 0, "image/filename": b"other.png"}
+    for records, says in (
+        (framed(serialize(other)), "1 records instead of 10"),
+        (another.read_bytes(), "not those that were packed"),
+    ):
+        one.write_bytes(records)
+        facts = json.loads(one.with_suffix(".json").read_bytes())
+        signed(one.with_suffix(".json"), facts | {"size": one.stat().st_size})
+        with pytest.raises(Refusal, match=says):
+            packed(tmp_path / "dst")
+
+
+def signed(file: Path, facts: dict[str, Any]) -> None:
+    """Write these facts of a shard, and their digest into the manifest."""
+    old = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text(json.dumps(facts))
+    manifest = file.with_name("manifest.json")
+    manifest.write_text(manifest.read_text().replace(old, hashlib.sha256(file.read_bytes()).hexdigest()))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "tl_dist packed 2"}'])

@@ -34,7 +34,7 @@ from tl_dist.config import DataConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, train_batches
 from tl_dist.data.undecodable import undecodable
-from tl_dist.datasets import Splits, headers, jpeg, quarantine
+from tl_dist.datasets import Splits, decoding_cost, headers, quarantine
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.datasets.headers import Fault, checked, fault, look
@@ -73,7 +73,7 @@ def screen(splits: Splits, cache: Path, world_size: int = 1) -> list[list[Bad]]:
             rank=rank,
             world_size=world_size,
             gather=lambda text: ranks.gather(rank, text),
-        ).bad
+        )
 
     threads = [threading.Thread(target=look, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
@@ -126,7 +126,7 @@ def test_whole_images_pass_with_their_size(
         file = tmp_path / "photo"
         file.write_bytes(content)
         assert fault(Location(file)) is None
-        assert headers.header_of(content)[1:3] == size
+        assert checked(content)[1:] == size
         assert decode_rgb(tf.constant(content)).shape == (size[1], size[0], 3)
     if kind in ("PNG", "JPEG"):
         for chunk in (1 << 20, 7):  # the end lies across two of them, sooner or later
@@ -146,7 +146,7 @@ def test_progressive_lossless_and_other_modes_pass(mode: str, tmp_path: Path) ->
         if mode not in unable[kind]:
             image.save(tmp_path / kind, kind, **options)
             assert fault(Location(tmp_path / kind)) is None
-            assert headers.header_of((tmp_path / kind).read_bytes())[1:3] == (33, 21)
+            assert checked((tmp_path / kind).read_bytes())[1:] == (33, 21)
 
 
 @pytest.mark.parametrize("what", BOMBS)
@@ -207,8 +207,8 @@ def test_scans_are_counted_alike_in_pieces_of_any_size(monkeypatch: pytest.Monke
     first = content.index(b"\xff\xda")
     expected = [data[4:] for marker, data in jpeg_parts(content) if marker == 0xDA]
     for size in (64, 97, 1000, 1 << 20):
-        monkeypatch.setattr(jpeg, "_CHUNK_BYTES", size)
-        counted = list(jpeg._scans(lambda at, num: content[at : at + num], first))
+        monkeypatch.setattr(decoding_cost, "_CHUNK_BYTES", size)
+        counted = list(decoding_cost._scans(lambda at, num: content[at : at + num], first))
         assert [scan[:10] for scan in counted] == [data[:10] for data in expected]
 
 
@@ -269,7 +269,7 @@ def test_a_position_has_the_same_pixels_on_any_worker_count(damaged: Path, tmp_p
 
     def pixels(rows: range) -> list[Any]:
         read = augmented(train, ("dihedral", "pad_crop"), 3, 32)
-        return list(train_batches(read, order, rows=rows, from_step=0, to_step=12).as_numpy_iterator())
+        return list(train_batches(read, order, rows=rows, steps=range(12)).as_numpy_iterator())
 
     whole = pixels(range(5))
     shares = [pixels(rows_of(rank, 3, 5)) for rank in range(3)]

@@ -16,17 +16,16 @@ from tl_dist.config import ClassifierConfig, Config
 from tl_dist.config import file as config_file
 from tl_dist.datasets import pool_of
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.features.classifiers import nested, regressions, selection
+from tl_dist.features import classifiers, nested
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as crossing
 from tl_dist.tools.cross_validate.command import chosen_line
-from tl_dist.trainer import cached, computed_head
-from tl_dist.trainer.setup import Setup, StopRequested
-from tl_dist.trainer.stage_input import StageInput, TrainFeatures
+from tl_dist.trainer import cached
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures
 
-COLUMNS = selection.columns_of(["a", "b"], [30, 10])
+COLUMNS = nested.columns_of(["a", "b"], [30, 10])
 SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")
 
 
@@ -146,7 +145,7 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_pa
     for labels in (drawn(2)[1], np.concatenate([drawn(2)[1][:90], np.zeros(30, np.int32)])):
         setup, stage_input = a_run(tmp_path / str(len(chosen)), labels, class_weights)
         told: list[Any] = []
-        assert computed_head.fit_head(setup, stage_input, told.append) is stage_input
+        assert cached.fit_head(setup, stage_input, told.append) is stage_input
         (record,) = told
         assert setup.state.step == 1 and setup.state.history["classifier"]["l2"] == record["l2"]
         kernel = stage_input.model.trainable["head/logits/kernel"].numpy().tobytes()
@@ -156,7 +155,7 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_pa
 
 def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup, stage_input = a_run(tmp_path, drawn(2)[1])
-    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
+    monkeypatch.setattr(classifiers, "LOOK_S", 0.0)
     looks = 0
 
     def stop_requested(run: RunDir) -> bool:
@@ -167,7 +166,7 @@ def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(RunDir, "stop_requested", stop_requested)
     told: list[Any] = []
     with pytest.raises(StopRequested):
-        computed_head.fit_head(setup, stage_input, told.append)
+        cached.fit_head(setup, stage_input, told.append)
     assert looks == 30 and not told and setup.state.step == 0
     assert not stage_input.model.trainable["head/logits/kernel"].numpy().any()
     assert setup.run.beats.read()[0].phase == "fitting the classifier"
@@ -216,8 +215,8 @@ def test_inner_folds_go_by_what_is_left_out(
     numbers = np.unique(kinds[by], return_inverse=True)
     monkeypatch.setattr(crossing, "one_fold_each", lambda *_: (numbers[1], numbers[0].tolist()))
     monkeypatch.setattr(crossing, "from_images", lambda *_: stage_input)
+    monkeypatch.setattr(cached, "prefix_of", lambda *_: None)
     monkeypatch.setattr(cached, "finder", lambda *_: lambda *_, **__: Kept())
-    monkeypatch.setattr(cached, "refer", lambda *_: None)
     told: list[set[str]] = []
     own = nested.Nested.folds
 

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.official_layouts import digits_32px, numbers_32px, write_cifar10_python, write_cifar100_python
+from tests.official_layouts import (
+    digits_32px,
+    numbers_32px,
+    published,
+    write_cifar10_python,
+    write_cifar100_python,
+)
 from tests.unit.cli.conftest import said
 from tl_dist.config import DataConfig
 from tl_dist.datasets import manifest
@@ -130,6 +136,7 @@ def test_cifar_is_downloaded_once_and_is_the_data_set_of_its_files(
     data = packed(files / "cifar-10-batches-py")
     name = "/cifar-10-python.tar.gz"
     monkeypatch.setattr(cifar, "CIFAR10_ARCHIVE", publisher.archive(data, name=name))
+    monkeypatch.setattr(cifar, "PUBLISHED", published(files))
     monkeypatch.chdir(tmp_path)
     model = "{backbone: tiny, weights: random, train_from: all}"
     Path("x.yaml").write_text(
@@ -152,6 +159,7 @@ def test_cifar100_as_well(
 ) -> None:
     root = write_cifar100_python(tmp_path, numbers_32px(200), numbers_32px(100, start=200))
     monkeypatch.setattr(cifar, "CIFAR100_ARCHIVE", publisher.archive(packed(root)))
+    monkeypatch.setattr(cifar, "PUBLISHED", published(root))
     splits = cifar.open_cifar100(DataConfig(name="cifar100", labels="coarse"))
     np.testing.assert_array_equal(splits["test"].labels, numbers_32px(100, start=200).labels // 5)
 

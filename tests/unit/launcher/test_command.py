@@ -27,7 +27,7 @@ from tl_dist.launcher.command import (
     worker_argv,
     worker_environment,
 )
-from tl_dist.launcher.local import local_launch, place
+from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import Refusal
 from tl_dist.rendezvous.rank_layout import placement_environment
 from tl_dist.rendezvous.server import Rendezvous
@@ -72,7 +72,7 @@ def rendered(strategy: str) -> str:
 
     def place(rank: int) -> Mapping[str, str]:
         plan = [("localhost", processes)]
-        return placement_environment(plan, rank, rendezvous="127.0.0.1:4711", interface="lo")
+        return placement_environment(plan, rank, "127.0.0.1:4711", {})
 
     with (
         mock.patch.object(os, "sched_getaffinity", return_value=range(8)),
@@ -242,14 +242,10 @@ def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.Monke
     assert ports[0] == ports[1] != ports[2] == ports[3]
 
 
-def test_the_network_interface_and_the_timeout_may_be_set_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "eth9")
-    monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "77")
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+def test_the_network_interface_and_the_timeout_may_be_set_by_hand() -> None:
+    own = {"HOROVOD_GLOO_IFACE": "eth9", "HOROVOD_GLOO_TIMEOUT_SECONDS": "77", "NCCL_SOCKET_IFNAME": "ib0"}
     with Rendezvous([("localhost", 1)], "127.0.0.1") as rendezvous:
-        found = place(rendezvous, 0)
-    assert found["NCCL_SOCKET_IFNAME"] == "ib0"
-    assert (found["HOROVOD_GLOO_IFACE"], found["HOROVOD_GLOO_TIMEOUT_SECONDS"]) == ("eth9", "77")
+        assert own.items() <= rendezvous.worker_environment(0, own).items()
 
 
 def test_a_tethered_command_keeps_its_pid_and_starts_only_below_its_parent() -> None:

@@ -26,10 +26,9 @@ from rich.console import Console
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher import attempt
-from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.classify_exits import classify, first_failure, outcome_of
 from tl_dist.launcher.command import Command
-from tl_dist.launcher.group import Group
+from tl_dist.launcher.local import Group, Launch
 from tl_dist.launcher.supervise import supervise
 from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode, Refusal

@@ -13,26 +13,21 @@ from tests.doubles import OPTIMIZER, PARALLEL, build, memory_source, normalised
 from tests.normalised import NORMALISED
 from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import plain, train_batches
+from tl_dist.data.pipeline import dropout_masks, plain, train_batches
 from tl_dist.models import batch_norm, classifier
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import digest
 from tl_dist.refusal import Refusal
 from tl_dist.training import chunk, optim, step
-from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.training.step import balanced_class_weights
 
 
 def train(
     net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, **settings: Any
 ) -> dict[str, float]:
-    source = memory_source(12, size=image_size)
+    source, order = memory_source(12, size=image_size), Order(0, 12, 4)
+    transforms = [dropout_masks(order, net.mask_features, 0.5)] if net.mask_features else []
     batches = train_batches(
-        plain(source, image_size),
-        Order(0, 12, 4),
-        rows=range(4),
-        from_step=0,
-        to_step=steps,
-        mask_features=net.mask_features,
-        dropout=0.5,
+        plain(source, image_size), order, rows=range(4), steps=range(steps), transforms=transforms
     )
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
     run = chunk.train_chunk(
@@ -188,7 +183,7 @@ def test_left_to_itself_a_trained_layer_is_synchronized_where_its_statistics_are
 
 def test_a_backbone_that_another_run_has_trained_has_its_statistics() -> None:
     config = ModelConfig(backbone="normalised", weights="random", train_from="all")
-    net = classifier.build(NORMALISED, config, image_size=32, num_classes=3, seed=0, carried=True)
+    net = classifier.Classifier(NORMALISED, config, image_size=32, num_classes=3, seed=0, carried=True)
     assert not net.statistics
 
 

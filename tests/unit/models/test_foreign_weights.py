@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from tl_dist.config import registry
 from tl_dist.files import limits
 from tl_dist.models import weights
-from tl_dist.models.weights import WeightsFile, foreign_files
+from tl_dist.models.weights import WeightsFile, sources
 from tl_dist.models.weights.keras_files import counted_from_zero
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -221,15 +221,15 @@ def test_of_two_layers_of_one_kind_and_shape_none_is_guessed(kind: str, tmp_path
     two = keras.Model(one.input, keras.layers.Conv2D(3, 1)(one.output))
     for name, model in (("one", one), ("two", two)):
         (tmp_path / name).mkdir()
-        files = foreign_files.files_of(save(model, tmp_path / name / kind))
+        files = sources.files_of(save(model, tmp_path / name / kind))
         scratch = tmp_path / f"scratch-{name}"
         scratch.mkdir()
         if model is one:
-            arrays, *_ = foreign_files.read(files, backbone, lambda digest: None, scratch)
+            arrays, *_ = sources.read(files, backbone, lambda digest: None, scratch)
             np.testing.assert_array_equal(next(iter(arrays.values())), one.weights[0].numpy())
         else:
             with pytest.raises(Refusal, match=r"more than the network, of the same shape|fits in 2 places"):
-                foreign_files.read(files, backbone, lambda digest: None, scratch)
+                sources.read(files, backbone, lambda digest: None, scratch)
 
 
 def rezipped(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:

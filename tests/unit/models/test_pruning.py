@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.pruned import HEADS, branching, pruned, trained, with_every_weight_drawn
 from tl_dist.config import ModelConfig, registry
-from tl_dist.models import classifier, narrow, pruning
+from tl_dist.models import classifier, network, pruning
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.classifier import Classifier
 
@@ -74,7 +74,7 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
 
     def branching_net(prune: float) -> Classifier:
         config = ModelConfig(backbone="branching", train_from="all", pooling="both", prune=prune)
-        return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
+        return classifier.Classifier(record, config, image_size=32, num_classes=3, seed=0)
 
     net, narrow = with_every_weight_drawn(branching_net(0.0)), branching_net(0.5)
     assert {
@@ -103,7 +103,7 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
 def test_half_of_the_channels_leaves_so_many_parameters(name: str, left: float) -> None:
     record = registry.backbone(name)
     size = (record.min_size, record.min_size, 3)
-    whole, half = record.build(size), narrow.narrowed(record, 0.5).build(size)
+    whole, half = record.build(size), network.narrowed(record, 0.5).build(size)
     assert half.count_params() / whole.count_params() == pytest.approx(left, abs=1e-3)
     assert [v.path for v in half.weights] == [v.path for v in whole.weights] and half.name == whole.name
     # What a residual block or a chain of them passes on, all of it can read.

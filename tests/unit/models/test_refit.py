@@ -12,7 +12,7 @@ import tensorflow as tf
 from tests.doubles import build
 from tests.pruned import HEADS, branching, with_every_weight_drawn
 from tl_dist.config import ModelConfig
-from tl_dist.models import classifier, pruning, refit
+from tl_dist.models import classifier, pruning
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.classifier import Classifier
 
@@ -42,7 +42,7 @@ def recovered(net: Classifier, narrow: Classifier) -> tuple[float, float]:
         variable.assign(pruning.kept(net, narrow.network)[path])
     expected = net(IMAGES).numpy()
     off = [np.abs(narrow(IMAGES) - expected).max()]
-    for fit in refit.fits(net, narrow):
+    for fit in pruning.fits(net, narrow):
         squares, products = fit.sums(IMAGES, fit.num_images(len(IMAGES)))
         fit.solve({**narrow.moving, **narrow.frozen}, np.float64(squares), np.float64(products))
     off.append(np.abs(narrow(IMAGES) - expected).max())
@@ -51,7 +51,7 @@ def recovered(net: Classifier, narrow: Classifier) -> tuple[float, float]:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_channel_that_another_is_like_is_made_good(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit, "DAMPING", 1e-9)
+    monkeypatch.setattr(pruning, "DAMPING", 1e-9)
     net, narrow = with_every_weight_drawn(build(**HEADS[head])), build(prune=0.5, **HEADS[head])
     with_twins(net, narrow)
     before, after = recovered(net, narrow)
@@ -60,24 +60,24 @@ def test_a_channel_that_another_is_like_is_made_good(head: str, monkeypatch: pyt
 
 def test_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strides, no padding, no bias, batch norm and convolutions by channel in between."""
-    monkeypatch.setattr(refit, "DAMPING", 1e-9)
+    monkeypatch.setattr(pruning, "DAMPING", 1e-9)
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
     def prunable_net(prune: float) -> Classifier:
         config = ModelConfig(backbone="branching", train_from="all", pooling="both", prune=prune)
-        return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
+        return classifier.Classifier(record, config, image_size=32, num_classes=3, seed=0)
 
     net, narrow = with_every_weight_drawn(prunable_net(0.0)), prunable_net(0.5)
     with_twins(net, narrow)
     before, after = recovered(net, narrow)
     assert before > 0.05 and after < 1e-2
-    layers: list[Any] = [fit.paths[0].split("/")[1] for fit in refit.fits(net, narrow)]
+    layers: list[Any] = [fit.paths[0].split("/")[1] for fit in pruning.fits(net, narrow)]
     assert layers == ["residual_middle", "residual_out", "project", "logits"]
 
 
 def test_where_the_images_say_nothing_the_weights_stay() -> None:
     start = np.random.default_rng(0).normal(size=(5, 2))
     squares, products = np.diag([4.0, 4.0, 0, 0, 0]), np.zeros((5, 2))
-    solution = refit.solution_near(start, squares, products)
+    solution = pruning.solution_near(start, squares, products)
     np.testing.assert_array_equal(solution[2:], start[2:])
     assert np.abs(solution[:2]).max() < 1e-3

@@ -18,7 +18,7 @@ from tl_dist.config import registry
 from tl_dist.files import packages
 from tl_dist.models import weights
 from tl_dist.models.backbones import preprocess
-from tl_dist.models.backbones.efficientnet import square_the_deviation
+from tl_dist.models.backbones.applications import square_the_deviation
 from tl_dist.models.weights import WeightsFile, hdf5, keras_files, sources
 from tl_dist.models.weights.__main__ import main
 from tl_dist.refusal import ExitCode, Refusal
@@ -354,7 +354,7 @@ def test_imagenet_weights_compute_what_keras_computes(efficientnet_of_keras, dow
 
 def test_a_conversion_that_computes_something_else_is_refused(download, monkeypatch):
     record = registry.backbone("efficientnetb0")
-    monkeypatch.setattr("tl_dist.models.backbones.efficientnet._IMAGENET_STD", (9.0, 9.0, 9.0))
+    monkeypatch.setattr("tl_dist.models.backbones.applications._IMAGENET_STD", (9.0, 9.0, 9.0))
     with pytest.raises(Refusal, match="differ from Keras's own network"):
         sources.from_keras(record)
 

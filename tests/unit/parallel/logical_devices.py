@@ -40,7 +40,7 @@ def batches(bad: int | None = None, rows: int = 4) -> tf.data.Dataset:
         return batch
 
     source = memory_source(12, size=32)
-    made = train_batches(plain(source, 32), Order(0, 12, rows), rows=range(rows), from_step=0, to_step=STEPS)
+    made = train_batches(plain(source, 32), Order(0, 12, rows), rows=range(rows), steps=range(STEPS))
     return made.map(checked)
 
 
@@ -100,7 +100,7 @@ def _cut(operation: Any) -> bool:
 def collectives() -> dict[str, str]:
     """Where TensorFlow's own sums of one worker are made that has its gradients on another device than all else."""
     alone = Collective.__new__(Collective)
-    alone.rank, alone.world_size, alone._patience_s, alone._keys, alone._places = 0, 1, 60.0, {}, None
+    alone.rank, alone.world_size, alone._patience_s, alone._keys = 0, 1, 60.0, {}
     alone._use({True: "CPU:0", False: "CPU:1"})
     in_graph = tf.function(lambda value: alone._sum(value, "gradients"), autograph=False)
     tf.config.set_soft_device_placement(False)  # an operation that is asked for elsewhere is an error

@@ -12,7 +12,7 @@ from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.parallel import collective
 from tl_dist.parallel.collective import Collective
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.rendezvous import endpoint
+from tl_dist.rendezvous import port_guard
 from tl_dist.rendezvous.barrier import TOKEN_VARIABLE
 
 CONFIG = Config(
@@ -74,9 +74,9 @@ def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
     place = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "0", "HOROVOD_LOCAL_SIZE": "1"}
     for name, value in {**place, "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(endpoint.OPEN_PORT_VARIABLE, "1" if asked else "")
-    monkeypatch.setattr(endpoint, "own_address", lambda env: "10.0.0.1")
-    monkeypatch.setattr(endpoint, "open_port_guard", lambda env, own: guard)
+    monkeypatch.setenv(port_guard.OPEN_PORT_VARIABLE, "1" if asked else "")
+    monkeypatch.setattr(port_guard, "own_address", lambda env: "10.0.0.1")
+    monkeypatch.setattr(port_guard, "open_port_guard", lambda env, own: guard)
     monkeypatch.setattr(collective, "await_peers", lambda env, *, timeout_s, message: said.append(message))
     monkeypatch.setattr(collective, "messages_of_all", lambda env: ["10.0.0.1:4711", "8.8.8.8:4711"])
     monkeypatch.setattr(collective, "_start_server", start)

@@ -1,7 +1,8 @@
-"""Without Horovod: its stall settings, the device of its exchanges, and the report of a lost peer are right."""
+"""Without Horovod: its settings, buckets, the device of its exchanges, and the report of a lost peer are right."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,11 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, SafetyConfig
+from tl_dist.launcher.classify_exits import RESTARTABLE
 from tl_dist.launcher.command import worker_environment
 from tl_dist.parallel import horovod
+from tl_dist.parallel.horovod import MIB, Horovod, settings
+from tl_dist.parallel.replicas import buckets
 from tl_dist.refusal import ExitCode, Refusal
 
 SHUTDOWN = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
@@ -104,10 +108,6 @@ class OnTheHost:
         self._taken(name)
         return tf.concat([tensor, tensor], axis=0)
 
-    def broadcast(self, tensor: Any, root_rank: int, name: str) -> Any:
-        self._taken(name)
-        return tensor
-
 
 def test_all_but_gradients_is_exchanged_by_the_cpu(environment: dict[str, str]) -> None:
     """The way that tests on CPUs prove: NCCL has never gathered 0 bytes here, nor added up float64."""
@@ -115,7 +115,112 @@ def test_all_but_gradients_is_exchanged_by_the_cpu(environment: dict[str, str]) 
     parallel._hvd = fake
     assert parallel.total({"a": 1.5, "b": np.ones(3)})["b"].tolist() == [2, 2, 2]
     assert parallel.gather(b"") == [b"", b""] and parallel.gather(b"ab") == [b"ab", b"ab"]
-    variables = [tf.Variable(tf.cast([1.0, 2.0], dtype)) for dtype in ("float32", "bfloat16", "int64")]
-    parallel.broadcast(variables)
-    assert len(fake.exchanged) == 1 + 2 + 2 + 3
-    assert [v.numpy().tolist() for v in variables] == [[1, 2]] * 3
+    parallel.broadcast([tf.Variable([1.0, 2.0]), tf.Variable([3])])
+    assert len(fake.exchanged) == 1 + 2 + 2 + 1
+
+
+IN_A_GRAPH = """Graph execution error:
+
+Detected at node HorovodGroupedAllreduce defined at (most recent call last):
+  File "/home/x/tl_dist/parallel/horovod.py", line 90, in _all_reduce
+
+{}
+[[{{{{node HorovodGroupedAllreduce}}}}]] [Op:__inference_run_steps_41]"""
+
+
+def fail(said: str) -> None:
+    """Fail as a collective of rank 3 does."""
+    parallel = Horovod.__new__(Horovod)
+    parallel.rank = 3
+    with parallel.naming_lost_peers():
+        raise tf.errors.UnknownError(None, None, said)
+
+
+DUPLICATE = "ncclCommInitRank failed: invalid usage (run with NCCL_DEBUG=WARN for details)"
+
+
+@pytest.mark.parametrize(
+    ("said", "quoted", "fate"),
+    [
+        (DUPLICATE, DUPLICATE, None),
+        (IN_A_GRAPH.format(DUPLICATE), DUPLICATE, None),
+        (
+            IN_A_GRAPH.format("ncclGroupEnd failed: remote process exited or there was a network error"),
+            "ncclGroupEnd failed: remote process exited or there was a network error",
+            "died or stalled",
+        ),
+        (
+            IN_A_GRAPH.format("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:2311"),
+            "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:2311",
+            "died",
+        ),
+        (IN_A_GRAPH.format("Horovod has been shut down."), "Horovod has been shut down.", "died or stalled"),
+        ("MPI_Allreduce failed, see MPI output for details.", "MPI_Allreduce failed", "died or stalled"),
+    ],
+)
+def test_the_line_with_the_reason_is_quoted(said: str, quoted: str, fate: str | None) -> None:
+    with pytest.raises(Refusal) as refused:
+        fail(said)
+    found = refused.value
+    assert found.what.startswith("rank 3: ") and f"({quoted}" in found.what
+    if fate is not None:
+        assert f"another worker {fate} (" in found.what
+    assert (found.code in RESTARTABLE) == (fate is not None)
+
+
+def test_an_error_of_something_else_is_not_a_lost_peer() -> None:
+    """Though every step has passed through the file that calls Horovod."""
+    other = IN_A_GRAPH.format("Incompatible shapes: [3] vs. [4]").replace("HorovodGroupedAllreduce", "Add")
+    assert "horovod.py" in other
+    with pytest.raises(tf.errors.UnknownError):
+        fail(other)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "cycle_ms"),
+    [
+        (False, 1, "5"),
+        (False, 2, "5"),
+        (False, 64, "5"),
+        (True, 1, "0.5"),
+        (True, 8, "0.5"),
+        (True, 9, "1"),
+        (True, 1024, "1"),
+    ],
+)
+def test_settings(gpus: bool, workers: int, cycle_ms: str) -> None:
+    only = {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if gpus else {"OMPI_MCA_mpi_yield_when_idle": "1"}
+    assert settings(gpus=gpus, workers=workers, stall_s=1200.4) == {
+        "HOROVOD_CYCLE_TIME": cycle_ms,
+        "HOROVOD_DISABLE_GROUP_FUSION": "1",
+        **only,
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(30 + workers // 16 * 4),
+        "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1200",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "last", "expected"),
+    [
+        ([], 10, 3, []),
+        ([1, 2, 3, 4], 5, 0, [[3, 2], [1, 0]]),
+        ([20, 1, 1], 5, 0, [[2, 1, 0]]),  # filled to the limit or past it
+        ([1, 1, 1, 9, 9], 10, 2, [[4, 3], [2], [1, 0]]),
+        ([1, 1, 9, 9], 10, 2, [[3, 2], [1, 0]]),
+        ([1, 1, 4, 4], 100, 2, [[3, 2], [1, 0]]),
+        ([3, 9], 100, 2, [[1, 0]]),  # the first layer alone is too large to go last by itself
+        ([1, 1], 100, 2, [[1, 0]]),
+        ([0, 5, 0], 100, 0, [[2, 1, 0]]),  # an empty tensor is no bucket
+    ],
+)
+def test_buckets(sizes: list[int], limit: int, last: int, expected: list[list[int]]) -> None:
+    assert buckets(sizes, limit, last) == expected
+
+
+@pytest.mark.parametrize("last", [0, 2 * MIB])
+def test_each_tensor_is_in_one_bucket_in_the_order_of_the_backward_pass(last: int) -> None:
+    sizes = [(k * 7919) % (3 * MIB) for k in range(161)]
+    flat = [k for bucket in buckets(sizes, 32 * MIB, last) for k in bucket]
+    assert flat == list(reversed(range(161)))
+    assert all(a > b for a, b in pairwise(flat))

@@ -237,7 +237,7 @@ def test_environments_name_the_open_port(rendezvous):
     for_all = rendezvous.job_environment()
     assert len(for_all.pop("TL_DIST_RENDEZVOUS_TOKEN")) == 32
     assert for_all == {"TL_DIST_PLAN": "a:2,b:1", "TL_DIST_RENDEZVOUS": rendezvous.endpoint}
-    worker = rendezvous.worker_environment(2, timeout_s=7)
+    worker = rendezvous.worker_environment(2, {"HOROVOD_GLOO_TIMEOUT_SECONDS": "7"})
     assert f"127.0.0.1:{worker['HOROVOD_GLOO_RENDEZVOUS_PORT']}" == rendezvous.endpoint
     assert (worker["HOROVOD_HOSTNAME"], worker["HOROVOD_GLOO_IFACE"]) == ("b", "lo")
     assert worker["HOROVOD_GLOO_TIMEOUT_SECONDS"] == "7"

@@ -15,7 +15,7 @@ from tl_dist.datasets import strata_of
 from tl_dist.datasets.formats.digits import open_digits
 from tl_dist.datasets.split import folds_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import cross_validation, figures
+from tl_dist.scores import cross_validation, figures, text
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.scores.predictions import Predictions
 
@@ -113,7 +113,7 @@ def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_tha
     by_site = cross_validation.merged([parts], ("site", ["north", "south"]))
     result = cross_validation.summary(by_site)
     assert result["never_seen"] == [{"fold": "north", "classes": [{"class": "bad", "num_examples": 2}]}]
-    (line,) = cross_validation.never_seen_lines(result)
+    (line,) = text.never_seen_by_fold(result)
     assert line.startswith("north: never seen in training of this fold: bad (2 images), ")
     costs = [-np.log(0.9), 36.0437, 36.0437, -np.log(0.8), -np.log(0.7)]
     assert result["figures"]["log_loss"] == pytest.approx(np.mean(costs), abs=1e-3)
@@ -128,9 +128,9 @@ def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_tha
         {"fold": fold, "classes": [{"class": "bad", "num_examples": 1}]}
         for fold in ("seed 0 fold 0", "seed 1 fold 1")
     ]
-    lines = cross_validation.never_seen_lines(found)
+    lines = text.never_seen_by_fold(found)
     assert lines[1].startswith("seed 1 fold 1: never seen in training of this fold: bad (1 image)")
-    many = cross_validation.never_seen_lines({"never_seen": found["never_seen"] * 8})
+    many = text.never_seen_by_fold({"never_seen": found["never_seen"] * 8})
     assert len(many) == 11 and many[-1] == "and 6 more"
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from sklearn import metrics
 
-from tl_dist.scores import evaluation, figures
+from tl_dist.scores import evaluation, figures, text
 
 
 def drawn(num: int = 200, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def test_what_is_not_defined_is_none() -> None:
     assert alone["balanced_accuracy"] == alone["accuracy"]  # what else was said is no class of these labels
     broken = figures.figures(labels, np.where(np.arange(3) == 1, np.nan, p))
     assert broken["roc_auc"] is None and broken["log_loss"] is None and broken["ece"] is None
-    assert "nan" not in figures.summary_line(broken)
+    assert "nan" not in text.summary(broken)
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
@@ -72,18 +72,9 @@ def test_a_class_that_was_never_trained_on_is_named_with_its_examples() -> None:
     found = evaluation.never_seen(np.array([0, 1, 3, 3]), labels, ["a", "b", "c", "d"])
     assert found == [{"class": "c", "num_examples": 2}]
     assert evaluation.never_seen([0, 2, 3], labels, ["a", "b", "c", "d"]) == []
-    line = evaluation.never_seen_line([*found, {"class": "d", "num_examples": 1000}])
+    line = text.never_seen([*found, {"class": "d", "num_examples": 1000}])
     assert line.startswith("never seen in training: c (2 images), d (1,000 images), ")
-    assert " and 2 more classes, " in evaluation.never_seen_line(found * 12)
-
-
-def test_the_threshold_is_the_best_of_all() -> None:
-    labels, p = drawn(classes=2)
-    skewed = np.stack([1 - p[:, 1] ** 3, p[:, 1] ** 3], axis=1)
-    threshold = figures.best_threshold(labels, skewed)
-    best = max(figures.accuracy_at(labels, skewed, t) for t in np.linspace(0, 1.01, 2000))
-    assert figures.accuracy_at(labels, skewed, threshold) >= best
-    assert best > figures.figures(labels, skewed)["accuracy"]
+    assert " and 2 more classes, " in text.never_seen(found * 12)
 
 
 def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken() -> None:

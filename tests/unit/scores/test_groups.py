@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl_dist.scores.groups import by_group, worst_line
+from tl_dist.scores.evaluation import by_group
+from tl_dist.scores.text import worst_group
 
 
 def rows(right: dict[str, tuple[int, int]]) -> list[dict[str, object]]:
@@ -20,13 +21,13 @@ def test_the_worst_is_named_with_what_chance_does() -> None:
     found = rows({"north": (95, 100), "south": (60, 100), "west": (9, 10)})
     assert [row["name"] for row in found] == ["south", "west", "north"]
     assert found[0]["log_loss"] == pytest.approx(-(0.6 * np.log(0.9) + 0.4 * np.log(0.1)))
-    assert "worst site: south, accuracy 0.6000 of 100" in worst_line("site", found)
-    assert "less accurate than the others" in worst_line("site", found)
+    assert "worst site: south, accuracy 0.6000 of 100" in worst_group("site", found)
+    assert "less accurate than the others" in worst_group("site", found)
 
 
 def test_a_small_group_is_not_called_worse_by_chance() -> None:
     found = rows({"north": (95, 100), "west": (8, 10)})
-    assert found[0]["name"] == "west" and "no more than chance explains" in worst_line("site", found)
+    assert found[0]["name"] == "west" and "no more than chance explains" in worst_group("site", found)
 
 
 def test_the_test_counts_how_many_groups_there_are() -> None:
@@ -36,4 +37,4 @@ def test_the_test_counts_how_many_groups_there_are() -> None:
 
 def test_one_group_alone_is_compared_with_nothing() -> None:
     found = rows({"all": (3, 4)})
-    assert found[0]["p_value"] is None and "p =" not in worst_line("site", found)
+    assert found[0]["p_value"] is None and "p =" not in worst_group("site", found)

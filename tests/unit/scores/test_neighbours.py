@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import Refusal
-from tl_dist.scores import neighbours, predictions
+from tl_dist.scores import neighbours
 from tl_dist.scores.neighbours import Neighbours
 
 RNG = np.random.default_rng(7)
@@ -52,10 +53,10 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
 def test_the_file_is_of_one_checkpoint(tmp_path: Path) -> None:
     assert neighbours.of_checkpoint(tmp_path, "aa") is None
     kept = Neighbours("aa", TRAIN, np.ones(3, np.float32))
-    predictions.save(tmp_path / neighbours.FILE, **kept.arrays())
+    save_npz(tmp_path / neighbours.FILE, **kept.arrays())
     found = neighbours.of_checkpoint(tmp_path, "aa")
     assert found is not None and (found.features == TRAIN).all()
     assert neighbours.of_checkpoint(tmp_path, "ab") is None
-    predictions.save(tmp_path / neighbours.FILE, **kept.arrays() | {"features": TRAIN[0]})
+    save_npz(tmp_path / neighbours.FILE, **kept.arrays() | {"features": TRAIN[0]})
     with pytest.raises(Refusal, match=r"holds no neighbours .* Fix: make it again"):
         neighbours.of_checkpoint(tmp_path, "aa")

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures, predictions
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer.metrics import class_records
+from tl_dist.trainer.board import class_records
 
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)
@@ -84,6 +85,7 @@ ARRAYS = {
     "class_names": np.array(["good", "bad"]),
     "step": np.array(7),
     "types": np.array([], np.str_),
+    "groups": np.array([], np.str_),
 }
 
 
@@ -116,19 +118,12 @@ def test_arrays_of_another_shape_or_type_are_no_predictions(
     tmp_path: Path, name: str, value: np.ndarray
 ) -> None:
     path = predictions.file_of(tmp_path, "test")
-    predictions.save(path, **ARRAYS)
+    save_npz(path, **ARRAYS)
     assert predictions.load(path).step == 7
-    predictions.save(path, **ARRAYS | {name: value})
+    save_npz(path, **ARRAYS | {name: value})
     with pytest.raises(Refusal, match=r"holds no predictions .*Fix: ") as refusal:
         predictions.load(path)
     assert refusal.value.code == ExitCode.DATA
-
-
-def test_the_types_of_an_older_file_are_those_that_it_calls_groups(tmp_path: Path) -> None:
-    types = np.array(["mono", "poly", "mono", "poly", "mono"])
-    path = predictions.file_of(tmp_path, "test")
-    predictions.save(path, **{k: v for k, v in ARRAYS.items() if k != "types"}, groups=types)
-    assert list(predictions.load(path).types) == list(types) and list(predictions.load(path).groups) == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "text"])

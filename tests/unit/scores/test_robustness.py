@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import Refusal
-from tl_dist.scores import predictions, robustness
-from tl_dist.scores.robustness import VERSION, Hits
+from tl_dist.scores import robustness
+from tl_dist.scores.robustness import Hits
 from tl_dist.tools.compare.command import show_corrupted
 
 NAMES = np.array(["fog", "snow", "rotate"])
@@ -75,7 +76,7 @@ def everywhere(errors: dict[str, Sequence[float]], severities: Sequence[int] = (
     wrong = np.array([[round(e * num) for e in row] for row in errors.values()])
     right = np.arange(num) >= wrong[..., None]
     names, kinds = np.array([*errors], np.str_), np.array(severities)
-    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224, version=VERSION)
+    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224)
 
 
 def test_alexnet_has_an_mce_of_1_by_itself() -> None:
@@ -101,28 +102,7 @@ def test_without_every_corruption_and_severity_there_is_no_mce_by_alexnet() -> N
     assert robustness.normalized(everywhere(few)) is None
     some = {name: row[:3] for name, row in ERRORS_OF_ALEXNET.items()}
     assert robustness.normalized(everywhere(some, (1, 2, 3))) is None
-    assert robustness.normalized(replace(everywhere(ERRORS_OF_ALEXNET), version=1)) is None
     assert robustness.record(FIRST)["mce_alexnet"] is None
-
-
-def test_an_earlier_elastic_transform_is_compared_with_its_like_alone(tmp_path: Path) -> None:
-    """Files of it do not say their version; without it all are alike."""
-    names = np.array(["fog", "elastic_transform", "rotate"])
-    old = replace(FIRST, names=names)
-    file = robustness.file_of(tmp_path, "test")
-    predictions.save(file, **{key: value for key, value in vars(old).items() if key != "version"})
-    loaded = robustness.load(file)
-    assert loaded.version == 1 and robustness.record(loaded)["version"] == 1
-    new = replace(SECOND, names=names, version=VERSION)
-    assert robustness.compared(loaded, replace(new, version=1)) and robustness.compared(
-        replace(old, version=2), new
-    )
-    for pair in ((loaded, new), (new, loaded)):
-        with pytest.raises(ValueError, match="elastic_transform is ImageNet-C's in one of them"):
-            robustness.compared(*pair)
-    assert robustness.compared(FIRST, replace(SECOND, version=VERSION))["num_examples"] == 200
-    predictions.save(file, **vars(new))
-    assert robustness.load(file).version == VERSION
 
 
 def test_two_runs_on_the_same_images() -> None:
@@ -148,7 +128,7 @@ def test_of_geometry_alone_there_is_no_difference_of_the_mean_error() -> None:
 
 
 def test_groups_of_the_examples_follow_their_order() -> None:
-    """Also where one of the two was evaluated before they were kept; the line names how many there are."""
+    """Also where one of the two has none; the line names how many there are."""
     groups = np.array([f"patient {int(name) // 10}" for name in FIRST.ids])
     lines: list[str] = []
     found = robustness.compared(replace(FIRST, groups=groups), SECOND)
@@ -177,10 +157,8 @@ def test_others_are_not_compared(change: dict[str, object]) -> None:
 
 def test_the_file_comes_back_and_another_is_refused(tmp_path: Path) -> None:
     file = robustness.file_of(tmp_path, "test")
-    predictions.save(file, **vars(FIRST))
+    save_npz(file, **vars(FIRST))
     assert robustness.record(robustness.load(file)) == robustness.record(FIRST)
-    predictions.save(file, **{key: value for key, value in vars(FIRST).items() if key != "groups"})
-    assert list(robustness.load(file).groups) == []  # one that was kept before there were any
-    predictions.save(file, **vars(FIRST) | {"right": FIRST.right[0]})
+    save_npz(file, **vars(FIRST) | {"right": FIRST.right[0]})
     with pytest.raises(Refusal, match=r"no evaluation under corruptions .* Fix: make it"):
         robustness.load(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +14,14 @@ from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfi
 from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers, extraction
-from tl_dist.features.classifiers import regressions
-from tl_dist.features.classifiers.regressions import Stopped
+from tl_dist.features.classifiers import Stopped
+from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as cross_validation
 from tl_dist.tools.tune import search as tuning
 from tl_dist.tools.tune import work as tune
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import TrainFeatures
+from tl_dist.trainer.setup import Setup, TrainFeatures
 
 NUM, WIDTH = 60, 80
 POOL = memory_source(NUM)
@@ -59,12 +59,12 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (cross_validation, tune):
         monkeypatch.setattr(module, "from_images", lambda setup, stage: given_to(setup))
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
-    monkeypatch.setattr(cached, "refer", lambda setup, found: None)
+    monkeypatch.setattr(RunDir, "refer_to_features", lambda run, name: None)
 
-    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> Any:
-        return SimpleNamespace(array=lambda: VIEWS[augmentations])
+    def kept(asked: extraction.Extraction) -> Any:
+        return SimpleNamespace(array=lambda: VIEWS[asked.augmentations], directory=Path("features"))
 
-    monkeypatch.setattr(extraction, "cached", kept)
+    monkeypatch.setattr(extraction.Extraction, "features", kept)
 
 
 def cross_validated(**options: Any) -> OutOfFold:
@@ -101,7 +101,7 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tupl
 
 
 def test_a_stop_ends_it_in_the_middle_of_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
+    monkeypatch.setattr(classifiers, "LOOK_S", 0.0)
     asked, told = iter([False] * 50 + [True]), list[Any]()
     with pytest.raises(Stopped):
         cross_validation.cross_validate(setup(), 3, 2, lambda: next(asked), told.append)
@@ -113,11 +113,11 @@ def test_a_worker_that_is_not_the_first_extracts_and_has_no_features_in_memory(
 ) -> None:
     extracted = []
 
-    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> object:
-        extracted.append(augmentations)
+    def kept(asked: extraction.Extraction) -> object:
+        extracted.append(asked.augmentations)
         return object()  # of which nothing can be read
 
-    monkeypatch.setattr(extraction, "cached", kept)
+    monkeypatch.setattr(extraction.Extraction, "features", kept)
     other = setup(rank=1, evaluated=("dihedral",))
     assert cross_validation.cross_validate(other, 3, 2, lambda: False, lambda record: None) is None
     assert extracted == [("flip",), ("dihedral",)]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.doubles import memory_source
 from tl_dist.refusal import Refusal
-from tl_dist.tools.evaluate.other_data import matched
+from tl_dist.tools.evaluate.work import matched
 
 SOURCE = memory_source(12)
 """labels 0, 1, 2, 0, ... of the classes 0, 1 and 2"""

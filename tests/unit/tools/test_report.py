@@ -17,14 +17,16 @@ import scipy.special
 
 from tl_dist.config import file as config_file
 from tl_dist.datasets.division import open_splits
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, cross_validation, predictions, robustness
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold
 from tl_dist.scores.label_errors import Suspects
-from tl_dist.tools.report import charts, facts, single, technical
-from tl_dist.tools.report.command import Request, _held_out_by, report
+from tl_dist.tools.report import charted, charts, facts, single
+from tl_dist.tools.report.command import Request, report
 from tl_dist.tools.report.examples import MAX_PICTURES, Cards, examples_of
+from tl_dist.tools.report.images import held_out_by
 from tl_dist.tools.report.page import Section, render
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202egnp"
@@ -45,7 +47,7 @@ def kept(root: Path, name: str = "trial", *, num: int = 60, seed: int = 0) -> Ru
     labels = (np.arange(num) % 2).astype(np.int32)
     sure = np.clip(rng.normal(0.75, 0.2, num), 0.02, 0.98)
     probabilities = np.where(labels[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
-    predictions.save(
+    save_npz(
         predictions.file_of(run.path, "test"),
         ids=np.array([f"{HOSTILE}{k}" for k in range(num)]),
         labels=labels,
@@ -53,6 +55,7 @@ def kept(root: Path, name: str = "trial", *, num: int = 60, seed: int = 0) -> Ru
         class_names=np.array([HOSTILE, "$x_1$"]),
         step=10,
         types=np.array(["mono", "poly"] * (num // 2)),
+        groups=np.array([], np.str_),
     )
     run.mark_done({"step": 10, "figures": {}})
     return run
@@ -73,7 +76,7 @@ def test_a_page_without_pictures_opens_no_data_set_and_says_what_adds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = kept(tmp_path)
-    monkeypatch.delattr("tl_dist.tools.report.command.open_splits")
+    monkeypatch.delattr("tl_dist.tools.report.images.open_splits")
     text = report(Request([run.path], pictures=False), lambda text: None).read_text()
     assert f"tl-dist report {run.path} adds them" in text
 
@@ -198,7 +201,7 @@ def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
     picture = {str(ids[worst[0]]): "data:,x"}
     suspects = Suspects(worst, found.predicted[worst])
     shown = replace(found, images=picture, heat=picture, suspects=suspects)
-    text = single.page(shown, groups=None, twins=None, notes=[]).decode()
+    text = single.page(shown, twins=None, notes=[]).decode()
     sections = dict(re.findall(r'<section id="(\w+)"(.*?)</section>', text, re.DOTALL))
     assert [sections[name].count("<img") for name in ("worst", "labels")] == [2, 1]
 
@@ -228,7 +231,7 @@ def test_near_duplicates_of_folds_are_sought_between_the_folds(tmp_path: Path) -
         run.path / OUT_OF_FOLD
     )
     run.mark_done({"cross_validation": {}})
-    found = _held_out_by(facts.gather(run.path, None), splits)
+    found = held_out_by(facts.gather(run.path, None), splits)
     assert {name: list(source.ids) for name, source in found.items()} == {
         **({"test": list(splits["test"].ids)} if "test" in splits else {}),
         **{f"fold {k}": ids[fold[0] == k].tolist() for k in range(3)},
@@ -239,9 +242,9 @@ def test_the_temperature_of_the_run_is_shown_beside_what_it_changes(tmp_path: Pa
     run = kept(tmp_path)
     said = predictions.load(predictions.file_of(run.path, "test"))
     made = calibration.Calibration(
-        10, "a" * 64, [], 0.5, said.labels, np.full(60, 0.5), np.array([], np.str_)
+        10, "a" * 64, np.array([], np.str_), 0.5, said.labels, np.full(60, 0.5), np.array([], np.str_)
     )
-    predictions.save(run.path / calibration.FILE, **made.arrays())
+    save_npz(run.path / calibration.FILE, **made.arrays())
     logits = np.log(said.probabilities.astype(np.float64))
     sharper = scipy.special.softmax(2 * logits + 3, axis=1)
     bins = np.clip(np.ceil(15 * sharper.max(axis=1)).astype(int), 1, 15)
@@ -250,7 +253,7 @@ def test_the_temperature_of_the_run_is_shown_beside_what_it_changes(tmp_path: Pa
     text = report(Request([run.path]), lambda text: None).read_text()
     assert "Temperature 0.500 changes the ECE from 0." in text
     assert f"to {ece:.3f}." in text and text.count('aria-label="Calibrated of 60 images"') == 1
-    predictions.save(run.path / calibration.FILE, **made.arrays() | {"step": 9})  # of another checkpoint
+    save_npz(run.path / calibration.FILE, **made.arrays() | {"step": 9})  # of another checkpoint
     assert "Temperature" not in report(Request([run.path]), lambda text: None).read_text()
 
 
@@ -262,7 +265,7 @@ def test_robustness_is_shown_and_compared_where_both_runs_have_it(tmp_path: Path
         clean, right = np.ones(60, bool), np.ones((3, 2, 60), bool)
         clean[:6], right[:2, :, :wrong], right[2, 1] = False, False, False
         hits = robustness.Hits(ids, names, severities, clean, right, 10, 32)
-        predictions.save(robustness.file_of(run.path, "test"), **vars(hits))
+        save_npz(robustness.file_of(run.path, "test"), **vars(hits))
     text = report(Request([runs[0].path]), lambda text: None).read_text()
     assert "raise its error from 10.0\N{NO-BREAK SPACE}% to 20.0\N{NO-BREAK SPACE}%" in text
     assert re.search(r">shift</td><td[^>]*>1.000</td><td[^>]*>0.000<", text)
@@ -279,7 +282,7 @@ def grouped(run: RunDir) -> None:
     with np.load(file) as arrays:
         kept_ = dict(arrays)
     of = np.array([f"patient {k // 5}" for k in range(60)])
-    predictions.save(file, **kept_ | {"groups": of, "types": np.array(["mono"] * 30 + ["poly"] * 30)})
+    save_npz(file, **kept_ | {"groups": of, "types": np.array(["mono"] * 30 + ["poly"] * 30)})
 
 
 def test_intervals_and_tests_name_the_groups_that_they_are_over(tmp_path: Path) -> None:
@@ -303,7 +306,7 @@ def test_of_geometry_alone_no_difference_is_shown(tmp_path: Path) -> None:
         said = predictions.load(predictions.file_of(run.path, "test"))
         right = np.broadcast_to(np.arange(60) < 60 * share, (1, 2, 60))
         hits = robustness.Hits(said.ids, np.array(["rotate"]), np.array([1, 2]), right[0, 0], right, 10, 16)
-        predictions.save(robustness.file_of(run.path, "test"), **vars(hits))
+        save_npz(robustness.file_of(run.path, "test"), **vars(hits))
     text = report(Request([run.path for run in runs], tmp_path / "c.html"), lambda text: None).read_text()
     assert (
         "difference of the mean error" in text
@@ -346,13 +349,13 @@ def test_each_of_several_runs_has_one_curve_in_the_colour_of_its_name(tmp_path: 
         for step, split in ((5, "validation"), (10, "validation"), (10, "test")):
             rows.append({"event": "evaluation", "step": step, "split": split, "accuracy": 0.4, "loss": step})
         run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    found = technical.curves_of([facts.gather(run.path, None) for run in runs], "loss")
+    found = charted.curves_of([facts.gather(run.path, None) for run in runs], "loss")
     assert found == {
         "first, validation": ([1.0, 2.0], [5, 10]),
         "second": ([], []),
         "third, validation": ([1.0, 2.0], [5, 10]),
     }
-    assert list(technical.curves_of([facts.gather(runs[0].path, None)], "loss")) == [
+    assert list(charted.curves_of([facts.gather(runs[0].path, None)], "loss")) == [
         "train",
         "validation",
         "test",

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import io
 import json
-import re
 import struct
 import threading
 import tomllib
@@ -24,13 +23,12 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from packaging.requirements import Requirement
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from tl_dist.files import limits
 from tl_dist.tools.serve import app, requests
 from tl_dist.tools.serve.app import PAGE, application
-from tl_dist.tools.serve.batches import BATCH, Batches, Full
-from tl_dist.tools.serve.metrics import Metrics
-from tl_dist.tools.serve.requests import Answers
+from tl_dist.tools.serve.requests import BATCH, Answers, Batches, Full, Metrics
 from tl_dist.tools.serve.served import Served, decoder
 
 SIZE = 4
@@ -45,8 +43,8 @@ def brightness(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def client(predict: Any = brightness, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> TestClient:
-    served = Served("lamp", 7, NAMES, SIZE, predict, decoder(SIZE, None, 2))
-    asked = application(Answers(served, Metrics(), cores=2), hosts=hosts)
+    served = Served("lamp", 7, NAMES, SIZE, predict, decoder(SIZE, None))
+    asked = application(Answers(served, cores=2), hosts=hosts)
     return TestClient(asked, base_url="http://127.0.0.1:8501", raise_server_exceptions=False)
 
 
@@ -314,7 +312,7 @@ def test_requests_that_wait_are_computed_together() -> None:
         assert go_on.wait(30)
         return brightness(images)
 
-    batches = Batches(slow)
+    batches = Batches(slow, Metrics())
     images = [np.full((SIZE, SIZE, 3), k, np.uint8) for k in range(100)]
     answers = batches.put(images[:1])
     assert begun.wait(30)
@@ -368,10 +366,15 @@ def test_what_was_done_is_counted_as_prometheus_reads_it() -> None:
         asked.get("/healthz")
         reply = asked.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
-    form = r'# TYPE \w+ (?:counter|histogram)|\w+(?:\{\w+="[^"]*"\})? [0-9.e+-]+'
-    assert all(re.fullmatch(form, line) for line in reply.text.splitlines()) and reply.text.endswith("\n")
-    found = dict(line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#"))
-    assert found['tl_dist_requests_total{code="200"}'] == "2"
-    assert found['tl_dist_requests_total{code="400"}'] == "1"
-    assert (found["tl_dist_images_total"], found["tl_dist_image_errors_total"]) == ("4", "1")
-    assert found['tl_dist_request_seconds_bucket{le="+Inf"}'] == found["tl_dist_request_seconds_count"] == "3"
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(reply.text)
+        for sample in family.samples
+    }
+    assert found["tl_dist_requests_total", "200"] == 2 and found["tl_dist_requests_total", "400"] == 1
+    assert (found["tl_dist_images_total",], found["tl_dist_image_errors_total",]) == (4, 1)
+    assert 1 <= found["tl_dist_batches_total",] <= 4
+    total = found["tl_dist_request_seconds_count",]
+    assert total == found["tl_dist_request_seconds_bucket", "+Inf"] == 3
+    with client() as other:  # each server counts for itself
+        assert 'code="200"' not in other.get("/metrics").text

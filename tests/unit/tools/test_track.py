@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.doubles import run_writer
 from tests.unit.tools.mlflow_server import MlflowServer, mlflow_server
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
@@ -28,7 +29,6 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.tools import track
-from tl_dist.trainer.metrics import Metrics
 from tl_dist.training.state import Report
 
 FIGURES = {"accuracy": 0.75, "interval": [0.5, 0.9], "roc_auc": None, "log_loss": float("nan")}
@@ -55,30 +55,21 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def write(run: RunDir, from_step: int, steps: tuple[int, ...], done: bool = False) -> None:
-    metrics = Metrics(
-        run,
-        from_step=from_step,
-        total_steps=30,
-        steps_per_epoch=10.0,
-        epochs=3.0,
-        num_workers=2,
-        class_names=["cat", "dog"],
-        tensorboard=False,
-    )
+    writer = run_writer(run, from_step, total_steps=30, steps_per_epoch=10.0)
     for step in steps:
-        metrics.train(Report(step, 10, 1 / step, 0.5, 0.1, 2.0, 320, 0, 1.0, 2.0, [0.1, 0.4], 0.2, False))
+        writer.report(Report(step, 10, 1 / step, 0.5, 0.1, 2.0, 320, 0, 1.0, 2.0, [0.1, 0.4], 0.2, False))
         for number in (3, 2):  # the last step, and then the best, may be the same one
             confusion = np.array([[2, 0], [4 - number, number - 2]])
             figures = {"accuracy": number / 4, "interval": [number / 9, number / 4 + 0.1], "mcc": None}
             figures["log_loss"] = float("nan") if number == 3 else 0.3
-            metrics.evaluation(
+            writer.evaluated(
                 step, Evaluation("validation", 4, number, number / 10, confusion, figures=figures)
             )
     if done:
         summary = {"step": 30, "figures": {"test": FIGURES}, "seconds": 3.5, "best_validation": None}
-        metrics.tell({"event": "done", **summary})
+        writer.tell({"event": "done", **summary})
         run.mark_done(summary)
-    metrics.close()
+    writer.close()
 
 
 def expected(run: RunDir) -> Counter[tuple[str, int, str]]:
@@ -164,9 +155,9 @@ def test_a_server_gets_each_number_once_while_the_run_goes_on(run: RunDir, serve
     sent = server.num_metrics_sent
     track.sync(run, ["mlflow"])
     assert server.num_metrics_sent == sent and server.runs[0]["info"]["status"] == "KILLED"
-    assert companion._unsent_to(run, ["mlflow"]) == []
+    assert companion.left_for_sync(run, ["mlflow"]) is None
     write(run, 10, (20, 30), done=True)  # killed before the checkpoint of 20: it is done again
-    assert companion._unsent_to(run, ["mlflow"]) == ["mlflow"]
+    assert "sent to mlflow: " in (companion.left_for_sync(run, ["mlflow"]) or "")
     track.sync(run, ["mlflow"])
     assert is_there(in_server(server), run)
     same = 3  # both evaluations of a step are of as many examples
@@ -194,7 +185,7 @@ def test_whichever_answer_is_lost_nothing_is_there_twice(run: RunDir, server: Ml
         server.metrics.clear()
         with suppress(Refusal):
             track.sync(run, ["mlflow"])
-        if companion._unsent_to(run, ["mlflow"]):
+        if companion.left_for_sync(run, ["mlflow"]):
             server.lost = set()
             refused += track.sync(run, ["mlflow"])
         assert is_there(in_server(server), run), number

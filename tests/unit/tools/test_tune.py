@@ -11,8 +11,8 @@ import pytest
 
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
-from tl_dist.features.classifiers.nested import Examples, Nested
-from tl_dist.features.classifiers.regressions import Stopped, unwatched
+from tl_dist.features.classifiers import Stopped, unwatched
+from tl_dist.features.nested import Examples, Nested
 from tl_dist.tools.tune import search as tuning
 
 
@@ -129,7 +129,7 @@ def test_a_setting_is_judged_in_the_views_and_with_the_class_weights_that_its_ru
     assert search(logistic, values, labels, 3, evaluated=unsure)[0].log_loss > plain.log_loss + 0.1
     weighted = search(logistic, values, labels, 3, class_weights=lambda labels, weights: (1e-3, 1.0))[0]
     assert weighted.accuracy < 0.6 < plain.accuracy  # all are taken for the class that counts
-    assert weighted.ranked_by[0] > 0.99 and plain.ranked_by == (plain.accuracy, plain.log_loss)
+    assert weighted.weighted_accuracy > 0.99 and plain.order == (-plain.accuracy, plain.log_loss)
 
 
 def test_settings_are_ranked_by_examples_that_count_as_their_class_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +24,12 @@ from tl_dist.features import extraction
 from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup
 
-NET: Any = SimpleNamespace(has_prefix=True, prefix=None)
+NET: Any = SimpleNamespace(has_prefix=True, prefix=None, prefix_shape=(250,))
 
 
 @pytest.fixture(autouse=True)
 def _sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "_row_bytes", lambda setup, given: 1000)
-    monkeypatch.setattr(cached, "_free_bytes", lambda setup: 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
 
 
@@ -70,7 +70,7 @@ def a_setup(
     splits = splits or {
         name: memory_source(n) for name, n in (("train", 100), ("validation", 20), ("test", 30))
     }
-    parallel = PARALLEL if rank == 0 else SimpleNamespace(rank=rank)
+    parallel = PARALLEL if rank == 0 else SimpleNamespace(rank=rank, total=lambda values: {"free": 1e9})
     return setup_of(cfg, splits, NET, parallel=parallel)
 
 
@@ -142,8 +142,8 @@ def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
     pool = memory_source(50)
     splits = {"train": pool.subset(np.arange(30)), "test": pool.subset(np.arange(30, 50))}
     sets = list(cached._sets(setup_of(cfg, splits, NET, bad=bad)))
-    assert [names for names, _ in sets] == ([["train", "test"]] if shared else [["train"], ["test"]])
-    assert [source.num_examples for _, source in sets] == ([50] if shared else [30, 20])
+    assert [names for names, *_ in sets] == ([["train", "test"]] if shared else [["train"], ["test"]])
+    assert [source.num_examples for _, source, _ in sets] == ([50] if shared else [30, 20])
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_fold_reads_sets_of_the_whole_pool(views: tuple[str, ...], expected: A
     parts = {"train": range(30), "validation": range(30, 40), "test": range(40, 50)}
     splits = {name: pool.subset(np.array(rows)) for name, rows in parts.items()}
     sets = cached._sets(setup_of(cfg, splits, NET))
-    assert [(names, source.num_examples) for names, source in sets] == expected
+    assert [(names, source.num_examples) for names, source, _ in sets] == expected
 
 
 def test_passes_of_a_stage_are_its_own_and_the_last_evaluation_is_of_the_last_stage() -> None:

@@ -1,8 +1,11 @@
-"""A worker imports no more than it needs, and only the first one writes an evaluation down."""
+"""A worker imports no more than it needs, the first alone writes, and what ends one is a line, whatever is full."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +13,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from tests.doubles import CONFIG
+from tl_dist.config import file as config_file
+from tl_dist.files.atomic import of_the_machine
+from tl_dist.launcher.classify_exits import RESTARTABLE
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.tools.evaluate import Request, work
+from tl_dist.trainer import __main__ as main
 from tl_dist.trainer import evaluate
 
 CODE = """
@@ -52,3 +62,99 @@ def test_only_the_worker_that_has_the_figures_writes_them_down(
     written = tmp_path / "evaluations" / "test.json"
     assert written.exists() == (rank == 0)
     assert rank or json.loads(written.read_text())["figures"] == {"mcc": 1.0}
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    flush = close = lambda self: None  # type: ignore[assignment,misc]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), ExitCode.STORAGE),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), ExitCode.STORAGE),
+        (
+            OSError("file write failed: errno = 28, error message = 'No space left on device'"),
+            ExitCode.STORAGE,
+        ),
+        (Refusal("no.", fix="x.", code=ExitCode.DATA), ExitCode.DATA),
+        (ValueError("x"), ExitCode.INTERNAL),
+    ],
+)
+def test_it_is_told_although_nothing_can_be_written(
+    error: Exception, code: ExitCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert main.report_error(3, error, Full())[0] == code
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_what_tensorflow_says_of_a_full_disk_is_known() -> None:
+    with pytest.raises(tf.errors.OpError) as caught:
+        tf.io.write_file("/dev/full", "x" * (1 << 20))
+    refusal = of_the_machine(caught.value)
+    assert refusal is not None and refusal.code == ExitCode.STORAGE
+    assert refusal.what == "No space left on device."
+
+
+def test_another_error_is_none_of_the_machine() -> None:
+    assert of_the_machine(ValueError("x")) is None and of_the_machine(OSError(errno.EIO, "x")) is None
+
+
+def test_tensorflows_own_error() -> None:
+    """A real one: no machine has 4 EiB."""
+    with pytest.raises(tf.errors.ResourceExhaustedError) as raised:
+        tf.zeros([2**30, 2**30])
+    answer = main.out_of_memory(raised.value)
+    assert answer is not None and "the memory of CPU:0 is not enough (" in answer.what
+    assert "double accumulate" in answer.fix and answer.code not in RESTARTABLE
+    assert "\n" not in str(answer) and len(answer.what) < 400
+
+
+def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left: list[tuple[object, ...]] = []
+    monkeypatch.setenv("TL_DIST_SUPERVISED", "1")
+    for name in ("_stop_on_signals", "import_keras", "allow_many_open_files"):
+        monkeypatch.setattr(main, name, lambda *_: None)
+    monkeypatch.setattr(main, "_train", lambda *_, **__: tf.zeros([2**30, 2**30]))
+    monkeypatch.setattr(main, "_leave", lambda *given: left.append(given))
+    RunDir.create(tmp_path, CONFIG, resolved=config_file.dump(CONFIG))
+    umask = os.umask(0o077)
+    try:
+        main.main([str(tmp_path / CONFIG.name)])
+    finally:
+        os.umask(umask)
+    ((rank, code, what, fix),) = left
+    assert (rank, code) == (0, ExitCode.NO_REQUEUE) and code not in RESTARTABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"refused: rank 0: {what} Fix: {fix}" and "double accumulate" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "where"),
+    [
+        (
+            "ResourceExhaustedError",
+            "Graph execution error:\n\nDetected at node conv2d\nOOM when allocating tensor with shape[256,64,112,112] "
+            "and type half on /job:localhost/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc\n [[{{node x}}]]",
+            "GPU:0",
+        ),
+        ("ResourceExhaustedError", "Out of memory while trying to allocate 12884901888 bytes.", "a device"),
+        ("InternalError", "Failed to create cuDNN handle: CUDNN_STATUS_ALLOC_FAILED on GPU:3", "GPU:3"),
+        ("InternalError", "failed to allocate 1.2GiB (1288490188 bytes) from device", "a device"),
+        ("ResourceExhaustedError", "/data/shard-3: Too many open files", None),
+        ("InvalidArgumentError", "Incompatible shapes: [3] vs. [4]", None),
+    ],
+)
+def test_what_speaks_of_memory_is_told_from_what_does_not(kind: str, message: str, where: str | None) -> None:
+    answer = main.out_of_memory(getattr(tf.errors, kind)(None, None, message))
+    assert (answer and answer.what.partition(" is not enough")[0]) == (where and f"the memory of {where}")
+
+
+def test_a_fault_of_the_program_that_mentions_memory_stays_one() -> None:
+    assert main.out_of_memory(ValueError("out of memory of what was said")) is None

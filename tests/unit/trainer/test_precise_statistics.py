@@ -36,7 +36,7 @@ def trained() -> classifier.Classifier:
         step.TrainStep(net, optimizer, step.Objective(10, BATCH), PARALLEL, lambda k: tf.constant(0.003))
     )
     order = Order(0, SPLITS["train"].num_examples, BATCH)
-    batches = train_batches(plain(SPLITS["train"], 32), order, rows=range(BATCH), from_step=0, to_step=STEPS)
+    batches = train_batches(plain(SPLITS["train"], 32), order, rows=range(BATCH), steps=range(STEPS))
     run_steps(iter(batches), tf.constant(0, tf.int64), tf.constant(STEPS, tf.int64))
     return net
 
@@ -107,7 +107,7 @@ def test_they_are_those_of_the_1024_images_that_come_next() -> None:
     precise_of(net, at=at).compute()
     order = Order(0, SPLITS["train"].num_examples, BATCH)
     batches = train_batches(
-        plain(SPLITS["train"], 32), order, rows=range(BATCH), from_step=at, to_step=at + number
+        plain(SPLITS["train"], 32), order, rows=range(BATCH), steps=range(at, at + number)
     )
     conv1 = keras.Model(net.network.inputs, net.network.get_layer("conv1").output)
     outputs = np.stack([conv1(tf.cast(b.images, tf.float32) / 127.5 - 1.0) for b in batches]).astype(float)

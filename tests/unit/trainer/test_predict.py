@@ -50,8 +50,8 @@ class Thread(SingleDevice):
 
 
 def parts_of(paths: Sequence[str], parallel: Any) -> list[Found]:
-    model = Loaded(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1, 2)
-    return list(predict(model, unlabelled(paths, NAMES, 2)))
+    model = Loaded(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1)
+    return list(predict(model, unlabelled(paths, NAMES)))
 
 
 def on_two(paths: Sequence[str]) -> list[list[Found]]:

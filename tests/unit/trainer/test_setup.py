@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.doubles import CONFIG
 from tests.end_to_end.harness import Workspace, records
 from tl_dist.config import RuntimeConfig
-from tl_dist.trainer.setup import process_as_it_was, start_tensorflow
+from tl_dist.trainer.load_model import process_as_it_was, start_tensorflow
 
 
 @pytest.mark.parametrize(("config", "of_the_process"), [(False, True), (True, False), (False, False)])

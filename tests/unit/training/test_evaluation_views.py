@@ -70,7 +70,7 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
     net = with_a_head(train_from="block3")
     whole = evaluate(net, feature_views.in_views(plain(SOURCE, 32), ("dihedral",)), 8)
     prefix = extraction.Prefix(net.prefix, 32, {})
-    features = extraction.cached(
+    features = extraction.Extraction(
         SOURCE,
         prefix,
         ("dihedral",),
@@ -79,12 +79,12 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
         parallel=PARALLEL,
         stop_requested=lambda: False,
         say=lambda record: None,
-    )
+    ).features()
     assert features is not None
-    cached = evaluate(net.on_features(), feature_views.reader_of_views(features, SOURCE), 8)
+    cached = evaluate(net.on_features(), feature_views.reader(features, SOURCE, None), 8)
     assert whole.logits is not None and cached.logits is not None
     np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
     rows = np.array([3, 1, 7])
-    read = feature_views.reader_of_views(features, SOURCE, rows)
-    values, _ = read.batch(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
+    read = feature_views.reader(features, SOURCE, None, held=rows)
+    values, _ = read.rows(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
     np.testing.assert_array_equal(values, features.array()[rows])

@@ -60,7 +60,7 @@ def trained_by(net: Any, *, image_size: int, **settings: Any) -> tuple[step.Trai
     objective = step.Objective(3, 4)
     rate = lambda at: 0.01 * tf.cast(at + 1, tf.float32)  # noqa: E731
     source = memory_source(4, size=image_size)
-    batches = train_batches(plain(source, image_size), Order(0, 4, 4), rows=range(4), from_step=0, to_step=9)
+    batches = train_batches(plain(source, image_size), Order(0, 4, 4), rows=range(4), steps=range(9))
     return step.TrainStep(net, optimizer, objective, PARALLEL, rate, **settings), batches
 
 
@@ -175,7 +175,7 @@ def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, p
 def test_the_layers_of_other_networks_have_kernels_for_gpus_in_mixed_precision(name: str) -> None:
     config = ModelConfig(backbone=name, weights="random", train_from="all")
     record = registry.backbone(name)
-    network = partial(classifier.build, record, config, image_size=64, num_classes=3, seed=0)
+    network = partial(classifier.Classifier, record, config, image_size=64, num_classes=3, seed=0)
     graph = forward_backward("mixed_bfloat16", network)
     assert len(list(within(graph))) > 500 and not on_the_host(graph)
     with graph.as_default():
@@ -234,7 +234,7 @@ def short_resnet() -> classifier.Classifier:
 
     record = replace(registry.backbone("resnet50"), build=built)
     config = ModelConfig(backbone="resnet50", weights="random", train_from="all", batch_norm="train")
-    return classifier.build(record, config, image_size=64, num_classes=3, seed=0)
+    return classifier.Classifier(record, config, image_size=64, num_classes=3, seed=0)
 
 
 def forward_backward(policy: str, network: Callable[[], classifier.Classifier], **settings: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.doubles import run_writer
 from tests.peak_memory import taken_by
 from tl_dist.parallel import rows_of
 from tl_dist.runs.directory import RunDir
@@ -18,7 +19,7 @@ from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.pictures import MAX_SIDE, confusion_picture, grid_picture
 from tl_dist.terminal.progress import confusion_table
-from tl_dist.trainer.metrics import Metrics, evaluation_record
+from tl_dist.trainer.run_writer import evaluation_record
 from tl_dist.training import evaluation
 from tl_dist.training.evaluation import example_hash
 
@@ -174,15 +175,12 @@ def test_a_picture_that_fails_is_a_note(tmp_path: Path, monkeypatch: pytest.Monk
     def fails(*_: Any) -> bytes:
         raise MemoryError("none left")
 
-    monkeypatch.setattr("tl_dist.trainer.metrics.confusion_picture", fails)
-    monkeypatch.setattr("tl_dist.trainer.metrics.grid_picture", fails)
+    monkeypatch.setattr("tl_dist.trainer.board.confusion_picture", fails)
+    monkeypatch.setattr("tl_dist.trainer.board.grid_picture", fails)
     run = RunDir(tmp_path)
-    writer = Metrics(
-        run, from_step=0, total_steps=2, steps_per_epoch=1, epochs=2, num_workers=1, class_names=["a", "b"],
-        tensorboard=True,
-    )  # fmt: skip
-    writer.images(0, np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
-    writer.evaluation(2, Evaluation("test", 2, 2, 0.5, np.eye(2, dtype=np.int64)))
+    writer = run_writer(run, tensorboard=True)
+    writer.images(np.zeros((2, 8, 8, 3), np.uint8), [0, 1])
+    writer.evaluated(2, Evaluation("test", 2, 2, 0.5, np.eye(2, dtype=np.int64)))
     writer.close()
     notes = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert [note["event"] for note in notes] == ["note", "evaluation", "note"]

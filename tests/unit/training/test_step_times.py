@@ -29,7 +29,7 @@ def sums(delay_s: float, *, timed: bool = True, steps: int = 10, image_size: int
 
     net = build(image_size=image_size, train_from="all")
     read = plain(source, image_size)
-    batches = train_batches(read, Order(0, 12, 4), rows=range(4), from_step=0, to_step=2 * steps).map(late)
+    batches = train_batches(read, Order(0, 12, 4), rows=range(4), steps=range(2 * steps)).map(late)
     run = chunk.train_chunk(
         step.TrainStep(
             net,

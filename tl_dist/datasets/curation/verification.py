@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl_dist.datasets import Splits
-from tl_dist.datasets.curation import findings, images
+from tl_dist.datasets.curation import images
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.headers import DEEP, Fault, look
+from tl_dist.datasets.headers import Fault, look
+from tl_dist.datasets.preprocess import FORMATS, rgb
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.quarantine import left_out
-from tl_dist.datasets.store import Location
 
 Advance = Callable[[int, int], None]
 """called with (done, total)"""
@@ -40,34 +41,30 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
 
     `near` are pairs whose perceptual hashes (phash of imagehash, 64 bits) differ in at most `distance` bits; a negative
     distance skips the search. `leaks` counts the groups and pairs in more than one split. `remarks` say what training
-    does to some images (see `findings`). `ok` means no bad file and no leak.
+    does to some images (see `images`). `ok` means no bad file and no leak.
     """
     data, splits = opened(path)
-    examples = images.everything(splits)
-    checked = _check_all([image for _, _, image in examples], workers, advance)
+    places, checked = _check_all(splits, workers, advance)
+    names = [(split, splits[split].ids[k]) for split, k in places]
     equal, pairs = _twins(checked, distance)
     bad = [bad._asdict() for bad in left_out(splits)] + [
         {"split": split, "id": name, **check.fault._asdict()}
-        for (split, name, _), check in zip(examples, checked, strict=True)
+        for (split, name), check in zip(names, checked, strict=True)
         if check.fault is not None
     ]
-    leaks = sum(len({examples[k][0] for k in group}) > 1 for group in [*equal, *pairs])
-
-    def named(groups: Sequence[Sequence[int]]) -> list[list[str]]:
-        return [[f"{examples[k][0]}: {examples[k][1]}" for k in group] for group in groups]
-
+    leaks = sum(len({names[k][0] for k in group}) > 1 for group in [*equal, *pairs])
     return {
         "kind": data.name,
         "path": data.path,
-        "num_examples": len(examples),
+        "num_examples": len(names),
         "bad": bad,
-        "equal": named(equal),
-        "near": named(pairs),
+        "equal": [[": ".join(names[k]) for k in group] for group in equal],
+        "near": [[": ".join(names[k]) for k in pair] for pair in pairs],
         "leaks": leaks,
-        "remarks": findings.summed(
-            ((name, check.traits) for (_, name, _), check in zip(examples, checked, strict=True)),
-            total=len(examples),
-            total_16_bits=sum(DEEP in check.traits for check in checked),
+        "remarks": images.remarks(
+            ((name, check.traits) for (_, name), check in zip(names, checked, strict=True)),
+            total=len(names),
+            total_16_bits=sum(images.DEEP in check.traits for check in checked),
         ),
         "ok": not bad and not leaks,
     }
@@ -83,11 +80,7 @@ class Twins(NamedTuple):
 
 def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]:
     """Find equal images, then those whose perceptual hashes differ in at most `distance` bits; decodes every image."""
-    places = [(split, k) for split, source in splits.items() for k in range(source.num_examples)]
-    examples = images.everything(splits)
-    if len(examples) < len(places):  # a source generates its images
-        return []
-    checked = _check_all([image for _, _, image in examples], workers, lambda done, total: None)
+    places, checked = _check_all(splits, workers, lambda done, total: None)
     equal, near = _twins(checked, distance)
     # The first of equal images in each split represents all.
     firsts = [list({places[k][0]: k for k in reversed(group)}.values()) for group in equal]
@@ -96,24 +89,32 @@ def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]
     return [Twins(places[i], places[j], is_equal) for (i, j), is_equal in pairs]
 
 
-def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]], list[list[int]]]:
+def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Return groups of equal images, and pairs of nearly equal ones, among those that can be decoded."""
-    whole = [k for k, check in enumerate(checked) if check.fault is None]
-    equal = [[whole[i] for i in group] for group in equal_groups([checked[k].digest for k in whole])]
-    repeats = {k for group in equal for k in group[1:]}
-    distinct = [k for k in whole if k not in repeats] if distance >= 0 else []
+    by_digest: dict[str, list[int]] = defaultdict(list)
+    for k, check in enumerate(checked):
+        if check.fault is None:
+            by_digest[check.digest].append(k)
+    distinct = [group[0] for group in by_digest.values()] if distance >= 0 else []
     near = near_pairs(np.array([checked[k].hash for k in distinct], np.uint64), distance)
-    return equal, [[distinct[i], distinct[j]] for i, j in near.tolist()]
+    equal = [group for group in by_digest.values() if len(group) > 1]
+    return equal, [(distinct[i], distinct[j]) for i, j in near.tolist()]
 
 
-def _check_all(stored: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
-    chunks = [stored[k : k + _CHUNK] for k in range(0, len(stored), _CHUNK)]
-    checked: list[_Checked] = []
+def _check_all(
+    splits: Splits, workers: int, advance: Advance
+) -> tuple[list[tuple[str, int]], list[_Checked]]:
+    """Decode every image; returns (split, index in it) and the result of each, without generated images."""
+    stored = {
+        (split, k): image for split, source in splits.items() for k, image in enumerate(images.stored(source))
+    }
+    every, checked = list(stored.values()), list[_Checked]()
+    chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
     with process_pool(workers, "forkserver") as pool:
         for part in [pool.submit(_check, chunk) for chunk in chunks]:
             checked += part.result()
-            advance(len(checked), len(stored))
-    return checked
+            advance(len(checked), len(every))
+    return list(stored), checked
 
 
 def _check(chunk: Sequence[images.Stored]) -> list[_Checked]:
@@ -123,44 +124,30 @@ def _check(chunk: Sequence[images.Stored]) -> list[_Checked]:
 
 
 def _check_one(image: images.Stored) -> _Checked:
+    import google_crc32c
     import imagehash
 
     traits: frozenset[str] = frozenset()
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray):
+        pixels = image
+    else:
         header = look(image)
         if isinstance(header, Fault):
             return _Checked(header)
-        if (changed := _changed(image)) is not None:
-            return _Checked(changed)
-        traits = header.traits
-    try:
-        pixels = images.pixels(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        offset = 0 if isinstance(image, np.ndarray) else image.offset
-        return _Checked(Fault(offset, f"cannot be decoded: {error}"))
+        try:
+            content = images.encoded(image)
+            if image.crc32c not in (None, google_crc32c.value(content)):
+                return _Checked(Fault(image.offset, "has a wrong checksum"))
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened_image:
+                traits = images.traits(opened_image)
+            pixels = rgb(content)
+        except images.ERRORS as error:
+            return _Checked(Fault(image.offset, f"cannot be decoded: {error}"))
+    if images.DEEP in traits and images.is_narrow(pixels):
+        traits |= {images.NARROW}
     picture = Image.fromarray(pixels)
     digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-    if DEEP in traits and findings.is_narrow(pixels):
-        traits |= {"narrow"}
     return _Checked(None, digest, int(str(imagehash.phash(picture)), 16), traits)
-
-
-def _changed(image: Location) -> Fault | None:
-    """Return a fault if the bytes do not match their checksum; None if they do, or there is none."""
-    if image.crc32c is None:
-        return None
-    import google_crc32c
-
-    matches = google_crc32c.value(images.encoded(image)) == image.crc32c
-    return None if matches else Fault(image.offset, "has a wrong checksum")
-
-
-def equal_groups(digests: Sequence[str]) -> list[list[int]]:
-    """Group the indices of equal digests, in groups of two or more."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, digest in enumerate(digests):
-        groups[digest].append(index)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:

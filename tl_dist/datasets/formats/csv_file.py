@@ -47,13 +47,12 @@ def open_csv(data: DataConfig) -> Splits:
     if len(names) < 2:
         raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
     number = {name: k for k, name in enumerate(names)}
-    sizes = np.array(_sizes(table, rows), np.int64)
     facts = repr([(row.weight, row.split, row.group) for row in rows]).encode()
     weights = np.array([row.weight for row in rows], np.float32)
     pool = file_source(
         root=table.parent,
         ids=tuple(row.path for row in rows),
-        sizes=sizes,
+        sizes=np.array(_sizes(table, rows), np.int64),
         labels=np.array([number[row.label] for row in rows], np.int32),
         class_names=tuple(names),
         facts=hashlib.sha256(facts).hexdigest(),
@@ -66,13 +65,10 @@ def open_csv(data: DataConfig) -> Splits:
     splits = np.array([row.split for row in rows])
     if not splits.astype(bool).any():
         return divide(pool, data)
-    official = {
-        name: pool.subset(np.flatnonzero(splits == name))
-        for name in ("train", "validation", "test")
-        if (splits == name).any()
-    }
-    if "train" not in official:
+    present = [name for name in ("train", "validation", "test") if (splits == name).any()]
+    if "train" not in present:
         raise wrong(table, None, "no row is of split 'train'")
+    official = {name: pool.subset(np.flatnonzero(splits == name)) for name in present}
     return beside_official(official, data, f"{table} has rows of split validation")
 
 

@@ -79,11 +79,10 @@ def _read_labels(file: Path) -> list[_Cell]:
     size_of(file)
     cells: dict[str, _Cell] = {}
     for number, line in enumerate(text_in(file).splitlines(), start=1):
-        fields = line.split()
-        if not fields:
+        if not line.strip():
             continue
         try:
-            path, probability, kind = fields
+            path, probability, kind = line.split()
             cell = _Cell(path, float(probability), kind)
         except ValueError:
             raise _wrong(file, f"line {number} is not 'path probability type' but {line[:80]!r}") from None

@@ -33,15 +33,13 @@ _log = logging.getLogger(__name__)
 def open_image_folder(data: DataConfig) -> Splits:
     """Open the images below `data.path` in class folders, or in `train`, `validation` and `test` with class folders.
 
-    Classes are numbered in the order of their names; images may lie deeper in a class folder. If there is a `train`
-    folder, the folders beside it are the other splits, no test split is made without a folder, and validation_fraction
-    is taken from `train`. Otherwise the fractions divide all images. Hidden and system files (Thumbs.db) are ignored;
-    other files that are no images are skipped and counted in the log. A folder that several links of a class lead to
-    counts once. Refuses (65) image formats that cannot be decoded, a class without images, broken links, links that put
-    a folder into itself or into two classes or splits, and splits with different classes.
+    Classes are numbered in the order of their names; images may lie deeper. Without a `train` folder the fractions
+    divide all images. Hidden and system files are ignored; others that are no images are counted in the log. Refuses
+    (65) image formats that cannot be decoded, a class without images, broken links, links that put a folder into itself
+    or into two classes or splits, and splits with different classes.
     """
     root = directory_of(data, _EXPECTED)
-    folders, met = _folders(root), Folders()
+    folders, met = folders_in(root), Folders()
     if _FOLDERS.keys().isdisjoint(folders) or _is_class(root, folders):
         return divide(_source(root, root, met), data)
     official = {
@@ -65,7 +63,7 @@ def is_image_folder(path: Path, names: Set[str]) -> bool:
 
 def _is_class(root: Path, folders: list[str]) -> bool:
     """Tell if `train` is a class, such as the vehicle: it holds no folder and has no other split beside it."""
-    return {"train"} == _FOLDERS.keys() & set(folders) and not _folders(root / "train")
+    return {"train"} == _FOLDERS.keys() & set(folders) and not folders_in(root / "train")
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
@@ -83,26 +81,24 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     return splits
 
 
-def _folders(path: Path) -> list[str]:
-    return sorted(name for name, kind, _ in _visible(path) if kind == directory_cache.FOLDER)
+def folders_in(path: Path) -> list[str]:
+    """List the names of the folders in a folder, sorted; raises as `visible`."""
+    return sorted(name for name, kind, _ in visible(path)[1] if kind == directory_cache.FOLDER)
 
 
-def _visible(path: Path) -> list[tuple[str, int, int]]:
-    return _without_clutter(_listed(path))
+def visible(path: Path) -> tuple[tuple[int, int], list[tuple[str, int, int]]]:
+    """Return a folder's identity, and (name, kind, size) of its entries other than hidden and system files.
 
-
-def _without_clutter(listed: directory_cache.Folder) -> list[tuple[str, int, int]]:
-    """List (name, kind, size) of entries other than hidden and system files."""
-    return [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
-
-
-def _listed(path: Path) -> directory_cache.Folder:
+    Refuses (65) one that cannot be listed.
+    """
     try:
-        return directory_cache.folder(path)
+        listed = directory_cache.folder(path)
     except OSError as error:
         raise unusable(
             f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
         ) from error
+    shown = [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
+    return listed.identity, shown
 
 
 class _Image(NamedTuple):
@@ -112,12 +108,12 @@ class _Image(NamedTuple):
 
 def _source(root: Path, folder: Path, met: Folders) -> Source:
     """Make a source of the class folders in `folder`, ordered by class and path; adds their folders to `met`."""
-    classes = _folders(folder)
+    classes = folders_in(folder)
     if len(classes) < 2:
         raise _too_few(folder, classes)
     prefix = "" if folder == root else f"{folder.name}/"
     left_out: dict[str, list[str]] = {}
-    for name, kind, _ in _visible(folder):
+    for name, kind, _ in visible(folder)[1]:
         if kind != directory_cache.FOLDER:
             _check_link(folder / name, kind)
             left_out.setdefault(_suffix(name), []).append(prefix + name)
@@ -126,9 +122,8 @@ def _source(root: Path, folder: Path, met: Folders) -> Source:
     labels: list[int] = []
     for label, name in enumerate(classes):
         of_class: Folders = {}
-        class_images = sorted(images_below(folder / name, prefix + name, left_out, of_class))
-        images += class_images
-        labels += [label] * len(class_images)
+        images += sorted(images_below(folder / name, prefix + name, left_out, of_class))
+        labels += [label] * (len(images) - len(labels))
         count_folders(root, met, of_class, len(images))
     _report(folder, left_out)
     if empty := sorted(set(range(len(classes))) - set(labels)):
@@ -149,10 +144,10 @@ def images_below(
 
     Skips a folder in `met` by another path: thirty folders with two links each to the next have 2**30 paths.
     """
-    listed = _listed(folder)
-    if listed.identity in above:
+    identity, entries = visible(folder)
+    if identity in above:
         raise unusable(f"{folder} is a link to a folder that holds it", "delete the link")
-    if met.setdefault(listed.identity, prefix) != prefix:
+    if met.setdefault(identity, prefix) != prefix:
         return
     count_folders(folder, met, {})
     if len(above) >= limits.FOLDER_DEPTH:
@@ -160,7 +155,7 @@ def images_below(
             f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
         )
     folders: list[str] = []
-    for entry, kind, size in _without_clutter(listed):
+    for entry, kind, size in entries:
         name = f"{prefix}/{entry}"
         suffix = _suffix(entry)
         if kind == directory_cache.FOLDER:
@@ -171,15 +166,15 @@ def images_below(
             _check_link(folder / entry, kind)
             left_out.setdefault(suffix, []).append(name)
     for entry in sorted(folders):  # sorted, so that every worker meets a folder first by the same path
-        yield from images_below(folder / entry, f"{prefix}/{entry}", left_out, met, above | {listed.identity})
+        yield from images_below(folder / entry, f"{prefix}/{entry}", left_out, met, above | {identity})
 
 
 def _too_few(folder: Path, classes: list[str]) -> Refusal:
     """Make the refusal of a folder without two classes, with a fix for common layouts of photographs."""
-    if classes and len(inside := _folders(folder / classes[0])) > 1:
+    if classes and len(inside := folders_in(folder / classes[0])) > 1:
         what = f"{folder} holds the one folder {classes[0]}, and that holds {_few(inside)}"
         return unusable(what, f"set data.path to {folder / classes[0]}, if those are the classes")
-    num = sum(_suffix(name) in READABLE for name, _, _ in _visible(folder))
+    num = sum(_suffix(name) in READABLE for name, _, _ in visible(folder)[1])
     what = f"{folder} holds one class folder ({classes[0]})" if classes else f"{folder} holds no class folder"
     what += f" and {num} images beside it" if num and classes else f" but {num} images" if num else ""
     fix = "put the images into a folder for each class, or list them in a CSV file with path and label"

@@ -11,7 +11,6 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, directory_cache
 from tl_dist.datasets.csv_columns import opened
-from tl_dist.datasets.directory_cache import FOLDER
 from tl_dist.datasets.files import (
     Folders,
     count_folders,
@@ -21,6 +20,7 @@ from tl_dist.datasets.files import (
     text_in,
     unusable,
 )
+from tl_dist.datasets.formats.image_folder import folders_in, visible
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
 from tl_dist.datasets.split import beside_official, divide
 
@@ -41,8 +41,7 @@ def open_imagenet(data: DataConfig) -> Splits:
 
     The validation images may lie flat, with a file of their labels: `LOC_val_solution.csv` from Kaggle, one wnid a
     line, or `ILSVRC2012_validation_ground_truth.txt` with ILSVRC2012_IDs, which only `meta.mat` of the same development
-    kit maps to classes. Classes are the train folders in the order of their wnids. There is no labelled test split.
-    Refuses (65) files that do not fit together, naming them.
+    kit maps to classes. Refuses (65) files that do not fit together, naming them.
     """
     root = directory_of(data, "train/WNID/*.JPEG and val, or train-00000-of-01024")
     shards = find_shards(root)
@@ -54,7 +53,7 @@ def open_imagenet(data: DataConfig) -> Splits:
         raise unusable(
             f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path"
         )
-    wnids = sorted(name for name, kind, _ in _in(base / "train") if kind == FOLDER and _WNID.fullmatch(name))
+    wnids = [name for name in folders_in(base / "train") if _WNID.fullmatch(name)]
     if len(wnids) < 2:
         raise unusable(
             f"{base / 'train'} holds {len(wnids)} folders named by wnid (n01440764)",
@@ -73,55 +72,41 @@ def open_imagenet(data: DataConfig) -> Splits:
 
 def _by_folder(base: Path, split: str, wnids: list[str], met: Folders) -> Source:
     directory_cache.look_at([base / split / wnid for wnid in wnids])
-    ids: list[str] = []
-    sizes: list[int] = []
+    files: dict[str, int] = {}
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
         images = _images(base / split / wnid)
         if not images:
             raise unusable(f"{base / split / wnid} holds no image", "restore it")
         identity = directory_cache.folder(base / split / wnid).identity
-        count_folders(base, met, {identity: f"{split}/{wnid}"}, len(ids))
-        ids += [f"{split}/{wnid}/{name}" for name in images]
-        sizes += images.values()
+        count_folders(base, met, {identity: f"{split}/{wnid}"}, len(labels))
+        files |= {f"{split}/{wnid}/{name}": size for name, size in images.items()}
         labels += [label] * len(images)
-    return _source(base, ids, sizes, labels, wnids)
+    return _source(base, files, labels, wnids)
 
 
 def _flat(root: Path, base: Path, split: str, images: Mapping[str, int], wnids: list[str]) -> Source:
-    number = {wnid: k for k, wnid in enumerate(wnids)}
-    truth = _truth(root, base, split, list(images))
-    labels = []
+    file, number = _truth_file(root, base, split), {wnid: k for k, wnid in enumerate(wnids)}
+    truth = _truth(root, file, base / split, list(images))
     for name in images:
-        wnid = truth.get(name)
-        if wnid not in number:
-            what = (
-                f"has no label in {_truth_file(root, base, split)}" if wnid is None else f"is of class {wnid}"
-            )
+        if (wnid := truth.get(name)) not in number:
+            what = f"has no label in {file}" if wnid is None else f"is of class {wnid}"
             raise unusable(f"{base / split / name} {what}, which is no folder of train", "restore the files")
-        labels.append(number[wnid])
-    return _source(base, [f"{split}/{name}" for name in images], list(images.values()), labels, wnids)
-
-
-def _in(folder: Path) -> list[tuple[str, int, int]]:
-    """List (name, kind, size) of the entries of a folder; empty if there is no folder."""
-    try:
-        return list(directory_cache.folder(folder).entries())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise unusable(f"{folder} cannot be listed: {error.strerror}", "permit it") from error
+    labels = [number[truth[name]] for name in images]
+    return _source(base, {f"{split}/{name}": size for name, size in images.items()}, labels, wnids)
 
 
 def _images(folder: Path) -> dict[str, int]:
     """Return the size of each image by name, sorted."""
-    return {name: size for name, _, size in sorted(_in(folder)) if Path(name).suffix.lower() in _IMAGE}
+    return {name: size for name, _, size in sorted(visible(folder)[1]) if Path(name).suffix.lower() in _IMAGE}
 
 
-def _source(base: Path, ids: list[str], sizes: list[int], labels: list[int], wnids: list[str]) -> Source:
-    for name in (name for name, size in zip(ids, sizes, strict=True) if not size):
+def _source(base: Path, files: Mapping[str, int], labels: list[int], wnids: list[str]) -> Source:
+    """Make a source of files, by path below `base` with their sizes."""
+    sizes = np.fromiter(files.values(), np.int64)
+    for name in (name for name, size in files.items() if not size):
         size_of(base / name)  # refuses it
-    return file_source(base, tuple(ids), np.array(sizes, np.int64), np.array(labels, np.int32), tuple(wnids))
+    return file_source(base, tuple(files), sizes, np.array(labels, np.int32), tuple(wnids))
 
 
 def _truth_file(root: Path, base: Path, split: str) -> Path:
@@ -135,9 +120,8 @@ def _truth_file(root: Path, base: Path, split: str) -> Path:
     )
 
 
-def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str, str]:
+def _truth(root: Path, file: Path, folder: Path, names: list[str]) -> Mapping[str, str]:
     """Return the wnid of each validation image by file name."""
-    file = _truth_file(root, base, split)
     if file.suffix == ".csv":
         with opened(file) as rows:
             if not {"imageid", "predictionstring"} <= {*(rows.fieldnames or ())}:
@@ -147,7 +131,7 @@ def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str,
     lines = text_in(file).split()
     if len(lines) != len(names):
         raise unusable(
-            f"{file} has {len(lines)} lines for {len(names)} images in {base / split}", "restore the files"
+            f"{file} has {len(lines)} lines for {len(names)} images in {folder}", "restore the files"
         )
     if all(_WNID.fullmatch(line) for line in lines):
         return dict(zip(names, lines, strict=True))

@@ -19,8 +19,8 @@ from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, text_in, unusable
 from tl_dist.datasets.formats.tfrecord import open_shards
-from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.split import SPLIT_NAMES
+from tl_dist.datasets.unlabelled import matching
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
@@ -52,12 +52,12 @@ def open_tfds(data: DataConfig) -> Splits:
             "prepare it again with tfds.builder(NAME, file_format='tfrecord')",
         )
     try:
-        splits = [_split(info, split) for split in info["splits"]]
+        splits = {str(split["name"]): _shards(info, split) for split in info["splits"]}
         files = _files_by_split(root, splits)
         keys, names = _features(root, info)
     except _DAMAGE as error:
         raise _damaged(root / INFO, error) from error
-    numbers = {name: n for split in splits for name, n in split.numbers.items()}
+    numbers = {name: n for shards in splits.values() for name, n in shards.items()}
     # Classes of tensorflow_datasets begin at 0, even if no example has that label.
     data = data.model_copy(update={"first_label": 0})
     return open_shards(root, files, data, names, keys=keys, numbers=numbers)
@@ -92,12 +92,8 @@ def _prepared(root: Path) -> Path:
     )
 
 
-class _Split(NamedTuple):
-    name: str
-    numbers: Mapping[str, int]  # records by file name
-
-
-def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
+def _shards(info: Mapping[str, Any], split: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return the number of records of each file of a split, by its name."""
     lengths = [int(length) for length in split.get("shardLengths", ())]
     if len(lengths) > limits.SHARDS:
         raise ValueError(f"{len(lengths):,} shards, more than {limits.SHARDS:,}")
@@ -119,20 +115,17 @@ def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
             raise ValueError(f"{filled[:80]!r} is no name of a file")
         return filled
 
-    return _Split(str(split["name"]), {name(k): length for k, length in enumerate(lengths) if length})
+    return {name(k): length for k, length in enumerate(lengths) if length}
 
 
-def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
+def _files_by_split(root: Path, splits: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
     """Return file names by the split's name in tl_dist; "" for a single pool."""
     known = {
-        SPLIT_NAMES[split.name]: list(split.numbers)
-        for split in splits
-        if split.name in SPLIT_NAMES and split.numbers
+        SPLIT_NAMES[name]: list(files) for name, files in splits.items() if name in SPLIT_NAMES and files
     }
-    names = ", ".join(split.name for split in splits)
     if "train" not in known:
-        raise unusable(f"{root} has no split train, only {names or 'none'}", "choose another set")
-    if others := [split.name for split in splits if split.name not in SPLIT_NAMES]:
+        raise unusable(f"{root} has no split train, only {', '.join(splits) or 'none'}", "choose another set")
+    if others := [name for name in splits if name not in SPLIT_NAMES]:
         _log.warning("%s: neither train, validation nor test, and left out: %s", root, ", ".join(others))
     return {"": known["train"]} if len(known) == 1 else known
 

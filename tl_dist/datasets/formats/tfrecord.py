@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence, Set
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +95,27 @@ def open_shards(
     keys: Keys = KEYS,
     numbers: Mapping[str, int] | None = None,
 ) -> Splits:
+    """Open `shard_sources` and divide them: the split "" by the fractions."""
+    sources = shard_sources(root, files, data, names, keys=keys, numbers=numbers)
+    if "" in sources:
+        return divide(sources[""], data)
+    return beside_official(sources, data, f"{root} has a validation split")
+
+
+def shard_sources(
+    root: Path,
+    files: Mapping[str, Sequence[str]],
+    data: DataConfig,
+    names: Sequence[str] | None,
+    *,
+    keys: Keys = KEYS,
+    numbers: Mapping[str, int] | None = None,
+    by_filename: bool = False,
+) -> dict[str, Source]:
     """Open TFRecord files as sources by split; `names` are the classes, None if only the records name them.
 
     A split other than train whose records all have the label -1 is unlabelled and left out. `numbers` is the required
-    number of records by file, if known.
+    number of records by file, if known. The id of an example is its place or, with `by_filename`, its file name.
     """
     indexes: dict[str, list[ShardIndex]] = {}
     everything = [root / name for group in files.values() for name in group]
@@ -122,10 +140,9 @@ def open_shards(
         _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
         del indexes[split]
     classes = _Classes([index for group in indexes.values() for index in group], data.first_label, names)
-    sources = {s: _source(root, files[s], group, classes, data.max_bad) for s, group in indexes.items()}
-    if "" in sources:
-        return divide(sources[""], data)
-    return beside_official(sources, data, f"{root} has a validation split")
+    return {
+        s: _source(root, files[s], group, classes, data.max_bad, by_filename) for s, group in indexes.items()
+    }
 
 
 def _labelled(indexes: Sequence[ShardIndex]) -> bool:
@@ -165,6 +182,7 @@ def _source(
     indexes: Sequence[ShardIndex],
     classes: _Classes,
     max_bad: int | None,
+    by_filename: bool,
 ) -> Source:
     bad: list[Bad] = [entry for index in indexes for entry in index.bad]
     lost = sum(index.lost for index in indexes)
@@ -192,8 +210,12 @@ def _source(
             else f"{root} holds no record",
             "restore these files, or raise data.max_bad" if total else "restore these files",
         )
-    starts = [index.starts[good].tolist() for index, good in zip(indexes, masks, strict=True)]
-    ids = [f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows]
+    if by_filename:
+        pairs = zip(indexes, masks, strict=True)
+        ids = [name for index, good in pairs for name in compress(index.filenames, good)]
+    else:
+        starts = [index.starts[good].tolist() for index, good in zip(indexes, masks, strict=True)]
+        ids = [f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows]
     store = RecordStore(
         root=root,
         files=tuple(files),

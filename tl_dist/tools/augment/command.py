@@ -15,11 +15,8 @@ def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
     """Write the preview of a config as the PNG `out`. Refuse whatever the config or the data refuse."""
     cfg = config_file.load(path, overrides)
     if not cfg.data.augment and not cfg.data.augmentation.mixes:
-        raise Refusal(
-            f"{path} augments nothing.",
-            fix="add 'augment: [flip]' or others below 'data:'.",
-            code=ExitCode.USAGE,
-        )
+        fix = "add 'augment: [flip]' or others below 'data:'."
+        raise Refusal(f"{path} augments nothing.", fix=fix, code=ExitCode.USAGE)
     command = [sys.executable, "-P", "-m", "tl_dist.tools.augment.work"]
     command += [str(path.absolute()), str(out.absolute()), str(rows), *overrides]
     process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -20,7 +20,7 @@ from tl_dist.data.pipeline import Read, augmented, plain
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.files.atomic import write_output
-from tl_dist.files.picture import refuse_other_picture
+from tl_dist.files.foreign import refuse_other_picture
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = 8
@@ -31,8 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the picture and return the exit code; print a refusal as one line on standard error."""
     path, out, rows, *overrides = arguments
     try:
-        pixels = preview(config_file.load(path, overrides), int(rows))
-        write(Image.fromarray(pixels), Path(out))
+        write(preview(config_file.load(path, overrides), int(rows)), Path(out))
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return refusal.code
@@ -56,32 +55,25 @@ def preview(cfg: Config, rows: int) -> np.ndarray:
 
 def _mixed(read: Read, source: Source, index: int, positions: np.ndarray) -> np.ndarray:
     """Return one image as augmented at each position; where examples are mixed, with the images that follow it."""
-    if read.mixing is None:
-        return _images(read, np.full(len(positions), index), positions)
-    indices = index + np.where(positions % 2 == 0, 0, 1 + positions // 2)
-    images = _images(read, indices % source.num_examples, positions)
-    labels = tf.zeros(len(positions), tf.int32)
-    mixed: np.ndarray = read.mixing.mixed(tf.constant(images), labels, tf.constant(positions))[0].numpy()
-    return mixed
+    following = np.where(positions % 2 == 0, 0, 1 + positions // 2) if read.mixing else 0 * positions
+    return _images(read, (index + following) % source.num_examples, positions)
 
 
 def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Return these examples as the pipeline reads them at these positions: uint8 [rows, size, size, 3]."""
     with tf.device("CPU:0"):
-        at = tf.constant(positions, tf.int64)
-        images: np.ndarray = read.finish(read.batch(tf.constant(indices, tf.int64), at)[0], at).numpy()
+        batch = read(tf.constant(indices, tf.int64), tf.constant(positions, tf.int64))
+        images: np.ndarray = batch.images.numpy()
     return images
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
     """Lay out uint8 [rows, columns, size, size, 3] as one picture on white."""
-    rows, columns, size = images.shape[:3]
-    pitch = size + _GAP
-    grid = np.full((rows * pitch - _GAP, columns * pitch - _GAP, 3), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            grid[row * pitch :, column * pitch :][:size, :size] = images[row, column]
-    return grid
+    gap = (0, _GAP)
+    padded = np.pad(images, [(0, 0), (0, 0), gap, gap, (0, 0)], constant_values=255)
+    rows, columns, pitch = padded.shape[:3]
+    grid = padded.swapaxes(1, 2).reshape(rows * pitch, columns * pitch, 3)
+    return np.asarray(grid[:-_GAP, :-_GAP])
 
 
 def is_grid(width: int, height: int) -> bool:
@@ -90,11 +82,11 @@ def is_grid(width: int, height: int) -> bool:
     return not rest and not (height + _GAP) % pitch
 
 
-def write(picture: Image.Image, out: Path) -> None:
+def write(pixels: np.ndarray, out: Path) -> None:
     """Write a PNG, over an earlier preview at most. Refuse any other file, and one that cannot be written."""
     refuse_other_picture(out, is_grid, option="--out")
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    Image.fromarray(pixels).save(content, "PNG")
     write_output(out, content.getvalue(), option="--out")
 
 

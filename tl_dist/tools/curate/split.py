@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tl_dist.datasets.curation import split as division
+import numpy as np
+
+from tl_dist.datasets.curation.layout import opened
+from tl_dist.datasets.division import division, group_names, pooled
+from tl_dist.files import limits
+from tl_dist.files.atomic import write_output
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import column_groups, narrow_table
@@ -14,9 +23,21 @@ _MAX_CLASSES = 20
 
 
 def split(
-    path: Path, to: Path, *, test: float, validation: float, folds: int | None, **more: Any
+    path: Path,
+    to: Path,
+    *,
+    test: float = 0.0,
+    validation: float = 0.0,
+    folds: int | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Write the manifest `to` and return its facts, as JSON. Refuse (64) fractions that exclude folds."""
+    """Divide all examples of a data set, whatever split they were in; returns counts by part and class, as JSON.
+
+    The options are those of `division`. The manifest is written to `to`, over another file only with `force`. Refuses
+    (64) fractions that exclude folds, or leave nothing.
+    """
     what = None
     if folds is not None and (test or validation):
         what = "give either --folds or --test and --validation."
@@ -27,7 +48,40 @@ def split(
     if what is not None:
         fix = "such as --test 0.2 --validation 0.1, or --folds 5."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-    return division.split(path, to, test=test, validation=validation, folds=folds, **more)
+    pool = pooled(opened(path)[1])
+    manifest = division(pool, test=test, validation=validation, folds=folds, group=group, seed=seed)
+    content = json.dumps(manifest).encode()
+    if not force:
+        _refuse_other(to, content)
+    write_output(to, content, option="--to")
+    parts = manifest.get("splits") or {f"fold {k}": ids for k, ids in enumerate(manifest["folds"])}
+    label = dict(zip(pool.ids, pool.labels, strict=True))
+    names = group_names(pool, group)
+    groups = {} if names is None else dict(zip(pool.ids, names, strict=True))
+    return {
+        "file": str(to),
+        "digest": manifest["digest"],
+        "classes": list(pool.class_names),
+        "parts": {
+            name: np.bincount([label[i] for i in ids], minlength=pool.num_classes).tolist()
+            for name, ids in parts.items()
+        },
+        "groups": {name: len({groups[i] for i in ids}) for name, ids in parts.items()} if groups else None,
+    }
+
+
+def _refuse_other(file: Path, content: bytes) -> None:
+    """Refuse to overwrite other content: a division that runs may refer to, or a file of the user's."""
+    if not os.path.lexists(file):
+        return
+    with suppress(OSError):
+        if read_file(file, max_bytes=limits.SPLIT_MANIFEST) == content:
+            return
+    raise Refusal(
+        f"{file} is there already and holds something else.",
+        fix="name another file with --to, or replace it with --force.",
+        code=ExitCode.CANNOT_CREATE,
+    )
 
 
 def show(facts: dict[str, Any], console: Console) -> None:

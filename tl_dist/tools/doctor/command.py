@@ -7,69 +7,61 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tl_dist.config import Config
-from tl_dist.config import file as config_file
 from tl_dist.launcher.classify_exits import classify
 from tl_dist.launcher.command import Command, local_commands
-from tl_dist.launcher.group import Group
-from tl_dist.launcher.local import place
+from tl_dist.launcher.local import Group
 from tl_dist.rendezvous.server import Rendezvous
 from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.tools.doctor.environment import first_line
 
-IMPORT_S = 180.0
 SUM_S = 180.0
+CHILD_S = SUM_S + 10
 
 # Keras as a worker imports it, without its wrappers for other packages: that halves the CPU time of the whole command.
-_FRAMEWORK = """
-from tl_dist.trainer.__main__ import import_keras
-import_keras()
-import json, tensorflow as tf, keras
-gpus = [d.name for d in tf.config.list_physical_devices("GPU")]
-versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-print("FACTS " + json.dumps({**versions, "gpus": gpus, "cuda": tf.test.is_built_with_cuda()}))
-"""
+_PREFACE = "from tl_dist.trainer.__main__ import import_keras\nimport_keras()\nimport json\n"
 
-_HOROVOD = """
-from tl_dist.trainer.__main__ import import_keras
-import_keras()
-import importlib, json
-hvd = importlib.import_module("horovod.tensorflow")
-version = importlib.import_module("horovod").__version__
-facts = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": bool(hvd.nccl_built())}
-print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, value in facts.items()}}))
+_IMPORTS = f"""{_PREFACE}
+import tensorflow as tf, keras
+gpus, cuda = [d.name for d in tf.config.list_physical_devices("GPU")], tf.test.is_built_with_cuda()
+facts = {{"tensorflow": tf.__version__, "keras": keras.__version__, "gpus": gpus, "cuda": cuda}}
+print("FACTS " + json.dumps(facts), flush=True)
+import horovod, horovod.tensorflow as hvd
+built = {{"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}}
+print("FACTS " + json.dumps({{"horovod": horovod.__version__, **{{key: bool(built[key]) for key in built}}}}))
 """
 
 # Through the strategy that runs use, so that what is tested is what will run.
-_SUM = """
-from tl_dist.trainer.__main__ import import_keras
-import_keras()
-import json, signal, sys
-from tl_dist.config import file as config_file
-from tl_dist.config import registry
-cfg = config_file.load(sys.argv[1])
+_SUM = f"""{_PREFACE}
+import os, signal, sys
+from tl_dist.config import Config, registry
+cfg = Config.model_validate_json(sys.argv[1])
 parallel = registry.strategy(cfg.strategy).start(cfg)
 import tensorflow as tf
 number = float(parallel.rank + 1)
 gradient = parallel.reduce_gradients([tf.fill([3], number)])[0].numpy()  # on GPUs by NCCL
-sums = {"sum": float(parallel.total({"sum": number})["sum"]), "gradient": gradient.tolist()}
-print("FACTS " + json.dumps({**sums, "workers": parallel.world_size}), flush=True)
-signal.pause()  # until the doctor has read both results: if a worker exits, its last message to the other may be lost
+sums = {{"sum": float(parallel.total({{"sum": number}})["sum"]), "gradient": gradient.tolist()}}
+print("FACTS " + json.dumps({{**sums, "workers": parallel.world_size}}), flush=True)
+if "HOROVOD_RANK" in os.environ:
+    signal.pause()  # until both results are read: if a worker exits, its last message to the other may be lost
 """
+_SUMS = [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2
 
-_CONFIG = (
-    "name: doctor\nworkers: 2\nsteps: 1\ndata: {name: synthetic}\n"
-    "model: {backbone: tiny, weights: random}\noptimizer: {learning_rate: 0.1}\n"
-)
+_CONFIG = {
+    **{"name": "doctor", "workers": 2, "steps": 1, "data": {"name": "synthetic"}},
+    **{"model": {"backbone": "tiny", "weights": "random"}, "optimizer": {"learning_rate": 0.1}},
+}
 
 
 @dataclass(frozen=True)
@@ -88,34 +80,12 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Yield each finding as soon as it is known; `ok` is False for a fault."""
-    framework, problem = facts_of_child([sys.executable, "-P", "-c", _FRAMEWORK])
-    gpus = len(framework["gpus"]) if framework else 0
-    if framework:
-        cpu_only = "CPU only" if framework["cuda"] else "built for CPUs only"
-        devices = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else cpu_only
-        yield Finding(f"TensorFlow {framework['tensorflow']}, Keras {framework['keras']}: {devices}", True)
+    answers, problem = facts_of_child(_python(_IMPORTS))
+    if answers:
+        yield from _of_frameworks(answers, problem)
     else:
         fix = "install the package's dependencies again in this environment."
         yield Finding(f"TensorFlow cannot be imported: {problem}.", False, fix)
-    if framework:
-        yield Finding("TensorFlow's own collectives (strategy=collective)", True)
-        yield sum_over_two_workers("collective", gpus=gpus)
-    horovod, problem = facts_of_child([sys.executable, "-P", "-c", _HOROVOD])
-    install = "./launch/install_horovod"
-    if not horovod:
-        absent = "No module named 'horovod'" in problem
-        what = "Horovod is not installed." if absent else f"Horovod cannot be imported: {problem}."
-        yield Finding(what, None if absent else False, f"run {install}; strategy=collective needs none.")
-    else:
-        yield Finding(f"Horovod {horovod['horovod']}", True)
-        fixes = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
-        if gpus:
-            fixes["nccl"] = f"run {install} --gpu: gradients go through the host's memory without it."
-        for key, name in (("gloo", "Gloo"), ("mpi", "MPI"), ("nccl", "NCCL")):
-            fix = "" if horovod[key] else fixes.get(key, "")
-            yield Finding(name, True if horovod[key] else False if fix else None, fix, 1)
-        if horovod["gloo"] and framework:
-            yield sum_over_two_workers("horovod", gpus=gpus)
     for name, command, needed in (
         ("MPI", ("mpirun", "--version"), "mpirun"),
         ("Slurm", ("sbatch", "--version"), "tl-dist submit"),
@@ -126,67 +96,115 @@ def examine() -> Iterator[Finding]:
         )
 
 
+def _of_frameworks(answers: Sequence[dict[str, Any]], problem: str) -> Iterator[Finding]:
+    framework = answers[0]
+    gpus = len(framework["gpus"])
+    cpu_only = "CPU only" if framework["cuda"] else "built for CPUs only"
+    devices = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else cpu_only
+    yield Finding(f"TensorFlow {framework['tensorflow']}, Keras {framework['keras']}: {devices}", True)
+    yield Finding("TensorFlow's own collectives (strategy=collective)", True)
+    yield sum_over_two_workers("collective", gpus=gpus)
+    install = "./launch/install_horovod"
+    if len(answers) == 1:
+        absent = "No module named 'horovod'" in problem
+        what = "Horovod is not installed." if absent else f"Horovod cannot be imported: {problem}."
+        yield Finding(what, None if absent else False, f"run {install}; strategy=collective needs none.")
+        return
+    horovod = answers[1]
+    yield Finding(f"Horovod {horovod['horovod']}", True)
+    fixes = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
+    if gpus:
+        fixes["nccl"] = f"run {install} --gpu: gradients go through the host's memory without it."
+    for key, name in (("gloo", "Gloo"), ("mpi", "MPI"), ("nccl", "NCCL")):
+        fix = "" if horovod[key] else fixes.get(key, "")
+        yield Finding(name, True if horovod[key] else False if fix else None, fix, 1)
+    if horovod["gloo"]:
+        yield sum_over_two_workers("horovod", gpus=gpus)
+    if horovod["mpi"] and shutil.which("mpirun"):
+        yield sum_by_mpirun(gpus)
+
+
 def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0) -> Finding:
     """Add 1 and 2 over two workers, started like the workers of a run: on two GPUs if there are, else on the CPU."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tl-dist-doctor-") as scratch:
-        file = Path(scratch, "doctor.yaml")
-        file.write_text(f"strategy: {strategy}\n{_CONFIG}")
-        cfg = config_file.load(file)
 
         def log(rank: int) -> Path:
             return Path(scratch, f"rank_{rank}.out")
 
         with Rendezvous([("localhost", 2)], "127.0.0.1") as rendezvous:
-            devices = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
-            commands = _sum_commands(cfg, file, lambda rank: place(rendezvous, rank) | devices)
+            cfg = Config.model_validate(_CONFIG | {"strategy": strategy})
+            place = partial(rendezvous.worker_environment, env=os.environ)
+            commands = [
+                Command(command.rank, _sum_argv(strategy), {**command.environment, **_devices(gpus)})
+                for command in local_commands(cfg, Path(scratch), os.environ, processes=2, place=place)
+            ]
             with Group(commands, log, ExitRecords(Path(scratch, "sum"))) as group:
-                deadline = began + seconds
                 while True:
                     ended = group.wait(0.2) or any(exit.code for exit in group.exits)
-                    results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
-                    if ended or all(results):
+                    results = _facts("".join(log(rank).read_text(errors="replace") for rank in (0, 1)))
+                    if ended or len(results) == 2:
                         break
-                    if time.monotonic() > deadline:
+                    if time.monotonic() > began + seconds:
                         return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
-                group.end(grace_s=0 if all(results) else None)
+                group.end(grace_s=0 if len(results) == 2 else None)
                 end = classify(group.exits, done=True)
                 if not end.orderly:
                     last_line = group.last_lines(end.rank or 0, 1)
                     return _failed(strategy, ": ".join([end.cause, *last_line])[:300].rstrip("."))
-    if results != [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2:
-        return _failed(strategy, f"two workers should add 1 and 2 to 3, and got {results}")
-    where = "GPUs" if gpus > 1 else "the CPU (two workers need two GPUs)" if gpus else "the CPU"
-    return Finding(
-        f"2 workers added 1 and 2 to 3 on {where} in {time.monotonic() - began:.1f} s", True, indent=1
-    )
+    return _judged(strategy, results, gpus, began)
 
 
-def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:
-    """Return what a child process printed after "FACTS", or None, and its last line on standard error."""
-    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+def sum_by_mpirun(gpus: int) -> Finding:
+    """Add 1 and 2 over two workers of Horovod that mpirun starts."""
+    began = time.monotonic()
+    argv = ["mpirun", "-np", "2"]
+    if "Open MPI" in (first_line("mpirun", "--version") or ""):  # else it refuses root and few cores
+        argv += ["--oversubscribe", "--bind-to", "none", "--timeout", f"{SUM_S:.0f}"]
+        argv += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    results, problem = facts_of_child([*argv, *_sum_argv("horovod")], _devices(gpus))
+    if not results:
+        return _failed("horovod", problem)
+    return _judged("horovod", results, gpus, began, by=" by mpirun")
+
+
+def facts_of_child(
+    command: Sequence[str], variables: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """Return what a child process printed after "FACTS", and its last line on standard error."""
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(variables or {})
     try:
         process = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=IMPORT_S
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHILD_S
         )
     except subprocess.TimeoutExpired:
-        return None, f"no answer in {IMPORT_S:.0f} s"
+        return [], f"no answer in {CHILD_S:.0f} s"
     last_line = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
     return _facts(process.stdout), last_line[:200].rstrip(".")
 
 
-def _sum_commands(cfg: Config, file: Path, place_of: Callable[[int], dict[str, str]]) -> list[Command]:
-    commands = local_commands(cfg, file, os.environ, processes=2, place=place_of)
-    argv = (sys.executable, "-P", "-c", _SUM, str(file))
-    return [Command(command.rank, argv, command.environment) for command in commands]
+def _python(code: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-c", code, *arguments)
 
 
-def _facts(text: str) -> dict[str, Any] | None:
-    for line in text.splitlines():
-        if line.startswith("FACTS "):
-            facts: dict[str, Any] = json.loads(line.removeprefix("FACTS "))
-            return facts
-    return None
+def _sum_argv(strategy: str) -> tuple[str, ...]:
+    return _python(_SUM, json.dumps(_CONFIG | {"strategy": strategy}))
+
+
+def _devices(gpus: int) -> dict[str, str]:
+    return {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def _facts(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("FACTS ")]
+
+
+def _judged(strategy: str, results: object, gpus: int, began: float, by: str = "") -> Finding:
+    if results != _SUMS:
+        return _failed(strategy, f"two workers should add 1 and 2 to 3, and got {results}")
+    where = "GPUs" if gpus > 1 else "the CPU (two workers need two GPUs)" if gpus else "the CPU"
+    what = f"2 workers added 1 and 2 to 3 on {where} in {time.monotonic() - began:.1f} s{by}"
+    return Finding(what, True, indent=1)
 
 
 def _failed(strategy: str, why: str) -> Finding:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tl_dist.data import corruptions, pipeline
+from tl_dist.data.batch import Batch
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets.division import groups_of
 from tl_dist.features.views import in_views
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import predictions, robustness
+from tl_dist.scores import robustness
 from tl_dist.scores.robustness import Hits
 from tl_dist.trainer import evaluate
 from tl_dist.trainer.setup import Setup
@@ -35,13 +35,12 @@ def evaluate_corrupted(
             code=ExitCode.USAGE,
         )
     corruptions.prepare(names)
-    evaluate.restored(setup, at)
-    evaluator = evaluate.Evaluator.of_state(setup)
+    evaluator, _ = evaluate.of_checkpoint(setup, split, at)
     plain = pipeline.plain(source, size, cfg.data.kept_fraction)
 
     def hits(read: Read) -> np.ndarray:
         """Return which examples are classified correctly: bool [examples], complete on rank 0."""
-        result = evaluate.stopped_refused(evaluator.counted(split, in_views(read, cfg.evaluation.views)))
+        result = evaluator.counted(split, in_views(read, cfg.evaluation.views))
         if not setup.is_first:
             return np.zeros(source.num_examples, bool)
         logits = evaluate.kept_logits(result, "kept")
@@ -60,10 +59,9 @@ def evaluate_corrupted(
         step=setup.state.step,
         image_size=size,
         groups=np.array(groups_of(source, cfg.data), np.str_),
-        version=robustness.VERSION,
     )
     if setup.is_first:
-        predictions.save(robustness.file_of(setup.run.path, split), **vars(result))
+        result.save(robustness.file_of(setup.run.path, split))
     return {"split": split, **robustness.record(result)}
 
 
@@ -74,8 +72,8 @@ def corrupted(read: Read, name: str, severity: int) -> Read:
         pairs = zip(images, positions.tolist(), strict=True)
         return np.stack([corruptions.corrupted(image, name, severity, position) for image, position in pairs])
 
-    def finish(images: Any, positions: Any) -> Any:
-        images = read.finish(images, positions)
-        return tf.ensure_shape(tf.numpy_function(corrupt, [images, positions], tf.uint8), images.shape)
+    def corrupt_rows(batch: Batch) -> Batch:
+        images = tf.numpy_function(corrupt, [batch.images, batch.positions], tf.uint8)
+        return batch._replace(images=tf.ensure_shape(images, batch.images.shape))
 
-    return replace(read, finish=finish)
+    return read.then(corrupt_rows)

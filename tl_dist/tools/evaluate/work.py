@@ -1,28 +1,46 @@
-"""Evaluate a checkpoint on the workers of its run."""
+"""Evaluate a checkpoint on the workers of its run: on a split, on corrupted images of it, or on another data set."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.datasets import Source, pool_of, seen
+from tl_dist.datasets.curation.layout import opened
+from tl_dist.datasets.division import pooled
+from tl_dist.datasets.files import unusable
 from tl_dist.datasets.grouping import named
 from tl_dist.files.atomic import write_atomically
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.tools.evaluate import Request, corruptions, groups, other_data
+from tl_dist.scores import predictions
+from tl_dist.scores.evaluation import Evaluation, by_group
+from tl_dist.tools.evaluate import Request, corruptions
 from tl_dist.trainer import evaluate
-from tl_dist.trainer.load_model import loaded
-from tl_dist.trainer.metrics import class_records, evaluation_record
-from tl_dist.trainer.setup import Setup, setup
+from tl_dist.trainer.agreement import agree
+from tl_dist.trainer.board import class_records
+from tl_dist.trainer.load_model import Loaded, loaded
+from tl_dist.trainer.predict import predict_decodable
+from tl_dist.trainer.run_writer import evaluation_record
+from tl_dist.trainer.setup import setup
+from tl_dist.training.evaluation import MAX_LOGITS
+
+_MAX_NAMES = 8
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Evaluate as requested. Rank 0 writes evaluations/SPLIT.json in the run, or evaluation.json in `request.into`."""
     if request.data is not None:
         model = loaded(run, request.at, cores=cores, overrides=request.overrides)
-        other_data.evaluate_data(
-            model, Path(request.data), request.split, Path(request.into or ""), request.by
-        )
+        evaluate_data(model, Path(request.data), request.split, Path(request.into or ""), request.by)
         return ExitCode.DONE
     run_setup = setup(run, cores=cores, overrides=request.overrides)
     split = str(request.split)
@@ -32,27 +50,126 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
         if run_setup.is_first:
             _write(run, f"{split}_corruptions.json", json.dumps(record).encode())
         return ExitCode.DONE
-    _evaluate_split(run, run_setup, split, request)
+    named(evaluate.split_of(run_setup, split), request.by)  # refused before an hour is spent
+    result = evaluate.evaluate_checkpoint(run_setup, split, request.at)
+    if run_setup.is_first:  # rank 0 alone has the figures
+        record = _record(run, run_setup.state.step, result, run_setup.splits[split], request.by)
+        _write(run, f"{split}.json", json.dumps(record).encode())
+        if "calibration" in result.figures:
+            from tl_dist.scores.pictures import reliability_picture
+
+            picture = reliability_picture(result.figures["calibration"])
+            _write(run, f"{split}_reliability.png", picture)
     return ExitCode.DONE
 
 
-def _evaluate_split(run: RunDir, setup: Setup, split: str, request: Request) -> None:
-    named(evaluate.split_of(setup, split), request.by)  # refused before an hour is spent
-    result = evaluate.evaluate_checkpoint(setup, split, request.at)
-    if not setup.is_first:  # rank 0 alone has the figures
-        return
-    source = setup.splits[split]
-    record = evaluation_record(setup.state.step, result, source.class_names)
+def _record(run: RunDir, step: int, result: Evaluation, source: Source, by: Sequence[str]) -> dict[str, Any]:
+    """Return the record of an evaluation, whose predictions the run has just saved, with figures `by` group."""
+    record = evaluation_record(step, result, source.class_names)
     record["classes"] = class_records(result, source.class_names)
-    record |= groups.record(run, split, source, request.by)
-    _write(run, f"{split}.json", json.dumps(record).encode())
-    if "calibration" in result.figures:
-        from tl_dist.scores.pictures import reliability_picture
-
-        picture = reliability_picture(result.figures["calibration"])
-        _write(run, f"{split}_reliability.png", picture)
+    if groupings := named(source, by):
+        saved = predictions.load(predictions.file_of(run.path, result.split))
+        columns = saved.labels, saved.probabilities, saved.groups
+        record["groups"] = {kind: by_group(names, *columns) for kind, names in groupings.items()}
+    return record
 
 
 def _write(run: RunDir, name: str, content: bytes) -> None:
     run.evaluations.mkdir(exist_ok=True)
     write_atomically(run.evaluations / name, content)
+
+
+def evaluate_data(
+    model: Loaded, path: Path, split: str | None, directory: Path, by: Sequence[str] = ()
+) -> None:
+    """Evaluate the data set at `path`; rank 0 writes the record to `directory`, and the predictions to the run.
+
+    `split` is one of the data set's; default: its test split, or all of it if it has none. Left out are examples of
+    classes that the run does not know and, up to the budget of the run's config, images that cannot be decoded. `by`:
+    as `grouping.named` takes it.
+    """
+    part, source = _part(path, split)
+    named(source, by)
+    agree(model.parallel, {"data": source.fingerprint, "class_names": list(source.class_names)})
+    known, unknown = matched(source, model.class_names, path)
+    classes, faults = len(model.class_names), dict[str, str]()
+    counted: list[NDArray[np.int64]] = []
+    confusion, loss = np.zeros((classes, classes), np.int64), 0.0
+    logits: list[NDArray[np.float32]] | None = [] if known.num_examples * classes <= MAX_LOGITS else None
+    cache = directory / "header_checks"
+    for piece in predict_decodable(model, known, faults, cache=cache, path=path):
+        if model.parallel.rank:
+            continue
+        labels, wide = known.labels[piece.examples], piece.logits.astype(np.float64)
+        np.add.at(confusion, (labels, wide.argmax(axis=1)), 1)
+        loss += float((np.logaddexp.reduce(wide, axis=1) - wide[np.arange(len(labels)), labels]).sum())
+        counted.append(piece.examples)
+        if logits is not None:
+            logits.append(piece.logits)
+    if model.parallel.rank:
+        return
+    if not counted:
+        raise unusable(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
+    evaluated = known.subset(np.concatenate(counted))
+    data_name = path.absolute().name if path.is_dir() else path.stem
+    own = seen.of_run(model.run)
+    result = predictions.with_figures(
+        Evaluation(
+            split=re.sub(r"[^\w.-]", "_", f"{data_name}-{part}-{source.fingerprint[:8]}"),
+            num_examples=evaluated.num_examples,
+            num_correct=int(np.trace(confusion)),
+            mean_loss=loss / evaluated.num_examples,
+            confusion=confusion,
+            logits=None if logits is None else np.concatenate(logits),
+        ),
+        model.run.path,
+        step=model.step,
+        ids=evaluated.ids,
+        labels=evaluated.labels,
+        class_names=model.class_names,
+        types=evaluated.annotations.types,
+        groups=evaluated.annotations.groups or (),
+        temperature=None if model.calibration is None else model.temperature,
+        num_fitted=seen.among(evaluated, directory, own.validation),
+    )
+    record = _record(model.run, model.step, result, evaluated, by)
+    record["data"] = {
+        "seen": seen.among(evaluated, directory, np.concatenate([own.trained, own.chosen])),
+        "path": str(path),
+        "split": part,
+        "fingerprint": source.fingerprint,
+        "unknown": unknown,
+        "missing": sorted(set(model.class_names) - set(source.class_names)),
+        "undecodable": faults,
+        "moving_statistics": model.moving_statistics,
+    }
+    write_atomically(directory / "evaluation.json", json.dumps(record).encode())
+
+
+def _part(path: Path, split: str | None) -> tuple[str, Source]:
+    """Return the name and the examples of the part to evaluate."""
+    _, splits = opened(path)
+    if split is None:
+        return ("test", splits["test"]) if "test" in splits else ("all", pooled(splits))
+    if split not in splits:
+        fix = f"use one of {', '.join(splits)}, or leave out --split."
+        raise Refusal(f"{path} has no split '{split}'.", fix=fix, code=ExitCode.USAGE)
+    return split, splits[split]
+
+
+def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Source, dict[str, int]]:
+    """Return the examples of classes in `class_names`, labelled by their place there, and the counts of all others.
+
+    Refuse (65) a data set without a class in common.
+    """
+    place = {name: k for k, name in enumerate(class_names)}
+    number = np.array([place.get(name, -1) for name in source.class_names], np.int32)
+    whole, rows = pool_of(source)
+    known = number[source.labels] >= 0
+    if not known.any():
+        theirs, ours = (", ".join(list(names)[:_MAX_NAMES]) for names in (source.class_names, class_names))
+        what = f"no class of {path} ({theirs}) is one of the run's ({ours})"
+        raise unusable(what, "name the classes alike: they are matched by their names")
+    counts = Counter(source.class_names[label] for label in source.labels[~known])
+    renamed = replace(whole, labels=number[whole.labels], class_names=tuple(class_names))
+    return renamed.subset(rows[known]), dict(sorted(counts.items()))

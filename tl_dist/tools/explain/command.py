@@ -14,13 +14,13 @@ from PIL import Image
 from tl_dist.config import file as config_file
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.files.atomic import write_output
-from tl_dist.files.picture import refuse_other_picture
+from tl_dist.files.foreign import refuse_other_picture
 from tl_dist.launcher import read_only
 from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import figures, heat
+from tl_dist.scores import explanations, figures
 from tl_dist.scores.explanations import Explained
 from tl_dist.tools.explain import MAX_IMAGES, Request
 
@@ -60,7 +60,7 @@ def explain(options: ExplainOptions, say: Callable[[str], None]) -> None:
             raise Refusal(f"{paths[k]} {reason}.", fix="leave it out.", code=ExitCode.DATA)
     targets = _targets(paths, options.out, run)
     for target in targets:
-        refuse_other_picture(target, heat.is_side_by_side, option="--out")
+        refuse_other_picture(target, explanations.is_side_by_side, option="--out")
     classes = [number] * len(paths)
     maps = ask(run, options.how, cam=options.cam, integrated=True, files=paths, classes=classes)
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
@@ -112,10 +112,10 @@ def _picture(maps: Explained, k: int, names: Sequence[str], cam: str) -> Image.I
     title = f"{_TITLES[cam]} of {names[maps.classes[k]]}"
     panels = [
         (_prediction(maps, k, names), maps.images[k]),
-        (title, heat.overlay(maps.images[k], maps.cam[k])),
-        ("integrated gradients", heat.signed(maps.integrated[k])),
+        (title, explanations.overlay(maps.images[k], maps.cam[k])),
+        ("integrated gradients", explanations.signed(maps.integrated[k])),
     ]
-    return heat.side_by_side(panels)
+    return explanations.side_by_side(panels)
 
 
 def _prediction(maps: Explained, k: int, names: Sequence[str]) -> str:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import plain
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Source, decoded_by
+from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
 from tl_dist.models.attribution import class_activation, integrated_gradients
+from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.explanations import Explained
@@ -38,11 +39,19 @@ def explain(model: Loaded, request: Request) -> None:
     parallel = model.parallel
     examples: Sequence[int] = request.examples
     if request.files:
-        source = unlabelled(request.files, model.class_names, model.decoding)
+        source = unlabelled(request.files, model.class_names)
         examples = range(len(request.files))
     else:
-        source = _split_of(model, request.split)
-    mine = slice(parallel.rank, None, parallel.world_size)
+        splits = open_splits(model.cfg.data)[0]
+        if request.split not in splits:
+            raise Refusal(
+                f"'{model.cfg.data.name}' has no split '{request.split}'.",
+                fix=f"use one of {', '.join(splits)}.",
+                code=ExitCode.USAGE,
+            )
+        source = splits[request.split]
+    share = rows_of(parallel.rank, parallel.world_size, len(examples))
+    mine = slice(share.start, share.stop)
     own_examples = np.array(examples, np.int64)[mine]
     own_classes = np.array(request.classes or [-1] * len(examples), np.int32)[mine]
     with parallel.naming_lost_peers(), naming_machine_faults("an image"):
@@ -55,23 +64,12 @@ def explain(model: Loaded, request: Request) -> None:
             index, fault = next(iter(faults.items()))
             fix, code = "leave it out, or restore the file.", ExitCode.DATA
             raise Refusal(f"{source.ids[index]} {fault.reason}.", fix=fix, code=code) from None
-        share = io.BytesIO()
-        np.savez(share, **own._asdict())
-        shares = parallel.gather(share.getvalue())
+        content = io.BytesIO()
+        np.savez(content, **own._asdict())
+        parts = [np.load(io.BytesIO(part)) for part in parallel.gather(content.getvalue())]
     if parallel.rank == 0:
-        _interleaved(shares).save(Path(request.into or ""))
-
-
-def _split_of(model: Loaded, split: str) -> Source:
-    """Return the split, read by the decoding rule that the run was trained with."""
-    splits = open_splits(model.cfg.data)[0]
-    if split not in splits:
-        raise Refusal(
-            f"'{model.cfg.data.name}' has no split '{split}'.",
-            fix=f"use one of {', '.join(splits)}.",
-            code=ExitCode.USAGE,
-        )
-    return decoded_by(splits, model.decoding, splits)[split]
+        arrays = [np.concatenate([part[name] for part in parts]) for name in Explained._fields]
+        Explained(*arrays).save(Path(request.into or ""))
 
 
 def explained(
@@ -90,7 +88,7 @@ def explained(
         positions = np.resize(examples[rows], _AT_ONCE)  # the same shape each time: it is compiled once
         with tf.device("CPU:0"):
             at = tf.constant(positions, tf.int64)
-            part = read.finish(read.batch(at, at)[0], at).numpy()
+            part = read(at, at).images.numpy()
         count = len(examples[rows])
         images[rows] = part[:count]
         targets = np.resize(classes[rows], _AT_ONCE)
@@ -106,16 +104,3 @@ def explained(
         integral = gradients(images[k], int(classes[k]))
         integrated[k], gaps[k] = integral.attributions, integral.gap
     return Explained(images, logits, classes, cam, integrated, gaps)
-
-
-def _interleaved(shares: list[bytes]) -> Explained:
-    """Return the shares of all workers in the order of the request: image k was explained by rank k % workers."""
-    parts = [dict(np.load(io.BytesIO(share))) for share in shares]
-    arrays = {}
-    for name in Explained._fields:
-        total = sum(len(part[name]) for part in parts)
-        array = np.empty((total, *parts[0][name].shape[1:]), parts[0][name].dtype)
-        for rank, part in enumerate(parts):
-            array[rank :: len(parts)] = part[name]
-        arrays[name] = array
-    return Explained(**arrays)

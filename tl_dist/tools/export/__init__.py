@@ -13,9 +13,7 @@ class Request(request.Request):
 
     to: str
     numbers: str
-    out: str
-    """a directory"""
-    check: str = "test"
-    """the split on which it is compared with the run; "none" for no comparison"""
+    out: str  # a directory
+    check: str = "test"  # the split on which it is compared with the run; "none" for no comparison
     min_agreement: float | None = None
     """None: 0.999 in the precision of the run, 0.99 in another, 0.98 in int8"""

@@ -15,6 +15,7 @@ from tl_dist.launcher.task import refuse_in_use, run_task
 from tl_dist.models.export import format_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.scores.text import paired_test
 from tl_dist.terminal.tables import narrow_table, relative
 from tl_dist.tools.export import Request
 
@@ -42,10 +43,8 @@ def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict
     """Have a worker export the run, and return the report."""
     refuse_in_use(run)
     cfg = config_file.load(run.config_file, ["strategy=single", "workers=1"])
-    say(
-        f"exporting to {request.to}"
-        + ("" if request.check == "none" else f", and comparing on {request.check}")
-    )
+    comparing = "" if request.check == "none" else f", and comparing on {request.check}"
+    say(f"exporting to {request.to}{comparing}")
     run_task(run, cfg, request, what="export", heading=f"{request.to} {request.numbers}")
     return json.loads(read_file(Path(request.out) / "export.json", max_bytes=limits.EVALUATION))
 
@@ -67,22 +66,14 @@ def show(target: Path, report: dict[str, Any], console: Console) -> None:
         f"{report['num_agreeing']:,} of {report['num_examples']:,} images of '{report['split']}' have the class that "
         f"the run gives them | largest difference of a probability {report['largest_difference']:.2g}"
     )
-    console.say(
-        f"accuracy {second:.4f}, of the run {first:.4f} "
-        f"({report['paired'].get('test', 'exact McNemar test')} p = {report['paired']['p_value']:.3g})"
-    )
-    if "encoded" in report:
-        own = report["encoded"]
+    console.say(f"accuracy {second:.4f}, of the run {first:.4f} ({paired_test(report['paired'])})")
+    if own := report.get("encoded"):
         console.say(
             f"its own decoding of JPEG and PNG: {own['num_agreeing']:,} of {own['num_examples']:,} the same class | "
             f"largest difference {own['largest_difference']:.2g}"
         )
     table = narrow_table("batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
     for rows, times in report["latency_ms"].items():
-        table.add_row(
-            rows,
-            *(f"{times[q]:.2f}" for q in ("p50", "p90", "p99")),
-            f"{1e3 * int(rows) / times['p50']:,.1f}",
-        )
+        table.add_row(rows, *(f"{ms:.2f}" for ms in times.values()), f"{1e3 * int(rows) / times['p50']:,.1f}")
     console.print(table)
     console.say(f"with MODEL_CARD.md, classes.json and preprocess.py in {os.path.join(relative(target), '')}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -18,7 +18,7 @@ from tl_dist.models.export import FORMATS
 from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
-from tl_dist.scores.figures import summary_line
+from tl_dist.scores.text import interval, paired_test, summary
 from tl_dist.trainer.load_model import Restored
 
 MAX_NAMED = 50  # classes
@@ -29,26 +29,35 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     cfg, identity = own.config, run.read_identity() or {}
     figures = {k: v for k, v in (run.done or {}).get("figures", {}).items() if k in ("test", "validation")}
     named = ", ".join(_plain(shortened(name, 100)) for name in own.class_names[:MAX_NAMED])
-    more = f" and {len(own.class_names) - MAX_NAMED} more" if len(own.class_names) > MAX_NAMED else ""
+    more = len(own.class_names) - MAX_NAMED
+    named += f" and {more} more" if more > 0 else ""
     size = own.model.input_shape[1]
-    weights = _plain(_without_place(cfg.model.weights))
-    origin = f"the weights of run '{_run_in(cfg.source.run)}'" if cfg.source else f"weights '{weights}'"
+    origin = f"weights '{_plain(_without_place(cfg.model.weights))}'"
+    if cfg.source:
+        origin = f"the weights of run '{_plain(_without_place(cfg.source.run))}'"
     if cfg.model.prune:
         origin += f" without {cfg.model.prune:g} of the channels of each convolution"
-    taught = f", taught by run '{_run_in(cfg.distill.teacher)}'" if cfg.distill else ""
-    digest = identity.get("weights_sha256")
-    config = printable(
-        yaml.safe_dump(_without_place(cfg.model_dump(mode="json")), sort_keys=False), lines=True
+    if identity.get("weights_sha256"):
+        origin += f" (sha256 {_plain(identity['weights_sha256'])})"
+    taught = f", taught by run '{_plain(_without_place(cfg.distill.teacher))}'" if cfg.distill else ""
+    calibrated = (
+        f"Probabilities are calibrated: the logits are divided by {own.temperature:.4g}, which was fitted on the "
+        "validation split (temperature scaling, Guo et al. 2017); the figures below were taken before."
+        if own.temperature is not None
+        else ""
     )
+    ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
+    data = (f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
+    config = yaml.safe_dump(_without_place(cfg.model_dump(mode="json")), sort_keys=False)
+    config = printable(config, lines=True)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0))
     sections = {
         "Model details": [
-            f"An image classifier of {len(own.class_names)} classes: {named}{more}.",
-            f"{_plain(cfg.model.backbone)} from {origin}" + (f" (sha256 {_plain(digest)})" if digest else "")
-            + f", trained from {_code(cfg.model.train_from)} up by tl_dist{taught}, run {_code(run.name)}, step "
-            f"{own.step:,}.",
+            f"An image classifier of {len(own.class_names)} classes: {named}.",
+            f"{_plain(cfg.model.backbone)} from {origin}, trained from {_code(cfg.model.train_from)} up by tl_dist"
+            f"{taught}, run {_code(run.name)}, step {own.step:,}.",
             f"{own.model.count_params():,} parameters. Computed in {identity.get('precision', 'float32')} in training.",
-            *_calibrated(own),
+            calibrated,
             f"This file: `{report['file']}`, {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB.",
         ],
         "How to use": [
@@ -62,10 +71,8 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
             "image whatever: nothing tells it that an image shows none. Not examined for use on people.",
         ],
         "Training data": [
-            *_splits(run),
-            f"Data set {_code(cfg.data.name)}, fingerprints "
-            + ", ".join(f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
-            + ".",
+            *(f"{_code(split)}: {len(ids):,} images." for split, ids in ids_of.items()),
+            f"Data set {_code(cfg.data.name)}, fingerprints {', '.join(data)}.",
         ],
         "Evaluation": [_evaluation(split, split_figures) for split, split_figures in figures.items()]
         or ["The run was not evaluated at its end."],
@@ -77,7 +84,9 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
         "How to reproduce": [f"{fence}yaml\n{config}{fence}", "Of local paths it has the names alone."],
         "Versions": [", ".join(f"{name} {number}" for name, number in report["versions"].items())],
     }  # fmt: skip
-    body = "\n".join(f"## {title}\n\n" + "\n\n".join(lines) + "\n" for title, lines in sections.items())
+    body = "\n".join(
+        f"## {title}\n\n" + "\n\n".join(filter(None, lines)) + "\n" for title, lines in sections.items()
+    )
     front = yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False)
     return f"---\n{front}---\n\n# {_plain(run.name)}\n\n{body}"
 
@@ -104,25 +113,6 @@ def _without_place(value: Any) -> Any:
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
 
 
-def _run_in(path: str | None) -> str:
-    return _plain(PurePath(path or "").name)
-
-
-def _calibrated(own: Restored) -> list[str]:
-    if own.temperature is None:
-        return []
-    return [
-        f"Probabilities are calibrated: the logits are divided by {own.temperature:.4g}, which was fitted on the "
-        "validation split (temperature scaling, Guo et al. 2017); the figures below were taken before."
-    ]
-
-
-def _splits(run: RunDir) -> list[str]:
-    """Say how many images each split has, by the manifest that the run froze."""
-    ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
-    return [f"{_code(split)}: {len(ids):,} images." for split, ids in ids_of.items()]
-
-
 def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     name = own.config.data.name
     results = [
@@ -144,23 +134,22 @@ def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str
 def _evaluation(split: str, figures: Mapping[str, Any]) -> str:
     line = f"{_code(split)}: accuracy {figures['accuracy']:.4f}"
     if figures.get("interval"):
-        low, high = figures["interval"]
-        line += f", 95 % interval {low:.4f} to {high:.4f} ({figures.get('interval_by', 'Wilson')})"
-    return f"{line} | {summary_line(figures)}."
+        line += f", {interval(figures['interval'], figures.get('interval_by', 'Wilson'))}"
+    return f"{line} | {summary(figures)}."
 
 
-def _agreement(report: Mapping[str, Any]) -> list[str]:
+def _agreement(report: Mapping[str, Any]) -> Iterator[str]:
     if "split" not in report:
-        return ["Not compared with the run."]
-    paired = report["paired"]
-    first, second = paired["accuracies"]
-    return [
+        yield "Not compared with the run."
+        return
+    first, second = report["paired"]["accuracies"]
+    yield (
         f"The same class for {report['num_agreeing']:,} of {report['num_examples']:,} images of `{report['split']}`; "
         f"largest difference of a probability {report['largest_difference']:.2g}. Accuracy {second:.4f} against "
-        f"{first:.4f} of the run ({paired.get('test', 'exact McNemar test')} p = {paired['p_value']:.3g}).",
-        *(
+        f"{first:.4f} of the run ({paired_test(report['paired'])})."
+    )
+    for rows, times in report["latency_ms"].items():
+        yield (
             f"Batch of {rows}: median {times['p50']:.1f} ms, 90 % below {times['p90']:.1f} ms, "
             f"99 % below {times['p99']:.1f} ms, on the CPU that exported it."
-            for rows, times in report["latency_ms"].items()
-        ),
-    ]
+        )

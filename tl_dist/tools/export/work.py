@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,23 +13,29 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist.config import file as config_file
+from tl_dist.data import pipeline
 from tl_dist.data.resize import resize
 from tl_dist.datasets import preprocess
 from tl_dist.datasets.decoding import decode_jpeg, decode_png
+from tl_dist.datasets.division import groups_of
 from tl_dist.files.atomic import reason, write_atomically
-from tl_dist.models.export import Format, format_of
-from tl_dist.models.export.runtime import Predict, opened
-from tl_dist.models.export.write import write
+from tl_dist.models.export import Format, Predict, format_of, opened, write
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.scores import figures
 from tl_dist.tools.export import Request, model_card, place
-from tl_dist.tools.export import check as export_check
+from tl_dist.trainer import evaluate
 from tl_dist.trainer.load_model import Restored, restored
 from tl_dist.trainer.setup import Setup, setup
 
 MIN_AGREEMENT = {"float32": 0.999, "other precision": 0.99, "float16": 0.99, "int8": 0.98}
+BATCH = 32
+ENCODED_EXAMPLES = 100  # examples on which a SavedModel's own decoding is compared
+_DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how JPEG and PNG begin: what a SavedModel decodes
+_TIMED_S, _MOST_CALLS = 3.0, 200  # for each size of batch
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
@@ -53,6 +61,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
     dense_head = request.numbers != "int8" or not config_file.load(run.config_file).classifier.computed
     own = restored(run, request.at, precision=precision, dense_head=dense_head)
     with place.directory(Path(request.out)) as directory:
+        file = directory / form.file
         _write(directory, form, own, request)
         report = {
             "run": run.name,
@@ -61,15 +70,11 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
             "numbers": request.numbers,
             "file": form.file,
             "temperature": own.temperature,
-            "bytes": _size(directory / form.file),
+            "bytes": sum(part.stat().st_size for part in (file, *file.rglob("*")) if part.is_file()),
             "versions": {name: version(name) for name in ("keras", *form.packages)},
         }
         if data is not None:
-            predict = _running(request.to, directory / form.file, data)
-            report |= export_check.compared(data, request.check, own.checkpoint, predict)
-            if request.to == "savedmodel":
-                report |= export_check.encoded_compared(data, request.check, directory / form.file, predict)
-            _refuse_below(report, request, _min_agreement(request, own))
+            report |= _compared(data, request, own, file)
         write_atomically(directory / "MODEL_CARD.md", model_card.text(run, own, report).encode())
         place.write_report(directory, report)
     return report
@@ -82,7 +87,6 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         "class_names": list(own.class_names),
         "image_size": size,
         "crop_fraction": crop,
-        "decoding": own.decoding,
     }
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
     shutil.copyfile(preprocess.__file__, directory / "preprocess.py")
@@ -91,61 +95,110 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         directory / form.file,
         to=request.to,
         class_names=own.class_names,
-        read=partial(_decoded, size=size, crop=crop, decoding=own.decoding),
+        read=partial(_decoded, size=size, crop=crop),
         numbers=request.numbers,
     )
 
 
-def _running(to: str, file: Path, data: Setup) -> Predict:
-    """Return the export in its own runtime, after it has run once. Refuse (65) one that the runtime cannot run."""
-    size = data.built.image_size
-    try:
-        predict = opened(to, file, threads=data.threads)
-        predict(np.zeros((1, size, size, 3), np.uint8))
-    except Exception as error:  # each runtime has its own kind
-        raise Refusal(
-            f"the model was exported to {to}, but its runtime does not run it ({reason(error)}).",
-            fix="export --to another format, or without --int8 or --float16.",
-            code=ExitCode.DATA,
-        ) from error
-    return predict
-
-
-def _decoded(encoded: Any, *, size: int, crop: float | None, decoding: int) -> Any:
+def _decoded(encoded: Any, *, size: int, crop: float | None) -> Any:
     """Decode a JPEG or PNG to uint8 [size, size, 3] in a graph, with operations that TensorFlow Serving has too."""
     image = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
-        lambda: decode_jpeg(encoded, decoding),
-        lambda: decode_png(encoded, decoding),
+        lambda: decode_jpeg(encoded),
+        lambda: decode_png(encoded),
     )
     return tf.ensure_shape(resize(image, size, crop), [size, size, 3])
 
 
-def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a directory."""
-    return (
-        sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[str, Any]:
+    """Return how far the export is from the checkpoint on a split, and its latency for batches of 1 and BATCH.
 
-
-def _min_agreement(request: Request, own: Restored) -> float:
-    """Return the share of images for which export and run must predict the same class."""
-    if request.min_agreement is not None:
-        return request.min_agreement
-    if request.numbers != "float32":
-        return MIN_AGREEMENT[request.numbers]
-    return MIN_AGREEMENT["other precision" if own.precision != own.trained_in else "float32"]
-
-
-def _refuse_below(report: dict[str, Any], request: Request, min_agreement: float) -> None:
-    agreement = report["num_agreeing"] / report["num_examples"]
-    if agreement < min_agreement:
+    Refuse (65) one that its runtime cannot run, or that agrees with the run on too few images.
+    """
+    split, size = request.check, data.built.image_size
+    try:
+        predict = opened(request.to, file, threads=data.threads)
+        predict(np.zeros((1, size, size, 3), np.uint8))
+    except Exception as error:  # each runtime has its own kind
         raise Refusal(
-            f"the export gives {report['num_agreeing']:,} of {report['num_examples']:,} images of '{request.check}' "
-            f"the class that the run gives them ({agreement:.4f}); at least {min_agreement:g} is required, so nothing "
+            f"the model was exported to {request.to}, but its runtime does not run it ({reason(error)}).",
+            fix="export --to another format, or without --int8 or --float16.",
+            code=ExitCode.DATA,
+        ) from error
+    expected = evaluate.probabilities(data, split, own.checkpoint)
+    exported = np.concatenate([predict(images) for images in _images(data, split)])
+    source, first = data.splits[split], next(_images(data, split))
+    labels, groups = np.asarray(source.labels), groups_of(source, data.cfg.data)
+    report = {
+        "split": split,
+        **_difference(expected, exported),
+        "paired": figures.paired(labels, expected, exported, groups),
+        "latency_ms": {
+            str(rows): _latency(predict, np.resize(first, (rows, *first.shape[1:]))) for rows in (1, BATCH)
+        },
+    }
+    if request.to == "savedmodel":
+        report |= _encoded_compared(data, split, file, predict)
+    kind = request.numbers
+    if kind == "float32" and own.precision != own.trained_in:
+        kind = "other precision"
+    least = MIN_AGREEMENT[kind] if request.min_agreement is None else request.min_agreement
+    agreement = report["num_agreeing"] / report["num_examples"]
+    if agreement < least:
+        raise Refusal(
+            f"the export gives {report['num_agreeing']:,} of {report['num_examples']:,} images of '{split}' "
+            f"the class that the run gives them ({agreement:.4f}); at least {least:g} is required, so nothing "
             "was written.",
             fix=f"export --to another format, or accept it with --min-agreement {int(agreement * 1e4) / 1e4:g}.",
             code=ExitCode.DATA,
         )
+    return report
+
+
+def _difference(expected: NDArray[np.floating], exported: NDArray[np.floating]) -> dict[str, Any]:
+    return {
+        "num_examples": len(expected),
+        "num_agreeing": int((exported.argmax(axis=1) == expected.argmax(axis=1)).sum()),
+        "largest_difference": float(np.abs(exported - expected).max()),
+    }
+
+
+def _images(data: Setup, split: str, examples: list[int] | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a split, or some examples, as the run evaluates them: uint8 [up to BATCH, size, size, 3]."""
+    source = data.splits[split] if examples is None else data.splits[split].subset(np.array(examples))
+    batches = pipeline.evaluation_batches(
+        pipeline.plain(source, data.built.image_size, data.cfg.data.kept_fraction),
+        source.num_examples,
+        rows=range(BATCH),
+        global_batch=BATCH,
+        threads=data.threads,
+    )
+    with data.examples.naming_bad(split, lambda: range(data.splits[split].num_examples)):
+        for batch in batches:
+            yield batch.images.numpy()[batch.weights.numpy() > 0]
+
+
+def _encoded_compared(data: Setup, split: str, file: Path, predict: Predict) -> dict[str, Any]:
+    """Compare a SavedModel's own decoding of JPEG and PNG files with the run's; empty for a split without any."""
+    source = data.splits[split]
+    examples = range(min(ENCODED_EXAMPLES, source.num_examples)) if source.is_encoded else range(0)
+    files = {k: encoded for k in examples if (encoded := source.encoded_bytes(k)).startswith(_DECODED)}
+    if not files:
+        return {}
+    signature = tf.saved_model.load(str(file)).signatures["encoded"]
+    exported = signature(encoded=tf.constant(list(files.values())))["probabilities"].numpy()
+    expected = np.concatenate([predict(images) for images in _images(data, split, list(files))])
+    return {"encoded": _difference(expected, exported)}
+
+
+def _latency(predict: Predict, images: NDArray[np.uint8]) -> dict[str, float]:
+    """Return the median and high percentiles of a call in milliseconds, without the first two calls, which compile."""
+    for _ in range(2):
+        predict(images)
+    times: list[float] = []
+    end = time.perf_counter() + _TIMED_S
+    while len(times) < _MOST_CALLS and (time.perf_counter() < end or len(times) < 5):
+        start = time.perf_counter()
+        predict(images)
+        times.append(1e3 * (time.perf_counter() - start))
+    return {f"p{q}": float(np.percentile(times, q)) for q in (50, 90, 99)}

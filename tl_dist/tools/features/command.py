@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -19,6 +19,7 @@ from tl_dist.features import manifest
 from tl_dist.files.atomic import children, reason
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe
+from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import holder
@@ -38,15 +39,14 @@ _UNFINISHED = re.compile(r"\.tmp-[0-9a-z-]+")
 
 @dataclass(frozen=True)
 class FeatureSetOnDisk:
-    """One directory below features/; `facts` is empty if it cannot be read."""
+    """One directory below features/."""
 
     path: Path
-    facts: dict[str, Any]
-    shape: Sequence[int]
-    dtype: str
-    rows: int
+    manifest: manifest.Manifest | None
+    """None if it cannot be read"""
     num_bytes: int
-    unused_s: float  # since a run last used it
+    unused_s: float
+    """since a run last used it"""
 
 
 def sets(root: Path) -> list[FeatureSetOnDisk]:
@@ -57,8 +57,6 @@ def sets(root: Path) -> list[FeatureSetOnDisk]:
 
 def extract(options: train.Request, console: Console) -> int:
     """Compute the features that a config needs, with all of its workers, so that later runs find them."""
-    from tl_dist.launcher.task import run_shown
-
     run_shown(options, options.load(), Request(), "extraction", console)
     show(sets(options.runs), console)
     return ExitCode.DONE
@@ -68,21 +66,15 @@ def show(feature_sets: Sequence[FeatureSetOnDisk], console: Console) -> None:
     """Print one row for each set."""
     table = narrow_table("key", "features", "rows", "of", "MB", "last used", folds=("features",))
     for feature_set in feature_sets:
-        facts = feature_set.facts
-        what = [str(facts[key]) for key in ("backbone", "cut") if key in facts]
-        if "image_size" in facts:
-            what.append(f"{facts['image_size']} pixels")
-        if "crop_fraction" in facts:
-            what.append(f"middle {facts['crop_fraction']:g}")
-        what += facts.get("views") or ()
-        table.add_row(
-            feature_set.path.name[:12],
-            "\n".join(what) or "unreadable",
-            f"{feature_set.rows:,}",
-            f"{' x '.join(map(str, feature_set.shape))}\n{feature_set.dtype}".strip(),
-            f"{feature_set.num_bytes / 1e6:,.1f}",
-            ago(feature_set.unused_s),
-        )
+        content = "unreadable", "0", ""
+        if (known := feature_set.manifest) is not None:
+            facts, shape = known.facts, " x ".join(map(str, known.shape))
+            size = facts.image_size and f"{facts.image_size} pixels"
+            crop = facts.crop_fraction and f"middle {facts.crop_fraction:g}"
+            what = [str(part) for part in (facts.backbone, facts.cut, size, crop, *facts.views) if part]
+            content = "\n".join(what), f"{known.rows:,}", f"{shape}\n{known.dtype}"
+        num_mb = f"{feature_set.num_bytes / 1e6:,.1f}"
+        table.add_row(feature_set.path.name[:12], *content, num_mb, ago(feature_set.unused_s))
     console.print(table)
 
 
@@ -98,7 +90,7 @@ def prune(
 
     Removed are sets unused for `unused_days`, then the longest unused until the rest fits into `keep_mb`, and with
     `unreferenced` sets that no run in `root` has read, for example because its run was deleted. A set that a live run
-    reads, or that was used so recently that one may, is spared and reported to `say`.
+    reads, or that was used so recently that one may, is spared. `say` is told of each.
     """
     if unused_days is None and keep_mb is None and not unreferenced:
         raise Refusal(
@@ -109,7 +101,6 @@ def prune(
     refuse_unsafe(root / "features", links=True)
     runs = [RunDir(path) for path in children(root) if _is_own(path)]
     readers = {run: run.features_referred_to() for run in runs}
-    referred = {key for keys in readers.values() for key in keys}
     in_use = {key: run.name for run, keys in readers.items() if keys and _lives(run) for key in keys}
     candidates = [path for path in _entries(root) if _abandoned(path)]
     total_mb = 0.0
@@ -117,7 +108,7 @@ def prune(
         name, size_mb = feature_set.path.name, feature_set.num_bytes / 1e6
         total_mb += size_mb
         too_old = unused_days is not None and feature_set.unused_s > unused_days * 86400
-        unread = unreferenced and name not in referred
+        unread = unreferenced and not any(name in keys for keys in readers.values())
         if not (too_old or unread or (keep_mb is not None and total_mb > keep_mb)):
             continue
         if name in in_use:
@@ -127,20 +118,16 @@ def prune(
         else:
             total_mb -= size_mb
             candidates.append(feature_set.path)
-    foreign = {path: names for path in candidates if (names := manifest.foreign_in(path))}
-    for path, names in foreign.items():
-        say(f"spared {path.name}: it holds {names[0]}, which belongs to no feature set")
-    removed = [path for path in candidates if path not in foreign]
-    for path in removed:
-        manifest.discard(path)
+    removed = []
+    for path in candidates:
+        if names := manifest.foreign_in(path):
+            say(f"spared {path.name}: it holds {names[0]}, which belongs to no feature set")
+        else:
+            manifest.discard(path)
+            say(f"removed {path.name}")
+            removed.append(path)
+    say(f"{len(removed)} removed")
     return removed
-
-
-def show_pruned(removed: Sequence[Path], console: Console) -> None:
-    """Print what was removed."""
-    for path in removed:
-        console.say(f"removed {path.name}")
-    console.say(f"{len(removed)} removed")
 
 
 def _entries(root: Path) -> list[Path]:
@@ -149,11 +136,8 @@ def _entries(root: Path) -> list[Path]:
     try:
         return children(place)
     except OSError as error:
-        raise Refusal(
-            f"{place} cannot be read ({reason(error)}).",
-            fix="name a directory of your own.",
-            code=ExitCode.USAGE,
-        ) from error
+        what = f"{place} cannot be read ({reason(error)})."
+        raise Refusal(what, fix="name a directory of your own.", code=ExitCode.USAGE) from error
 
 
 def _is_own(path: Path) -> bool:
@@ -171,9 +155,7 @@ def _lives(run: RunDir) -> bool:
 
 def _read(path: Path) -> FeatureSetOnDisk | None:
     """Describe a set on disk; None if it is no directory, or has been removed meanwhile."""
-    num_bytes, rows, dtype = 0, 0, ""
-    facts: dict[str, Any] = {}
-    shape: Sequence[int] = ()
+    num_bytes, content = 0, None
     try:
         if path.is_symlink() or not path.is_dir():
             return None
@@ -181,13 +163,11 @@ def _read(path: Path) -> FeatureSetOnDisk | None:
         with suppress(OSError, ValueError):
             num_bytes = sum(file.lstat().st_size for file in children(path))
             content = manifest.read(path)
-            facts = content.facts.model_dump(exclude_unset=True)
-            shape, dtype, rows = content.shape, content.dtype, content.rows
             used = (path / manifest.MANIFEST).lstat().st_mtime
     except FileNotFoundError:
         return None
     # A time in the future, from a wrong clock, counts as equally far in the past: the set is not the youngest of all.
-    return FeatureSetOnDisk(path, facts, shape, dtype, rows, num_bytes, abs(time.time() - used))
+    return FeatureSetOnDisk(path, content, num_bytes, abs(time.time() - used))
 
 
 def _abandoned(path: Path) -> bool:

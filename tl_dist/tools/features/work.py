@@ -14,11 +14,11 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     # These workers reduce only every few seconds, and Horovod's polling of its queue takes CPU time from the backbone.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "25")
     from tl_dist.trainer import cached
-    from tl_dist.trainer.stage_input import from_images
-    from tl_dist.trainer.task import on_features
+    from tl_dist.trainer.setup import from_images
 
     finished = False
-    with on_features(run, "extracting features", cores, alone=False) as (setup, stop_requested, say):
+    with cached.on_features(run, "extracting features", cores, alone=False) as (setup, stop_requested, say):
         stage_input = from_images(setup, setup.stages[0])
-        finished = cached.from_features(setup, stage_input, stop_requested, say) is not None
+        cached.from_features(setup, stage_input, stop_requested, say)
+        finished = True
     return ExitCode.DONE if finished else ExitCode.REQUEUE

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative
 from tl_dist.tools.predict import Request, exchange
 from tl_dist.tools.predict.sorting import Folders
-from tl_dist.tools.predict.table import Columns, Row, written
+from tl_dist.tools.predict.table import Row, columns, written
 
 _CLASSES_SHOWN = 20
 
@@ -76,26 +78,45 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
     names = list(identity_of(run)["class_names"])
     paths = listed(options.images, sys.stdin.buffer, null=options.null)
     request = replace(options.request, top=min(options.request.top, len(names)))
-    tally = _Tally(len(paths), progress)
+    tally, rows = _Tally(len(paths), progress), _InOrder(paths, names, request)
     folders = None
     with ExitStack() as stack:
         sinks: list[Callable[[Sequence[Row]], None]] = []
         if options.out is not None:
-            columns = Columns(request.top, request.coverage is not None, request.unknown is not None)
-            sinks.append(stack.enter_context(written(options.out, columns)))
+            sets, unknown = request.coverage is not None, request.unknown is not None
+            sinks.append(
+                stack.enter_context(written(options.out, columns(request.top, sets=sets, unknown=unknown)))
+            )
         if options.sort_into is not None:
             _refuse_within(options.sort_into, options.images)
             folders = Folders(options.sort_into, names)
             sinks.append(folders.take)
         if not sinks:
-            sinks.append(lambda rows: _show_rows(rows, show))
+            sinks.append(lambda ready: _show_rows(ready, show))
         sinks.append(tally.take)
+
+        def emit(ready: Sequence[Row]) -> None:
+            for sink in sinks if ready else ():
+                sink(ready)
+
+        place = stack.enter_context(read_only.directory())
+        pieces = exchange.pieces(place)
+
+        def watch() -> None:
+            # Headers are checked while the workers start, a few at a time so that Ctrl-C works in between.
+            if not rows.checked and not rows.check_more():
+                exchange.ask(place, rows.readable)
+            for piece in iter(partial(next, pieces), None):
+                emit(rows.after(piece))
+
         try:
-            facts = _compute(run, request, options.how, _InOrder(paths, names, request), sinks)
+            read_only.work(run, request, place, options.how, what="prediction", watch=watch)
         except Refusal as refusal:
             if refusal.code != ExitCode.REQUEUE:
                 raise
             raise _stopped(tally, options, folders) from None
+        facts = json.loads((place / exchange.FACTS).read_text())
+        emit(rows.rest())
     _summarize(options, tally, folders, facts, progress)
     max_bad = options.max_bad
     if max_bad is None:
@@ -121,46 +142,17 @@ def _refuse_run_among_images(options: PredictOptions) -> None:
             )
 
 
-def _compute(
-    run: RunDir,
-    request: Request,
-    how: Computation,
-    rows: _InOrder,
-    sinks: Sequence[Callable[[Sequence[Row]], None]],
-) -> dict[str, Any]:
-    """Give all rows to the sinks as they come; return the facts of the model, as `exchange.put_facts` has them."""
-
-    def emit(ready: Sequence[Row]) -> None:
-        for sink in sinks if ready else ():
-            sink(ready)
-
-    with read_only.directory() as place:
-        inbox = exchange.Inbox(place)
-
-        def watch() -> None:
-            # Headers are checked while the workers start, a few at a time so that Ctrl-C works in between.
-            if not inbox.asked and not rows.check_more():
-                inbox.ask(rows.readable)
-            for piece in inbox.new():
-                emit(rows.after(piece))
-
-        read_only.work(run, request, place, how, what="prediction", watch=watch)
-        facts = inbox.facts()
-    emit(rows.rest())
-    return facts
-
-
 class _InOrder:
     """Orders rows by file, while predictions and faults come in piece by piece."""
 
     def __init__(self, paths: Sequence[str], class_names: Sequence[str], request: Request) -> None:
-        self._paths, self._class_names = paths, class_names
-        self._top, self._rate = request.top, request.unknown
+        self._paths, self._class_names, self._request = paths, class_names, request
         self._faults: dict[int, str] = {}
         self._header_checks = unreadable(paths)
         self._places: list[int] = []
         """the index among all files of each image that the workers predict"""
         self._next = 0
+        self.checked = False
 
     def check_more(self) -> bool:
         """Check the headers of some more files; return False when all are checked."""
@@ -168,7 +160,8 @@ class _InOrder:
         self._faults |= faults or {}
         if faults is None:
             self._places = [k for k in range(len(self._paths)) if k not in self._faults]
-        return faults is not None
+            self.checked = True
+        return not self.checked
 
     @property
     def readable(self) -> list[str]:
@@ -180,33 +173,32 @@ class _InOrder:
         self._faults |= {self._places[k]: reason for k, reason in piece.faults.items()}
         if piece.faults:
             return []
-        names = [[self._class_names[k] for k in row] for row in piece.classes.tolist()]
         rows: list[Row] = []
+        top, rate = self._request.top, self._request.unknown
         for row, k in enumerate(piece.examples.tolist()):
-            place = self._places[k]
-            rows += self._bad(place)
+            rows += self._bad(self._places[k])
+            names = [self._class_names[number] for number in piece.classes[row].tolist()]
             p_known = piece.p_known[row] if piece.p_known.size else None
             rows.append(
                 Row(
-                    self._paths[place],
-                    names[row][: self._top],
-                    piece.probabilities[row][: self._top],
-                    in_set=names[row][: piece.in_set[row]] if piece.in_set.size else (),
+                    self._paths[self._places[k]],
+                    names[:top],
+                    piece.probabilities[row][:top],
+                    in_set=names[: piece.in_set[row]] if piece.in_set.size else (),
                     p_known=p_known,
-                    unknown=None if p_known is None or self._rate is None else bool(p_known <= self._rate),
+                    unknown=None if p_known is None or rate is None else bool(p_known <= rate),
                 )
             )
-            self._next = place + 1
+            self._next = self._places[k] + 1
         return rows
 
     def rest(self) -> list[Row]:
         """Return the rows after the last piece."""
-        return list(self._bad(len(self._paths)))
+        return self._bad(len(self._paths))
 
-    def _bad(self, end: int) -> Iterator[Row]:
-        """Yield the rows of the next files up to `end`, none of which can be decoded."""
-        for place in range(self._next, end):
-            yield Row(self._paths[place], error=self._faults[place])
+    def _bad(self, end: int) -> list[Row]:
+        """Return the rows of the next files up to `end`, none of which can be decoded."""
+        return [Row(self._paths[place], error=self._faults[place]) for place in range(self._next, end)]
 
 
 class _Tally:
@@ -248,15 +240,26 @@ def _show_rows(rows: Sequence[Row], show: Show) -> None:
 def _summarize(
     options: PredictOptions, tally: _Tally, folders: Folders | None, facts: dict[str, Any], progress: Progress
 ) -> None:
+    request, num = options.request, tally.total - len(tally.faults)
     most = tally.classes.most_common(_CLASSES_SHOWN)
     counts = ", ".join(f"{name} {number:,}" for name, number in most)
     more = f" and {len(tally.classes) - len(most)} more classes" if len(tally.classes) > len(most) else ""
-    if facts:
-        num = tally.total - len(tally.faults)
-        progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
-        for text in _calibration_lines(options.request, tally, facts, num):
-            progress.say(text)
-    if facts.get("moving_statistics"):
+    progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
+    if facts["temperature"] is not None:
+        how = f"temperature {facts['temperature']:.3f}, fitted on the validation split"
+        progress.say(f"probabilities are calibrated: {how}")
+    if request.coverage is not None:
+        kind = f"of kind {request.of_type} " if request.of_type is not None else ""
+        progress.say(
+            f"sets of {tally.in_sets / max(1, num):.2f} classes on average: for images {kind}like the validation "
+            f"images, at least {100 * request.coverage:g} % of the sets hold the true class"
+        )
+    if request.unknown is not None:
+        progress.say(
+            f"{tally.unknown:,} unknown: unlike the training images; of images like the validation images, at most "
+            f"{100 * request.unknown:g} % would be called unknown"
+        )
+    if facts["moving_statistics"]:
         progress.say("the run has not ended: batch norm uses its moving statistics as they are", style="dim")
     if tally.faults:
         progress.say(f"{len(tally.faults):,} of {tally.total:,} files cannot be decoded", style="yellow")
@@ -264,22 +267,6 @@ def _summarize(
         progress.say(f"{relative(options.out)}: {tally.total:,} rows")
     if folders is not None:
         progress.say(f"{relative(options.sort_into or Path())}: {folders.summary}")
-
-
-def _calibration_lines(request: Request, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
-    if facts["temperature"] is not None:
-        yield f"probabilities are calibrated: temperature {facts['temperature']:.3f}, fitted on the validation split"
-    if request.coverage is not None:
-        kind = f"of kind {request.of_type} " if request.of_type is not None else ""
-        yield (
-            f"sets of {tally.in_sets / max(1, num):.2f} classes on average: for images {kind}like the validation "
-            f"images, at least {100 * request.coverage:g} % of the sets hold the true class"
-        )
-    if request.unknown is not None:
-        yield (
-            f"{tally.unknown:,} unknown: unlike the training images; of images like the validation images, at most "
-            f"{100 * request.unknown:g} % would be called unknown"
-        )
 
 
 def _stopped(tally: _Tally, options: PredictOptions, folders: Folders | None) -> Refusal:

@@ -85,7 +85,8 @@ class Folders:
                 shutil.copyfileobj(source, copy, 1 << 20)
             for number in count(1):
                 target = folder / (name.name if number == 1 else f"{name.stem}-{number}{name.suffix}")
-                if os.path.lexists(target) and _equal(temporary, target):
+                is_file = target.is_file() and not target.is_symlink()
+                if is_file and filecmp.cmp(temporary, target, shallow=False):
                     self._num_present += 1
                     return
                 with suppress(FileExistsError):
@@ -102,10 +103,6 @@ class Folders:
             fix="make room there, or name another folder with --sort-into.",
             code=ExitCode.CANNOT_CREATE,
         )
-
-
-def _equal(image: Path, other: Path) -> bool:
-    return not other.is_symlink() and other.is_file() and filecmp.cmp(image, other, shallow=False)
 
 
 def _names(class_names: Sequence[str]) -> list[str]:

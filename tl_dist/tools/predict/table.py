@@ -7,8 +7,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -35,58 +35,51 @@ class Row(NamedTuple):
     """whether it is unlike the training images, if requested"""
 
 
-class Columns(NamedTuple):
-    """The columns of a file."""
+def columns(top: int, *, sets: bool = False, unknown: bool = False) -> list[str]:
+    """Return path, class, probability, class_2, probability_2 and so on, set, p_known and unknown, error."""
+    numbers = ["", *(f"_{k}" for k in range(2, top + 1))]
+    classes = [name + k for k in numbers for name in ("class", "probability")]
+    return ["path", *classes, *["set"] * sets, *["p_known", "unknown"] * unknown, "error"]
 
-    top: int
-    sets: bool = False
-    unknown: bool = False
 
-    def names(self) -> list[str]:
-        """Return path, class, probability, class_2, probability_2 and so on, set, p_known and unknown, error."""
-        numbers = ["", *(f"_{k}" for k in range(2, self.top + 1))]
-        return [
-            "path",
-            *(name + k for k in numbers for name in ("class", "probability")),
-            *["set"] * self.sets,
-            *["p_known", "unknown"] * self.unknown,
-            "error",
-        ]
-
-    def values(self, row: Row) -> list[Any]:
-        """Return the values of a row in the order of `names`; None for an empty cell."""
-        pairs = [value for pair in zip(row.classes, row.probabilities, strict=True) for value in pair]
-        return [
-            row.path,
-            *(pairs or [None] * 2 * self.top),
-            *[list(row.in_set) or None] * self.sets,
-            *[row.p_known, row.unknown] * self.unknown,
-            row.error or None,
-        ]
+def _record(row: Row) -> dict[str, Any]:
+    """Return the values of a row by column, without empty cells."""
+    record: dict[str, Any] = {"path": row.path}
+    for k, (name, probability) in enumerate(zip(row.classes, row.probabilities, strict=True), 1):
+        number = f"_{k}" if k > 1 else ""
+        record |= {f"class{number}": name, f"probability{number}": probability}
+    others = {"set": [*row.in_set] or None, "p_known": row.p_known, "unknown": row.unknown}
+    others["error"] = row.error or None
+    return record | {name: value for name, value in others.items() if value is not None}
 
 
 Write = Callable[[Sequence[Row]], None]
+_WriteRecords = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
 @contextmanager
-def written(path: Path, columns: Columns) -> Iterator[Write]:
+def written(path: Path, columns: Sequence[str]) -> Iterator[Write]:
     """Yield a function that writes rows to a file in the format of its suffix; the file appears at the end.
 
     Refuse at once (64) another suffix, and Parquet without its library; (73) a file that cannot be written, and an
     existing file that does not hold predictions.
     """
-    writer = _writer_of(path)
-    is_ours = partial(_is_ours, suffix=path.suffix.lower())
-    refuse_other(path, is_ours, what="a file of predictions", option="--out")
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS:
+        what = f"--out {path} has a suffix that names no format."
+        raise Refusal(what, fix=f"use one of {', '.join(_FORMATS)}.", code=ExitCode.USAGE)
+    if suffix == ".parquet":
+        require(("pyarrow",), extra="parquet", what="a .parquet file")
+    refuse_other(path, partial(_is_ours, suffix=suffix), what="a file of predictions", option="--out")
     with ExitStack() as stack:
         with _naming(path):
             fd = stack.enter_context(replacing(path))
             file = stack.enter_context(os.fdopen(fd, "wb", closefd=False))
-            write = stack.enter_context(writer(file, columns))
+            write = stack.enter_context(_FORMATS[suffix](file, columns))
 
         def write_named(rows: Sequence[Row]) -> None:
             with _naming(path):
-                write(rows)
+                write([_record(row) for row in rows])
 
         yield write_named
         with _naming(path):
@@ -104,12 +97,12 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _csv(file: IO[bytes], columns: Columns) -> Iterator[Write]:
+def _csv(file: IO[bytes], columns: Sequence[str]) -> Iterator[_WriteRecords]:
     # A file name that is not UTF-8 is written as its bytes.
     with io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns.names())
-        yield lambda rows: writer.writerows(map(_cell, columns.values(row)) for row in rows)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        yield lambda records: writer.writerows({k: _cell(v) for k, v in r.items()} for r in records)
 
 
 def _cell(value: Any) -> Any:
@@ -118,36 +111,26 @@ def _cell(value: Any) -> Any:
 
 
 @contextmanager
-def _json_lines(file: IO[bytes], columns: Columns) -> Iterator[Write]:
-    names = columns.names()
+def _json_lines(file: IO[bytes], columns: Sequence[str]) -> Iterator[_WriteRecords]:
+    def line(record: Mapping[str, Any]) -> bytes:
+        return (json.dumps(record, default=lambda number: float(str(number))) + "\n").encode()
 
-    def line(row: Row) -> str:
-        record = {k: v for k, v in zip(names, columns.values(row), strict=True) if v is not None}
-        return json.dumps(record, default=lambda number: float(str(number))) + "\n"
-
-    yield lambda rows: file.writelines(line(row).encode() for row in rows)
+    yield lambda records: file.writelines(map(line, records))
 
 
 @contextmanager
-def _parquet(file: IO[bytes], columns: Columns) -> Iterator[Write]:
+def _parquet(file: IO[bytes], columns: Sequence[str]) -> Iterator[_WriteRecords]:
     import pyarrow
     import pyarrow.parquet
 
     number, text = pyarrow.float32(), pyarrow.string()
     kinds = {"probability": number, "p": number, "set": pyarrow.list_(text), "unknown": pyarrow.bool_()}
-    fields = [(name, kinds.get(name.partition("_")[0], text)) for name in columns.names()]
-    schema = pyarrow.schema(fields)
+    schema = pyarrow.schema([(name, kinds.get(name.partition("_")[0], text)) for name in columns])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
 
-        def write(rows: Sequence[Row]) -> None:
-            values = [[_text(value) for value in columns.values(row)] for row in rows]
-            arrays = zip(*values, strict=True)
-            writer.write_batch(
-                pyarrow.record_batch(
-                    [pyarrow.array(array, field.type) for array, field in zip(arrays, schema, strict=True)],
-                    schema=schema,
-                )
-            )
+        def write(records: Sequence[Mapping[str, Any]]) -> None:
+            rows = [{name: _text(value) for name, value in record.items()} for record in records]
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
 
         yield write
 
@@ -160,18 +143,6 @@ def _text(value: Any) -> Any:
 
 
 _FORMATS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
-
-
-def _writer_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextManager[Write]]:
-    writer = _FORMATS.get(path.suffix.lower())
-    if writer is None:
-        what = f"--out {path} has a suffix that names no format."
-        raise Refusal(what, fix=f"use one of {', '.join(_FORMATS)}.", code=ExitCode.USAGE)
-    if writer is _parquet:
-        require(("pyarrow",), extra="parquet", what="a .parquet file")
-    return writer
-
-
 _HEADER = re.compile(r"path,class,probability(,class_(\d+),probability_\2)*(,set)?(,p_known,unknown)?,error")
 _KEY = re.compile(r"path|set|p_known|unknown|error|(class|probability)(_\d+)?")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from tl_dist.datasets.files import unlabelled
+from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import conformal, figures, neighbours
@@ -22,15 +24,14 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     directory = Path(request.into or "")
     least = None if request.coverage is None else _least(model, request.coverage, request.of_type)
     known = None if request.unknown is None else _known(model, request.unknown)
-    source = unlabelled(exchange.asked(directory), model.class_names, model.decoding)
+    source = unlabelled(exchange.asked(directory), model.class_names)
     if model.parallel.rank == 0:
-        exchange.put_facts(
-            directory,
-            step=model.step,
-            moving_statistics=model.moving_statistics,
-            temperature=None if model.calibration is None else model.temperature,
-            least=least,
-        )
+        facts = {
+            "step": model.step,
+            "moving_statistics": model.moving_statistics,
+            "temperature": None if model.calibration is None else model.temperature,
+        }
+        write_atomically(directory / exchange.FACTS, json.dumps(facts).encode())
     for number, part in enumerate(predict(model, source, features=known is not None)):
         if model.parallel.rank == 0:
             softmax = figures.Softmax(part.logits, model.temperature).in_place()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +27,12 @@ from tl_dist.config import (
 from tl_dist.config import file as config_file
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.launcher.train import Request
-from tl_dist.models.published import IMAGENET_TOP1
 from tl_dist.refusal import ExitCode, Refusal
+
+_KEPT = (
+    "seed", "strategy", "workers", "global_batch", "precision", "features", "report", "safety", "runtime",
+)  # fmt: skip
+_KEPT_OF_MODEL = ("backbone", "weights", "weights_sha256", "normalize", "layers")
 
 
 class Entry(Section):
@@ -66,27 +70,29 @@ def candidates(request: Request, text: str) -> list[Candidate]:
     """
     cfg = request.load()
     if cfg.source is not None:
-        raise Refusal(
-            f"{request.config} starts from another run ('source'), so there is no network to choose.",
-            fix="rank a config without 'source'.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{request.config} starts from another run ('source'), so there is no network to choose."
+        raise _mistake(what, "rank a config without 'source'.")
     entries = _from_file(Path(text)) if text.endswith((".yaml", ".yml")) else _from_names(text)
     if not entries:
-        fix = "name some, as by --candidates vgg16,resnet50."
-        raise Refusal("there is no candidate to choose from.", fix=fix, code=ExitCode.USAGE)
+        raise _mistake(
+            "there is no candidate to choose from.", "name some, as by --candidates vgg16,resnet50."
+        )
     choices = [_candidate(request, cfg, entry, where) for entry, where in entries]
     labels = [choice.label for choice in choices]
     if len(choices) < 2 or len(set(labels)) < len(labels):
         twice = next((label for label in labels if labels.count(label) > 1), None)
         what = f"candidate '{twice}' is listed twice" if twice else "one candidate leaves nothing to choose"
-        raise Refusal(f"{text}: {what}.", fix="name at least two different ones.", code=ExitCode.USAGE)
+        raise _mistake(f"{text}: {what}.", "name at least two different ones.")
     return choices
+
+
+def _mistake(what: str, fix: str) -> Refusal:
+    return Refusal(what, fix=fix, code=ExitCode.USAGE)
 
 
 def _from_names(text: str) -> list[tuple[Entry, str]]:
     entries = []
-    for name in filter(None, (part.strip() for part in text.split(","))):
+    for name in filter(None, map(str.strip, text.split(","))):
         backbone, _, block = name.rpartition(":")
         # package.module:NAME is a network of another package without a block; package.module:NAME:BLOCK has one.
         if not backbone or (extensions.is_reference(name) and "." in backbone):
@@ -99,11 +105,8 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
     """Read the entries of a file, each with its line."""
     document = yaml_text.read(path)
     if not isinstance(document.data, list) or not all(isinstance(item, str | dict) for item in document.data):
-        raise Refusal(
-            f"{path} is not a list of candidates.",
-            fix="write lines such as '- {backbone: resnet50, weights: imagenet}', or '- vgg16:block4'.",
-            code=ExitCode.USAGE,
-        )
+        fix = "write lines such as '- {backbone: resnet50, weights: imagenet}', or '- vgg16:block4'."
+        raise _mistake(f"{path} is not a list of candidates.", fix)
     entries = []
     for number, item in enumerate(document.data):
         line = f"{path}:{document.lines[str(number)]}"
@@ -134,81 +137,59 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     try:
         stages = registry.backbone(entry.backbone).stages
         if entry.block not in (None, *stages):
-            fix = f"use one of {', '.join(stages)}."
-            raise Refusal(f"{entry.backbone} has no block '{entry.block}'.", fix=fix, code=ExitCode.USAGE)
+            raise _mistake(
+                f"{entry.backbone} has no block '{entry.block}'.", f"use one of {', '.join(stages)}."
+            )
         tuned = entry.train_from != "head" and set(cfg.parts) != {"head"}
         if tuned and entry.block not in (None, [*stages][-1]):
-            raise Refusal(
+            raise _mistake(
                 f"the config trains more than the head, and the blocks after '{entry.block}' would not be used.",
-                fix="add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
-                code=ExitCode.USAGE,
+                "add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
             )
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
+        if not own:
+            _refuse_stages_of_others(training, [*stages])
     except Refusal as refusal:
         raise Refusal(f"{where}: {refusal.what}", fix=refusal.fix, code=refusal.code) from None
-    if not own:
-        _refuse_stages_of_others(training, [*stages], where)
     label = ":".join(filter(None, (entry.backbone, entry.block)))
     if entry.weights not in (None, "imagenet"):
         label += f" {Path(weights).stem if weights.endswith(WEIGHTS_FILES) else weights}"
     accuracy = entry.accuracy
     if accuracy is None and weights == "imagenet":
-        accuracy = IMAGENET_TOP1.get(entry.backbone)
+        accuracy = registry.backbone(entry.backbone).imagenet_top1
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 
-def _refuse_stages_of_others(cfg: Config, stages: Sequence[str], where: str) -> None:
+def _refuse_stages_of_others(cfg: Config, stages: Sequence[str]) -> None:
     """Refuse a config that trains from a stage of its own network, which the candidate's network does not have.
 
     The rules of the config refuse all other names of stages.
     """
     for part in filter(None, (*cfg.parts, cfg.model.reinitialize)):
         if part not in ("head", "all", *stages):
-            raise Refusal(
-                f"{where}: the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
-                fix=f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train "
-                "from 'head' or 'all'.",
-                code=ExitCode.USAGE,
+            raise _mistake(
+                f"the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
+                f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train from "
+                "'head' or 'all'.",
             )
 
 
 def _of_features(cfg: Config, label: str) -> Config:
     """Make the config of the frozen network with a classifier on its features: what its feature-based runs share."""
-    model = cfg.model
-    data = cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()})
     frozen = Config(
+        **{key: getattr(cfg, key) for key in _KEPT},
         name="rank",
-        seed=cfg.seed,
-        strategy=cfg.strategy,
-        workers=cfg.workers,
-        global_batch=cfg.global_batch,
         steps=1,
-        precision=cfg.precision,
-        data=data,
+        data=cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()}),
         model=ModelConfig(
-            backbone=model.backbone,
-            weights=model.weights,
-            weights_sha256=model.weights_sha256,
-            pooling="average" if model.pooling == "flatten" else model.pooling,
-            normalize=model.normalize,
-            layers=model.layers,
+            **{key: getattr(cfg.model, key) for key in _KEPT_OF_MODEL},
+            pooling="average" if cfg.model.pooling == "flatten" else cfg.model.pooling,
         ),
         classifier=ClassifierConfig(name="logistic", l2="auto"),
-        features=cfg.features,
         optimizer=OptimizerConfig(learning_rate=1.0),
         evaluation=EvaluationConfig(batch=cfg.evaluation.batch),
-        report=cfg.report,
-        safety=cfg.safety,
-        runtime=cfg.runtime,
     )
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:22]
     return frozen.model_copy(
         update={"name": f"{cfg.name[:24]}-rank-{short}-{config_file.digest(frozen)[:8]}"}
     )
-
-
-def bare(cfg: Config) -> Mapping[str, Any]:
-    """Return the settings that decide a run's weights, without its seed and initial weights, which digests identify."""
-    values = config_file.trajectory(cfg)
-    del values["seed"]
-    return {**values, "model": {k: v for k, v in values["model"].items() if not k.startswith("weights")}}

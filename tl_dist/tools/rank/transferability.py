@@ -20,7 +20,7 @@ Labels = NDArray[np.int32]
 
 RANK = 1e-12
 """eigenvalues up to this share of the largest count as 0"""
-_RATIOS = np.logspace(-12, 12, 97)
+_LOG_RATIOS = np.log(np.logspace(-12, 12, 97))
 """grid for the ratio of the precisions of prior and noise, in units of the mean eigenvalue, searched before refining"""
 NEAREST = 5
 _ROWS_AT_ONCE = 1024
@@ -40,14 +40,12 @@ def logme(features: Features, labels: Labels) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    wide = features.astype(np.float64)
-    classes = np.unique(labels)
-    targets = (labels[:, None] == classes).astype(np.float64)
-    values, projected = _spectrum(wide, targets)
+    targets = (labels[:, None] == np.unique(labels)).astype(np.float64)
+    values, projected = _spectrum(features.astype(np.float64), targets)
     unit = max(float(values.mean()), np.finfo(np.float64).tiny) if len(values) else 1.0
     num = len(labels)
     evidences = []
-    for k in range(len(classes)):
+    for k in range(targets.shape[1]):
         inside = projected[:, k] ** 2
         outside = max(float(targets[:, k].sum() - inside.sum()), 0.0)
 
@@ -56,11 +54,11 @@ def logme(features: Features, labels: Labels) -> float:
             left = max(float(inside @ share) + outside, np.finfo(np.float64).tiny)
             return 0.5 * float(np.log(share).sum()) - num / 2 * np.log(2 * np.pi * np.e * left / num)
 
-        grid = np.log(_RATIOS)
-        best = int(np.argmax([evidence(log_ratio) for log_ratio in grid]))
-        ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+        lost = [-evidence(log_ratio) for log_ratio in _LOG_RATIOS]
+        best = int(np.argmin(lost))
+        ends = _LOG_RATIOS[max(best - 1, 0)], _LOG_RATIOS[min(best + 1, len(lost) - 1)]
         refined = minimize_scalar(lambda x, of=evidence: -of(x), bounds=ends, method="bounded")
-        evidences.append(max(evidence(grid[best]), -float(refined.fun)))
+        evidences.append(-min(lost[best], float(refined.fun)))
     return float(np.mean(evidences)) / num
 
 
@@ -85,21 +83,16 @@ def h_score(features: Features, labels: Labels) -> float:
     the covariance of all examples, shrunk by the share `a` toward its mean variance (Ledoit and Wolf 2004, Journal of
     Multivariate Analysis 88).
     """
-    rows, values, axes = _principal_axes(features)
-    num, width = rows.shape
-    variance = float(values.mean())
-    if variance <= 0:
-        return 0.0
-    squared = float((values**2).sum())
-    noise = (float(((rows**2).sum(axis=1) ** 2).sum()) / num - squared) / num
-    distance = squared - width * variance**2
-    shrinkage = min(noise / distance, 1.0) if distance > 0 else 1.0
-    shrunk = (1 - shrinkage) * values + shrinkage * variance
-    nonzero = shrunk > RANK * shrunk.max()
+    from sklearn.covariance import ledoit_wolf
+
+    rows = features.astype(np.float64)
+    rows -= rows.mean(axis=0)
+    covariance, shrinkage = ledoit_wolf(rows, assume_centered=True)
     classes, counts = np.unique(labels, return_counts=True)
-    means = np.stack([rows[labels == k].mean(axis=0) for k in classes]) @ axes[:, nonzero]
-    between = (counts / num) @ means**2
-    return (1 - shrinkage) * float((between / shrunk[nonzero]).sum())
+    means = np.stack([rows[labels == k].mean(axis=0) for k in classes])
+    inverse = np.linalg.pinv(covariance, rcond=RANK, hermitian=True)
+    between = counts / len(rows) @ ((means @ inverse) * means)
+    return float((1 - shrinkage) * between.sum())
 
 
 def nleep(features: Features, labels: Labels, *, seed: int = 0) -> float:
@@ -109,9 +102,14 @@ def nleep(features: Features, labels: Labels, *, seed: int = 0) -> float:
     five Gaussians per class instead of the source classes, then LEEP (Nguyen et al. 2020, arXiv 2002.12462). The
     covariances are diagonal, so that thousands of features can be fitted to few examples.
     """
+    from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
 
-    reduced = _principal(features)
+    rows = features.astype(np.float64)
+    reduced = np.zeros((len(rows), 1))
+    if np.ptp(rows, axis=0).any():
+        reduced = PCA(ENERGY, svd_solver="covariance_eigh").fit_transform(rows)
+        reduced /= reduced[:, 0].std()
     num_components = max(1, min(COMPONENTS * len(np.unique(labels)), len(labels) // EACH))
     mixture = GaussianMixture(
         num_components, covariance_type="diag", random_state=seed, max_iter=50, reg_covar=1e-4, tol=1e-2
@@ -130,23 +128,6 @@ def leep(parts: Features, labels: Labels) -> float:
     conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
     likelihood = ((targets @ conditional) * parts).sum(axis=1)
     return float(np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean())
-
-
-def _principal_axes(features: Features) -> tuple[Features, Features, Features]:
-    """Return the centred rows, their variances along the principal axes, largest first, and these axes."""
-    rows = features.astype(np.float64)
-    rows -= rows.mean(axis=0)
-    values, axes = np.linalg.eigh(rows.T @ rows / len(rows))
-    return rows, np.maximum(values[::-1], 0.0), axes[:, ::-1]
-
-
-def _principal(features: Features) -> Features:
-    """Project on the first principal axes that hold `ENERGY` of the variance, in units of the largest deviation."""
-    rows, values, axes = _principal_axes(features)
-    if values[0] <= 0:
-        return np.zeros((len(rows), 1))
-    num = int(np.searchsorted(values.cumsum(), ENERGY * values.sum())) + 1
-    return rows @ axes[:, :num] / np.sqrt(values[0])
 
 
 def nearest(

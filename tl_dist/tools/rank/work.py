@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.split import hold_out
-from tl_dist.features import extraction
-from tl_dist.features.classifiers import nested, selection
+from tl_dist.features import nested
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures
 from tl_dist.tools.rank import Request, transferability
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
-from tl_dist.trainer.task import on_features
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Save the scores of the network in the run. Returns REQUEUE if a stop was requested."""
-    with on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
-        rank(setup, request.scored, stop_requested, say)
+    """Score at most `scored["images"]` training examples and mark the run done; returns REQUEUE on a stop."""
+    with cached.on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
+        source, rows = _examples(setup, request.scored["images"])
+        stage_input = from_images(setup, setup.stages[0])
+        find = cached.finder(setup, cached.prefix_of(setup, stage_input), stop_requested, say)
+        features = find(source, augmentations=(), split="examples")
+        if setup.is_first:
+            values = cached.normalized(setup, stage_input, features.array()[rows])
+            examples = cached.examples_of(source.subset(rows), values, setup.cfg)
+            used = setup.model.network.layers[: max(setup.model.stage_ends)]
+            scores = _scores(examples, cached.classifier_of(setup, stage_input, stop_requested)) | {
+                "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
+                "features": int(values.shape[-1]),
+                "examples": len(rows),
+                "request": dict(request.scored),
+            }
+            run.mark_done({"ranking": scores})
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
-
-
-def rank(
-    setup: Setup, scored: Mapping[str, Any], stop_requested: Callable[[], bool], say: extraction.Say
-) -> None:
-    """Save the scores of the config's network and `scored` in the run, from at most `scored["images"]` examples.
-
-    Only training examples are scored. If a stop is requested before the end, saves nothing or raises `Stopped`.
-    """
-    source, rows = _examples(setup, scored["images"])
-    stage_input = from_images(setup, setup.stages[0])
-    find = cached.finder(setup, stage_input, stop_requested, say)
-    features = find(source, augmentations=(), split="examples")
-    if features is None:
-        return
-    cached.refer(setup, features)
-    if not setup.is_first:
-        return
-    values = cached.normalized(setup, stage_input, features.array()[rows])
-    examples = cached.examples_of(source.subset(rows), values, setup.cfg)
-    scores = _scores(examples, cached.classifier_of(setup, stage_input, stop_requested))
-    used = setup.model.network.layers[: max(setup.model.stage_ends)]
-    scores |= {
-        "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
-        "features": int(values.shape[-1]),
-        "examples": len(rows),
-        "data": {name: split.fingerprint for name, split in setup.examples.opened.items()},
-        "weights_sha256": setup.built.weights_sha256,
-        "request": dict(scored),
-    }
-    setup.run.mark_done({"ranking": scores})
 
 
 def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
@@ -78,12 +57,11 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     """Compute every score. Only the probe, which decides the order, weights the examples; the others cannot."""
     examples = examples.counting()
     rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
-    values, weights = examples.values, examples.counts
-    choice = selection.choose(values, examples.evaluated, labels, fold, weights=weights, watch=probe.watch)
-    right = selection.held_out_classes(values, labels, fold, choice.l2, probe.watch, weights) == labels
+    choice, weights = nested.choose(examples, fold, watch=probe.watch), examples.counts
+    right = nested.held_out_classes(examples, fold, choice.l2, probe.watch) == labels
     sizes = np.bincount(fold)
     accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
-    test_to_train = figures.test_to_train(sizes, len(labels) - sizes)
+    test_to_train = float((sizes / (len(labels) - sizes)).mean())
     scores: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
         "interval": figures.accuracy_interval(accuracies, test_to_train),

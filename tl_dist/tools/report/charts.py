@@ -17,13 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.refusal import printable, shortened
-from tl_dist.scores.curves import Bin, Curve
+from tl_dist.scores.curves import Bin
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""x and y by name"""
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y by name
 
-MAX_SERIES = 8
-"""most curves of one chart: more colours could not be told apart"""
+MAX_SERIES = 8  # most curves of one chart: more colours could not be told apart
 _STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)"} | {
     f"#{k:02x}0303": f"var(--series-{k})" for k in range(1, MAX_SERIES + 1)
 }
@@ -48,37 +46,23 @@ def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, d
             axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
         for k, (name, (xs, ys)) in enumerate(list(series.items())[:MAX_SERIES]):
             marker = "o" if len(xs) < 15 else None
-            axes.plot(
-                xs, ys, color=_SERIES[k], linestyle=_STYLES[k % 4], marker=marker, markersize=3.5,
-                label=_drawable(name),
-            )  # fmt: skip
+            # matplotlib leaves out labels that begin with an underscore.
+            label = shortened(printable(name), 40).removeprefix("_") or "?"
+            style = {"color": _SERIES[k], "linestyle": _STYLES[k % 4], "marker": marker, "markersize": 3.5}
+            axes.plot(xs, ys, label=label, **style)
         axes.set(xlabel=x, ylabel=y)
-        if percent:
-            _in_percent(axes.yaxis)
-        _legend(axes, len(series))
+        _finish(axes, len(series), percent)
         return done()
-
-
-def curves(by_name: Mapping[str, Curve], *, x: str, y: str, area: str, what: str, diagonal: bool) -> str:
-    """Draw curves between 0 and 1; the legend gives the area under each."""
-    series = {
-        f"{shortened(name, 16)}: {area} {curve.area:.3f}": (curve.x.tolist(), curve.y.tolist())
-        for name, curve in by_name.items()
-    }
-    return lines(series, x=x, y=y, what=what, diagonal=diagonal)
 
 
 def reliability(bins: Sequence[Bin], what: str) -> str:
     """Draw accuracy by confidence with intervals; the area of a point grows with its share of the examples."""
     with _axes(what) as (axes, done):
-        total = sum(each.num_examples for each in bins)
-        confidence = np.array([each.confidence for each in bins])
-        accuracy = np.array([each.accuracy for each in bins])
-        bounds = np.array([each.interval for each in bins]).T
+        _, _, nums, confidence, accuracy, bounds = map(np.array, zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
-        errors = np.abs(bounds - accuracy)
+        errors = np.abs(bounds.T - accuracy)
         axes.errorbar(confidence, accuracy, errors, fmt="none", ecolor=_SERIES[0], elinewidth=1.2)
-        sizes = [20 + 400 * each.num_examples / total for each in bins]
+        sizes = 20 + 400 * nums / nums.sum()
         axes.scatter(confidence, accuracy, sizes, color=_SERIES[0], alpha=0.85, linewidths=0)
         axes.set(xlabel="confidence", ylabel="accuracy", ylim=(-0.03, 1.05))
         axes.set_xlim(min(0.5, float(confidence.min()) - 0.05), 1.03)
@@ -92,8 +76,7 @@ def shares(parts: Mapping[str, NDArray[np.floating]], steps: Sequence[float], wh
             steps, *parts.values(), labels=list(parts), colors=_SERIES[: len(parts)], alpha=0.85, linewidth=0
         )
         axes.set(xlabel="step", ylabel="share of the step's time", ylim=(0, 1))
-        _in_percent(axes.yaxis)
-        _legend(axes, len(parts))
+        _finish(axes, len(parts), percent=True)
         return done()
 
 
@@ -133,18 +116,11 @@ def _inline(svg: str, what: str) -> str:
     return f'<svg class="chart" role="img" aria-label="{label}" {box[0]}>{body}'
 
 
-def _in_percent(axis: Any) -> None:
+def _finish(axes: Any, number: int, percent: bool) -> None:
+    """Add the legend of several series below the axes, where it hides nothing, and percentages beside them."""
     from matplotlib.ticker import PercentFormatter
 
-    axis.set_major_formatter(PercentFormatter(1.0))
-
-
-def _legend(axes: Any, number: int) -> None:
-    """Add a legend below the axes, where it hides nothing."""
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     if number > 1:
         axes.figure.legend(loc="outside lower center", ncols=2 if number < 5 else 3, handlelength=2.2)
-
-
-def _drawable(name: str) -> str:
-    """Make a name usable as a label: matplotlib leaves out labels that begin with an underscore."""
-    return shortened(printable(name), 40).removeprefix("_") or "?"

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
-from tl_dist.scores import clusters, figures
-from tl_dist.tools.report import trust
-from tl_dist.tools.report.facts import Facts, same_examples
-from tl_dist.tools.report.page import NOT_DEFINED, Section, percent, render
-from tl_dist.tools.report.technical import learning_charts
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import clusters, figures, robustness
+from tl_dist.scores.text import NOT_DEFINED, figure, percent, points
+from tl_dist.tools.report import charted
+from tl_dist.tools.report.facts import Facts
+from tl_dist.tools.report.page import Section, render
 
 MAX_PICTURES = 600
 _ALPHA = 0.05
@@ -29,152 +30,135 @@ class Compared:
     runs: Sequence[Facts]
     ids: NDArray[Any]
     labels: NDArray[np.int32]
-    probabilities: Sequence[NDArray[np.floating]]
-    """one array [examples, classes] per run"""
-    groups: clusters.Groups = ()
-    """of the examples, if they have any"""
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """Return the predicted classes [runs, examples]."""
-        return np.stack([each.argmax(axis=1) for each in self.probabilities])
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        """Return which predictions are correct [runs, examples]."""
-        return self.predicted == self.labels
+    probabilities: Sequence[NDArray[np.floating]]  # one array [examples, classes] per run
+    predicted: NDArray[np.int64]  # the classes [runs, examples]
+    groups: clusters.Groups  # of the examples, if they have any
 
     def disagreements(self) -> NDArray[np.int64]:
         """List at most MAX_PICTURES examples that some runs classify correctly and others not, surest errors first."""
-        right = self.right
+        right = self.predicted == self.labels
         mixed = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
         confidence = np.stack([each.max(axis=1) for each in self.probabilities])
         surest = np.where(right, 0.0, confidence).max(axis=0)[mixed]
         return mixed[np.argsort(-surest, kind="stable")][:MAX_PICTURES]
 
-    def shown(self) -> list[str]:
-        """List the ids whose pictures the page shows."""
-        return [str(name) for name in self.ids[self.disagreements()]]
-
 
 def compare(runs: Sequence[Facts]) -> Compared:
     """Bring the predictions of the runs into one order; refuses (65) runs that were evaluated on other examples."""
-    orders = same_examples(runs)
-    first = runs[0].predictions
+    orders = [np.argsort(facts.predictions.ids) for facts in runs]
+    first = runs[0]
+    ids, labels = (values[orders[0]] for values in (first.predictions.ids, first.predictions.labels))
+    for facts, order in zip(runs, orders, strict=True):
+        same = np.array_equal(facts.predictions.ids[order], ids) and facts.class_names == first.class_names
+        if not same or not np.array_equal(facts.predictions.labels[order], labels):
+            raise Refusal(
+                f"{first.run.path} and {facts.run.path} were not evaluated on the same examples of '{first.split}'.",
+                fix="train both with the same data section (split_seed and fractions), or report them one by one.",
+                code=ExitCode.DATA,
+            )
     parts = [facts.predictions.probabilities[order] for facts, order in zip(runs, orders, strict=True)]
     groups = clusters.shared(zip((facts.predictions.groups for facts in runs), orders, strict=True))
-    return Compared(runs, first.ids[orders[0]], first.labels[orders[0]], parts, groups)
+    return Compared(runs, ids, labels, parts, np.stack([each.argmax(axis=1) for each in parts]), groups)
 
 
 def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) -> bytes:
     """Render the page, which measures the other runs against the first."""
     script, disagreements = _disagreements(compared, images)
-    tests = _tests(compared)
+    tests = {"tests": _tests(compared), "alpha": _ALPHA, "num_examples": len(compared.labels)}
+    rows = [
+        (facts.run.name, figures.figures(compared.labels, probabilities, compared.groups))
+        for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True)
+    ]
+    best = max(rows, key=lambda row: row[1]["accuracy"])
     sections = [
-        Section("verdict", "Verdict", "runs", _verdict(compared, tests, notes)),
+        Section(
+            "verdict",
+            "Verdict",
+            "runs",
+            {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes},
+        ),
         Section("tests", "Paired tests", "paired", tests),
         Section("disagreements", "Where they disagree", "disagreements", disagreements),
-        Section("robustness", "Robustness", "facts", trust.robust_compared(compared.runs)),
-        Section("learning", "Learning curves", "charts", _learning(compared.runs)),
+        Section("robustness", "Robustness", "facts", _robustness(compared.runs)),
+        Section("learning", "Learning curves", "charts", charted.learning(compared.runs)),
         Section("differences", "Differences", "facts", _differences(compared.runs)),
     ]
     names = " and ".join(facts.run.name for facts in compared.runs)
     return render(names, f"Comparison of runs, {compared.runs[0].subject}", sections, script)
 
 
-def _verdict(compared: Compared, tests: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
-    rows = []
-    for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True):
-        scores = figures.figures(compared.labels, probabilities, compared.groups)
-        more = [NOT_DEFINED if scores.get(key) is None else f"{scores[key]:.3f}" for key in _MORE]
-        row = {key: scores[key] for key in ("accuracy", "interval")}
-        rows.append({"name": facts.run.name, **row, "more": more})
-    best = max(rows, key=lambda row: row["accuracy"])
-    surely = [row for row in tests["rows"] if row["surely"]]
-    if surely:
-        headline = f"{best['name']}: {percent(best['accuracy'])}"
-        sentence = "; ".join(f"{row['second']} is {row['words']} than {row['first']}" for row in surely)
-        sentence = f"More than chance explains (Holm-corrected p below {_ALPHA}): {sentence}."
-    else:
-        headline = "No significant difference"
-        sentence = (
-            f"On these {len(compared.labels):,} images each difference may be due to chance: no Holm-corrected p is "
-            f"below {_ALPHA}. That does not prove the runs equal; the intervals show how far apart they may be."
-        )
-    return {
-        "headline": headline,
-        "sentence": " ".join([sentence, *notes]),
-        "rows": rows,
-        "names": list(_MORE.values()),
-    }
-
-
-def _tests(compared: Compared) -> dict[str, Any]:
+def _tests(compared: Compared) -> list[dict[str, Any]]:
     """Test each run against the first on the same examples."""
+    first, *others = compared.probabilities
+    tests = [figures.paired(compared.labels, first, other, compared.groups) for other in others]
     names = [facts.run.name for facts in compared.runs]
-    tests = [
-        figures.paired(compared.labels, compared.probabilities[0], other, compared.groups)
-        for other in compared.probabilities[1:]
-    ]
     corrected = clusters.holm([test["p_value"] for test in tests])
-    rows = [
-        {
-            "first": names[0],
-            "second": name,
-            "difference": f"{100 * test['difference']:+.1f} points",
-            "words": f"{100 * abs(test['difference']):.1f} points {'better' if test['difference'] > 0 else 'worse'}",
-            "interval": f"{100 * test['interval'][0]:+.1f} to {100 * test['interval'][1]:+.1f}",
-            "only_first": f"{test['only_first']:,}",
-            "only_second": f"{test['only_second']:,}",
-            "p": f"{test['p_value']:.3g}",
-            "holm": f"{p:.3g}",
-            "surely": p < _ALPHA,
-        }
+    return [
+        {**test, "first": names[0], "second": name, "holm": p}
         for name, test, p in zip(names[1:], tests, corrected, strict=True)
     ]
-    sentence = (
-        f"Each run against “{names[0]}” on the same {len(compared.labels):,} images. Only images that exactly one of "
-        f"the two classifies correctly count. Intervals: {tests[0].get('interval_by', 'paired bootstrap')}, 95 %."
-    )
-    return {"sentence": sentence, "rows": rows, "test": tests[0].get("test", "McNemar")}
 
 
 def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the data of the page's script, and the content of the section."""
     names, labels = compared.runs[0].class_names, compared.labels
-    predicted, right = compared.predicted, compared.right
+    predicted, right = compared.predicted, compared.predicted == compared.labels
     pictured = [k for k in compared.disagreements().tolist() if str(compared.ids[k]) in images]
-    cards, orders = [], {"all": list(range(len(pictured)))}
+    cards = []
     for k in pictured:
-        answers = [
-            [facts.run.name, f"{names[predicted[r, k]]} {percent(float(compared.probabilities[r][k].max()))}"]
-            for r, facts in enumerate(compared.runs)
-        ]
+        answers = [names[j] for j in predicted[:, k]]
+        sure = [percent(float(each[k].max())) for each in compared.probabilities]
+        runs = zip(compared.runs, answers, sure, strict=True)
         cards.append(
             {
                 "id": str(compared.ids[k]),
-                "prediction": " · ".join(names[predicted[r, k]] for r in range(len(compared.runs))),
+                "prediction": " · ".join(answers),
                 "label": f"label: {names[labels[k]]}",
                 "right": True,
                 "classes": [int(labels[k]), int(predicted[0, k])],
                 "image": images[str(compared.ids[k])],
                 "heat": None,
-                "facts": [["label", names[labels[k]]], *answers],
+                "facts": [
+                    ["label", names[labels[k]]],
+                    *([facts.run.name, f"{answer} {share}"] for facts, answer, share in runs),
+                ],
             }
         )
-    chips = [{"key": "all", "text": "All"}]
+    orders = {"all": list(range(len(pictured)))}
+    chips = {"all": "All"}
     for r, facts in enumerate(compared.runs):
         orders[f"run-{r}"] = [n for n, k in enumerate(pictured) if right[r, k]]
-        chips.append({"key": f"run-{r}", "text": f"{facts.run.name} is right"})
-    mixed = int((right.any(axis=0) & ~right.all(axis=0)).sum())
-    both, none = int(right.all(axis=0).sum()), int((~right.any(axis=0)).sum())
-    sentence = f"All runs are right on {both:,} images, none on {none:,}, and only some on {mixed:,}."
-    return {"class_names": names, "examples": cards, "orders": orders}, {"sentence": sentence, "chips": chips}
+        chips[f"run-{r}"] = f"{facts.run.name} is right"
+    num_right = np.bincount(right.sum(axis=0), minlength=len(compared.runs) + 1)
+    return {"class_names": names, "examples": cards, "orders": orders}, {
+        "num_right": num_right,
+        "chips": chips,
+    }
 
 
-def _learning(runs: Sequence[Facts]) -> dict[str, Any] | None:
-    charts = learning_charts(runs)
-    return {"sentence": "", "charts": charts, "table": None} if charts else None
+def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:
+    """Compare each run with the first on the same corrupted images; None if fewer than two were evaluated on them."""
+    first, *others = [(facts.run.name, charted.hits_of(facts)) for facts in runs]
+    rows, methods = [], set()
+    for name, hits in others:
+        if first[1] is None or hits is None:
+            continue
+        try:
+            compared = robustness.compared(first[1], hits)
+        except ValueError:  # other corruptions or severities: not comparable
+            continue
+        ratio, difference, interval = figure(compared["mce"], undefined=NOT_DEFINED), NOT_DEFINED, NOT_DEFINED
+        if compared["difference"] is not None:
+            difference = f"{points(compared['difference'])} points"
+            interval = " to ".join(map(points, compared["interval"]))
+        rows.append((name, ratio, difference, interval))
+        methods.add(compared.get("interval_by", "paired bootstrap over images"))
+    sentence = (
+        f"Errors on the same corrupted images, relative to the errors of “{first[0]}”, not of AlexNet. A ratio below "
+        f"1, or a difference below 0, means more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
+    )
+    names = ("run", "relative mean corruption error", "difference of the mean error", "95 % interval")
+    return {"parts": [("", sentence, names, rows)]} if rows else None
 
 
 def _differences(runs: Sequence[Facts]) -> dict[str, Any]:
@@ -183,9 +167,7 @@ def _differences(runs: Sequence[Facts]) -> dict[str, Any]:
     parts = []
     for facts in runs[1:]:
         own = config_file.trajectory(facts.cfg)
-        lines = differences(first, own, sorted(first.keys() | own.keys()))
-        rows = [tuple(line.split(": ", 1)) for line in lines]
-        title = f"{runs[0].run.name} → {facts.run.name}"
+        rows = [line.split(": ", 1) for line in differences(first, own, sorted(first.keys() | own.keys()))]
         sentence = "" if rows else "Their configs differ in nothing that changes results."
-        parts.append({"title": title, "sentence": sentence, "names": [], "rows": rows})
+        parts.append((f"{runs[0].run.name} → {facts.run.name}", sentence, (), rows))
     return {"parts": parts}

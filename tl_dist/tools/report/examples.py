@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.refusal import shortened
 from tl_dist.scores import clusters, figures
 from tl_dist.scores.label_errors import Suspects, label_errors
 from tl_dist.scores.predictions import Predictions
-from tl_dist.tools.report.facts import Facts, mean_over_seeds
-from tl_dist.tools.report.page import percent
+from tl_dist.scores.text import percent
+from tl_dist.tools.report.facts import Facts
 
 MAX_PICTURES = 1_000
-MAX_MATRIX = 30
-"""most classes of which the whole confusion matrix is shown"""
-MAX_CLASSES = 1_000
-"""rows in the table of classes"""
+MAX_MATRIX = 30  # most classes of which the whole confusion matrix is shown
+MAX_CLASSES = 1_000  # rows in the table of classes
 MAX_PAIRS = 8
 MAX_SUSPECTS = 50
 MAX_DOUBTFUL = 200
-_TOP = 3
+_MAX_GROUPS = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +31,12 @@ class Examples:
     facts: Facts
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    errors: NDArray[np.int64]
-    """the most confident first"""
-    suspects: Suspects
-    """rows of `suspects_of`"""
+    errors: NDArray[np.int64]  # the most confident first
+    suspects: Suspects  # rows of `suspects_of`
     suspects_of: Predictions
     """predictions by which labels are checked: of the split, or of all examples out of fold"""
-    images: Mapping[str, str] = field(default_factory=dict)
-    """`data:` addresses by id"""
-    heat: Mapping[str, str] = field(default_factory=dict)
-    """`data:` addresses of heat maps by id"""
+    images: Mapping[str, str] = field(default_factory=dict)  # `data:` addresses by id
+    heat: Mapping[str, str] = field(default_factory=dict)  # `data:` addresses of heat maps by id
 
     @property
     def num_examples(self) -> int:
@@ -69,219 +62,143 @@ class Examples:
 
 def examples_of(facts: Facts) -> Examples:
     """Derive the examples from the predictions of a run, without pictures."""
-    predictions = facts.predictions
+    predictions = checked = facts.predictions
     predicted = predictions.probabilities.argmax(axis=1)
     confidence = predictions.probabilities.max(axis=1).astype(np.float64)
     wrong = np.flatnonzero(predicted != predictions.labels)
-    checked = predictions if facts.out_of_fold is None else mean_over_seeds(facts.out_of_fold)
-    return Examples(
-        facts,
-        predicted,
-        confidence,
-        wrong[np.argsort(-confidence[wrong], kind="stable")],
-        label_errors(checked.labels, checked.probabilities),
-        checked,
-    )
+    errors = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    if facts.out_of_fold is not None:
+        # The mean over seeds is more accurate than any one model, so it only checks labels.
+        checked = facts.out_of_fold.of_one(facts.out_of_fold.probabilities.mean(axis=0))
+    suspects = label_errors(checked.labels, checked.probabilities)
+    return Examples(facts, predicted, confidence, errors, suspects, checked)
 
 
 class Cards:
     """The examples that the page's script shows, each once, with the predictions that it was first added by."""
 
     def __init__(self, examples: Examples) -> None:
-        self._examples = examples
-        self._names = examples.facts.class_names
-        self._place: dict[str, int] = {}
+        self._examples, self._names = examples, examples.facts.class_names
+        self._numbers: dict[str, int] = {}
         self.all: list[dict[str, Any]] = []
-        numbers = [self.number_of(examples.facts.predictions, k) for k in examples.pictured().tolist()]
-        self._of_split = [number for number in numbers if number is not None]
+        ids, pictured = examples.facts.predictions.ids, examples.pictured()
+        self._rows = [k for k in pictured.tolist() if str(ids[k]) in examples.images]
+        self._of_split = [tile["number"] for tile in self.tiles(examples.facts.predictions, self._rows)]
 
-    def number_of(self, predictions: Predictions, k: int) -> int | None:
-        """Return the number of an example's card, which is added if missing; None without a picture."""
-        name = str(predictions.ids[k])
-        if name not in self._place:
-            if name not in self._examples.images:
-                return None
-            self._place[name] = len(self.all)
-            self.all.append(self._card(predictions, k, name))
-        return self._place[name]
+    def tiles(self, predictions: Predictions, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """Make a tile of each of these rows of `predictions` that has a picture, and a card if it has none yet."""
+        tiles = []
+        for k in rows:
+            name = str(predictions.ids[k])
+            if name in self._examples.images:
+                card = self._card(predictions, k, name)
+                if name not in self._numbers:
+                    self._numbers[name] = len(self.all)
+                    self.all.append(card)
+                tiles.append(card | {"number": self._numbers[name], "more": ""})
+        return tiles
 
     def _card(self, predictions: Predictions, k: int, name: str) -> dict[str, Any]:
-        label, probabilities = int(predictions.labels[k]), predictions.probabilities[k]
+        names, label = self._names, int(predictions.labels[k])
+        probabilities = predictions.probabilities[k]
+        best = np.argsort(-probabilities, kind="stable")[:3].tolist()
         predicted = int(probabilities.argmax())
-        right = predicted == label
         return {
             "id": name,
-            "prediction": f"{self._names[predicted]} {percent(float(probabilities[predicted]))}",
-            "label": "correct" if right else f"label: {self._names[label]}",
-            "right": right,
+            "prediction": f"{names[predicted]} {percent(float(probabilities[predicted]))}",
+            "label": "correct" if predicted == label else f"label: {names[label]}",
+            "right": predicted == label,
             "classes": [label, predicted],
             "image": self._examples.images[name],
             "heat": self._examples.heat.get(name),
             "facts": [
-                ["label", self._names[label]],
-                *top_classes(probabilities, self._names),
+                ["label", names[label]],
+                *([names[j], percent(float(probabilities[j]))] for j in best),
                 *([["type", str(predictions.types[k])]] if len(predictions.types) else []),
             ],
         }
 
-    def tiles(self, predictions: Predictions, rows: Iterable[int]) -> list[dict[str, Any]]:
-        """Make a tile of each of these rows of `predictions` that has a picture."""
-        return [
-            self._card(predictions, k, str(predictions.ids[k])) | {"number": number, "more": ""}
-            for k in rows
-            if (number := self.number_of(predictions, k)) is not None
-        ]
-
     def for_script(self) -> dict[str, Any]:
         """Return the data of the script: class names, cards, and the orders in which they can be shown."""
-        ids = self._examples.facts.predictions.ids.tolist()
-        confidence = dict(zip(ids, self._examples.confidence.tolist(), strict=True))
-        least_sure = sorted(self._of_split, key=lambda number: confidence[self.all[number]["id"]])
-        return {
-            "class_names": self._names,
-            "examples": self.all,
-            "orders": {
-                "errors": [number for number in self._of_split if not self.all[number]["right"]],
-                "doubtful": least_sure[:MAX_DOUBTFUL],
-                "all": self._of_split,
-            },
+        by_confidence = sorted(zip(self._examples.confidence[self._rows], self._of_split, strict=True))
+        orders = {
+            "errors": [number for number in self._of_split if not self.all[number]["right"]],
+            "doubtful": [number for _, number in by_confidence[:MAX_DOUBTFUL]],
+            "all": self._of_split,
         }
+        return {"class_names": self._names, "examples": self.all, "orders": orders}
 
 
-def top_classes(probabilities: NDArray[np.floating], names: Sequence[str]) -> list[list[str]]:
-    """Return name and probability of the most probable classes."""
-    best = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
-    return [[names[k], percent(float(probabilities[k]))] for k in best]
-
-
-def confusions(examples: Examples, shown: int) -> dict[str, Any]:
-    """Return the confusion matrix if there are few classes, and the most frequent pairs if there are more than two.
-
-    `shown` is the number of images on the page.
-    """
-    names = examples.facts.class_names
-    few = len(names) <= MAX_MATRIX
-    counts = np.zeros(2 * (len(names) if few else 0,), np.int64)
-    if few:
+def confusions(examples: Examples) -> dict[str, Any]:
+    """Return the confusion matrix if there are few classes, and the most frequent pairs if there are more than two."""
+    num_classes = len(examples.facts.class_names)
+    counts = np.zeros(2 * (num_classes if num_classes <= MAX_MATRIX else 0,), np.int64)
+    if len(counts):
         np.add.at(counts, (examples.facts.predictions.labels, examples.predicted), 1)
-    matrix = [
-        {
-            "name": shortened(name, 40),
-            "number": k,
-            "cells": [
-                {"count": int(n), "right": j == k, "shade": _shade(int(n), int(counts[k].sum()))}
-                for j, n in enumerate(counts[k])
-            ],
-        }
-        for k, name in enumerate(names if few else [])
-    ]
-    num, wrong = examples.num_examples, len(examples.errors)
-    note = f"This page holds {shown:,} of {num:,} images, errors first." if shown < num else ""
+    shades = np.ceil(5 * np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))).astype(int)
     return {
-        "sentence": f"{wrong:,} of {num:,} images are classified as another class than their label.",
-        "names": [shortened(name, 40) for name in names] if few else [],
-        "matrix": matrix,
-        "pairs": pairs(examples) if len(names) > 2 else [],
-        "note": note if shown else "This page has no images.",
+        "examples": examples,
+        "names": examples.facts.class_names,
+        "matrix": list(zip(counts.tolist(), shades.tolist(), strict=True)),
+        "pairs": pairs(examples) if num_classes > 2 else [],
     }
 
 
-def _shade(count: int, total: int) -> int:
-    return int(np.ceil(5 * (count / total) ** 0.5)) if count else 0
-
-
-def pairs(examples: Examples) -> list[dict[str, Any]]:
-    """List the most frequent confusions, at most MAX_PAIRS; equal counts are in row order of the confusion matrix."""
-    names, errors = examples.facts.class_names, np.sort(examples.errors)
+def pairs(examples: Examples) -> list[tuple[int, int, int]]:
+    """List at most MAX_PAIRS most frequent confusions as (label, prediction, number); ties are in order."""
+    num_classes, errors = len(examples.facts.class_names), np.sort(examples.errors)
     labels = examples.facts.predictions.labels[errors].astype(np.int64)
-    cells, numbers = np.unique(labels * len(names) + examples.predicted[errors], return_counts=True)
+    cells, numbers = np.unique(labels * num_classes + examples.predicted[errors], return_counts=True)
     most = np.argsort(-numbers, kind="stable")[:MAX_PAIRS]
-    return [
-        {
-            "label": names[k],
-            "predicted": names[j],
-            "label_number": k,
-            "predicted_number": j,
-            "count": count,
-            "of": int(examples.counts[k]),
-        }
-        for (k, j), count in zip(
-            (divmod(cell, len(names)) for cell in cells[most].tolist()), numbers[most].tolist(), strict=True
-        )
-    ]
+    return [(*divmod(int(cells[k]), num_classes), int(numbers[k])) for k in most]
 
 
-def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Return the tables of recall, precision and F1 by class, and of accuracy by type and group, worst first."""
-    names, predictions = examples.facts.class_names, examples.facts.predictions
+class Row(NamedTuple):
+    """A class, type or group, the share of its examples that are classified correctly, and other figures."""
+
+    name: str
+    num_examples: int
+    share: float | None
+    interval: list[float] | None
+    more: Sequence[float | None] = ()
+
+
+class Table(NamedTuple):
+    """Accuracy by a kind of group, the worst of `num` first, or recall, precision and F1 by "class"."""
+
+    kind: str
+    rows: list[Row]
+    num: int
+    of: clusters.Numbers | None  # the groups by which intervals are computed
+
+
+def class_tables(examples: Examples) -> list[Table]:
+    """Return the tables by class, and by type and group where there are several."""
+    names, counts, predictions = examples.facts.class_names, examples.counts, examples.facts.predictions
     hits, of = examples.predicted == predictions.labels, clusters.numbers(predictions.groups)
     right = np.bincount(predictions.labels[hits], minlength=len(names))
     predicted = np.bincount(examples.predicted, minlength=len(names))
-    every: Sequence[int] = range(len(names))
-    if len(names) > MAX_CLASSES:
-        share = np.where(examples.counts, right / np.maximum(examples.counts, 1), np.inf)
-        every = sorted(np.argsort(share, kind="stable")[:MAX_CLASSES].tolist())
-    few = len(every) < len(names)
-    note = f"The {len(every):,} of {len(names):,} classes with the lowest recall." if few else ""
+    share = np.where(counts, right / np.maximum(counts, 1), np.inf)
+    every = np.sort(np.argsort(share, kind="stable")[:MAX_CLASSES])
     intervals = clusters.of_classes(predictions.labels, hits, of, len(names))
-    if intervals is not None:
-        intervals = [intervals[k] for k in every]
-    of_each = figures.of_classes(right[every], examples.counts[every], predicted[every], intervals)
+    intervals = intervals and [intervals[k] for k in every.tolist()]
+    scores = figures.of_classes(right[every], counts[every], predicted[every], intervals)
     rows = [
-        {
-            "name": names[k],
-            "num_examples": scores["num_examples"],
-            "share": scores["recall"],
-            "interval": scores["interval"],
-            "more": [scores["precision"], scores["f1"]],
-        }
-        for k, scores in zip(every, of_each, strict=True)
+        Row(names[k], each["num_examples"], each["recall"], each["interval"], (each["precision"], each["f1"]))
+        for k, each in zip(every, scores, strict=True)
     ]
-    tables = [
-        {
-            "title": "", "caption": "By class", "first": "class", "share": "recall", "more": ["precision", "F1"],
-            "rows": rows, "note": " ".join(filter(None, [note, _by_groups(of)])),
-        }
-    ]  # fmt: skip
-    for title, kinds in (("type", predictions.types.tolist()), ("group", list(groups or ()))):
-        if len(set(kinds)) > 1:
-            tables.append(_by(title, kinds, hits, clusters.beside(kinds, predictions.groups.tolist())))
-    return tables
+    by_kind = {"type": predictions.types.tolist(), "group": predictions.groups.tolist()}
+    tables = [_by(kind, kinds, hits, predictions) for kind, kinds in by_kind.items() if len(set(kinds)) > 1]
+    return [Table("class", rows, len(names), of), *tables]
 
 
-def _by_groups(of: NDArray[np.int64] | None) -> str:
-    return "" if of is None else f"Intervals: {clusters.by_design_effect(of)['interval_by']}."
-
-
-_MAX_GROUPS = 30
-
-
-def _by(
-    title: str, of_each: Sequence[str], hits: NDArray[np.bool_], of: NDArray[np.int64] | None
-) -> dict[str, Any]:
-    names, numbers = np.unique(np.array(of_each), return_inverse=True)
+def _by(kind: str, kinds: Sequence[str], hits: NDArray[np.bool_], predictions: Predictions) -> Table:
+    of = clusters.beside(kinds, predictions.groups.tolist())
+    names, numbers = np.unique(np.array(kinds), return_inverse=True)
     totals = np.bincount(numbers)
-    right = np.bincount(numbers, weights=hits).astype(int)
-    worst = np.argsort(right / totals, kind="stable")
-    rows = [
-        {
-            "name": str(names[k]),
-            "num_examples": int(totals[k]),
-            "share": float(right[k] / totals[k]),
-            "interval": clusters.interval(hits[numbers == k], None if of is None else of[numbers == k]),
-            "more": [],
-        }
-        for k in worst[:_MAX_GROUPS].tolist()
-    ]
-    left = len(names) - len(rows)
-    return {
-        "title": f"By {title}",
-        "caption": f"By {title}, worst first",
-        "first": title,
-        "share": "accuracy",
-        "more": [],
-        "rows": rows,
-        "note": " ".join(
-            filter(None, [_by_groups(of), f"{left:,} others are better than these." if left else ""])
-        ),
-    }
+    shares = np.bincount(numbers, weights=hits) / totals
+    rows = []
+    for k in np.argsort(shares, kind="stable")[:_MAX_GROUPS].tolist():
+        interval = clusters.interval(hits[numbers == k], None if of is None else of[numbers == k])
+        rows.append(Row(str(names[k]), int(totals[k]), float(shares[k]), interval))
+    return Table(kind, rows, len(names), of)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.files.atomic import children
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
-from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import shape
 from tl_dist.runs.directory import RunDir, read_json, steps_in
 from tl_dist.runs.identity import split_ids
@@ -33,11 +31,10 @@ class Facts:
     run: RunDir
     cfg: Config
     identity: Mapping[str, Any]
-    done: Mapping[str, Any]
-    """the final record; empty before the end of the run"""
+    done: Mapping[str, Any]  # the final record; empty before the end of the run
     records: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # of the packages that wrote the newest checkpoint
     split_sizes: Mapping[str, int]
     split: str
     predictions: Predictions
@@ -49,6 +46,11 @@ class Facts:
         return [record for record in self.records if record.get("event") == name]
 
     @property
+    def folds(self) -> Mapping[str, Any] | None:
+        """Return the figures of a cross-validation if the predictions are its own; else None."""
+        return self.done["cross_validation"] if self.split == OUT_OF_FOLD_SPLIT else None
+
+    @property
     def subject(self) -> str:
         """Name the predictions for a heading."""
         return "out-of-fold predictions" if self.split == OUT_OF_FOLD_SPLIT else f"{self.split} split"
@@ -58,6 +60,31 @@ class Facts:
         """Return the names of the classes, by number."""
         return [str(name) for name in self.predictions.class_names]
 
+    @property
+    def workers(self) -> int | None:
+        """Return the number of workers of the last attempt."""
+        train = self.events("train")
+        return train[-1].get("workers", self.cfg.workers) if train else self.cfg.workers
+
+    @property
+    def duration(self) -> str:
+        """Format the time of all attempts together; empty if it was not recorded."""
+        took = timedelta()
+        for attempt in self.attempts:
+            if attempt.get("began") and attempt.get("ended"):
+                began, ended = (datetime.fromisoformat(attempt[key]) for key in ("began", "ended"))
+                took += ended - began
+        minutes, seconds = divmod(round(took.total_seconds()), 60)
+        hours, minutes = divmod(minutes, 60)
+        text = (
+            f"{hours} h {minutes} min"
+            if hours
+            else f"{minutes} min {seconds} s"
+            if minutes
+            else f"{seconds} s"
+        )
+        return text if took else ""
+
 
 def gather(path: Path, split: str | None) -> Facts:
     """Read the run at `path`.
@@ -66,15 +93,21 @@ def gather(path: Path, split: str | None) -> Facts:
     predictions for the split.
     """
     run = RunDir.open(path)
-    out_of_fold = _out_of_fold(run)
-    done = run.done or {}
+    out_of_fold, done = _out_of_fold(run), run.done or {}
     if split is None and "cross_validation" in done and out_of_fold is not None:
         split, predicted = OUT_OF_FOLD_SPLIT, out_of_fold.of_one(out_of_fold.probabilities[0])
     else:
-        split = split or next(
-            (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists()), "test"
-        )
+        kept = (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists())
+        split = split or next(kept, "test")
         predicted = predictions.load(predictions.file_of(run.path, split))
+    if out_of_fold is not None and (
+        list(out_of_fold.class_names) != list(predicted.class_names)
+        or not _labels(predicted) <= _labels(out_of_fold)
+    ):
+        out_of_fold = None  # of other classes or examples, or with other labels
+    attempts = [read_json(file) for file in sorted(children(run.attempts)) if file.suffix == ".json"]
+    newest = next((directory for _, directory in steps_in(run.checkpoints)), run.checkpoints)
+    versions = (read_json(newest / "meta.json") or {}).get("versions")
     ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
     return Facts(
         run,
@@ -82,12 +115,12 @@ def gather(path: Path, split: str | None) -> Facts:
         run.read_identity() or {},
         done,
         [record for record in records(run.metrics_file) if shape.is_whole(record)],
-        list(_attempts(run)),
-        _versions(run),
+        [record for record in attempts if record is not None and shape.fault(record, shape.Attempt) is None],
+        {name: str(number) for name, number in versions.items()} if isinstance(versions, dict) else {},
         {split: len(ids) for split, ids in ids_of.items()},
         split,
         predicted,
-        out_of_fold if out_of_fold is not None and _fits(out_of_fold, predicted) else None,
+        out_of_fold,
     )
 
 
@@ -101,46 +134,5 @@ def _out_of_fold(run: RunDir) -> OutOfFold | None:
     return None
 
 
-def _fits(out_of_fold: OutOfFold, predicted: Predictions) -> bool:
-    """Tell whether `out_of_fold` covers all examples of `predicted` with the same labels."""
-    if list(out_of_fold.class_names) != list(predicted.class_names):
-        return False
-    labels = dict(zip(out_of_fold.ids.tolist(), out_of_fold.labels.tolist(), strict=True))
-    pairs = zip(predicted.ids.tolist(), predicted.labels.tolist(), strict=True)
-    return all(labels.get(name) == label for name, label in pairs)
-
-
-def mean_over_seeds(out_of_fold: OutOfFold) -> Predictions:
-    """Average the probabilities over seeds. The mean is more accurate than any one model, so it only checks labels."""
-    return out_of_fold.of_one(out_of_fold.probabilities.mean(axis=0))
-
-
-def _attempts(run: RunDir) -> Iterator[dict[str, Any]]:
-    for path in sorted(children(run.attempts)):
-        record = read_json(path) if path.suffix == ".json" else None
-        if record is not None and shape.fault(record, shape.Attempt) is None:
-            yield record
-
-
-def _versions(run: RunDir) -> Mapping[str, str]:
-    """Return the package versions that wrote the newest checkpoint."""
-    for _, directory in steps_in(run.checkpoints):
-        versions = (read_json(directory / "meta.json") or {}).get("versions")
-        return {k: str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
-    return {}
-
-
-def same_examples(runs: Sequence[Facts]) -> list[np.ndarray]:
-    """Return for each run an order that aligns its examples with the others. Refuses (65) other examples or labels."""
-    first, *others = runs
-    orders = [np.argsort(facts.predictions.ids) for facts in runs]
-    ids, labels = first.predictions.ids[orders[0]], first.predictions.labels[orders[0]]
-    for facts, order in zip(others, orders[1:], strict=True):
-        same = np.array_equal(facts.predictions.ids[order], ids) and facts.class_names == first.class_names
-        if not same or not np.array_equal(facts.predictions.labels[order], labels):
-            raise Refusal(
-                f"{first.run.path} and {facts.run.path} were not evaluated on the same examples of '{first.split}'.",
-                fix="train both with the same data section (split_seed and fractions), or report them one by one.",
-                code=ExitCode.DATA,
-            )
-    return orders
+def _labels(predicted: Predictions | OutOfFold) -> set[tuple[str, int]]:
+    return set(zip(predicted.ids.tolist(), predicted.labels.tolist(), strict=True))

@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_dist.refusal import printable
+from tl_dist.refusal import printable, shortened
+from tl_dist.scores.clusters import by_design_effect
+from tl_dist.scores.text import figure, percent, points
 
 _TEMPLATES = Path(__file__).with_name("templates")
-NOT_DEFINED = "\N{EN DASH}"
 MARK = b"<!-- report of tl_dist -->"
 """follows the doctype of every report: only a file with this mark is replaced"""
 
@@ -25,8 +26,7 @@ class Section:
     anchor: str
     title: str
     template: str
-    content: Mapping[str, Any] | None
-    """None leaves the part out"""
+    content: Mapping[str, Any] | None  # None leaves the part out
 
 
 def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str, Any]) -> bytes:
@@ -38,8 +38,11 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        plain = isinstance(value, str) and not hasattr(value, "__html__")
-        return printable(value, lines=True) if plain else value
+        is_text = isinstance(value, str) and not isinstance(value, Markup)
+        return printable(value, lines=True) if is_text else value
+
+    def read(name: str) -> Markup:
+        return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -49,17 +52,18 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
-    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.filters |= {each.__name__: each for each in (figure, percent, points, shortened)}
+    environment.globals["by_design_effect"] = by_design_effect
+    script = read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
     text = environment.get_template("page.html.j2").render(
         title=title,
         kind=kind,
         sections=[section for section in sections if section.content is not None],
         data=printed(data),
-        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=f"sha256-{digest}",
+        style=read("page.css"),
+        script=script,
+        script_digest=f"sha256-{digest.decode()}",
         version=version("tl_dist"),
     )
     first, rest = text.split("\n", 1)
@@ -73,8 +77,3 @@ def printed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: printed(item) for key, item in value.items()}
     return [printed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def percent(share: float | None) -> str:
-    """Format a share as a percentage with one decimal and a no-break space; None as a dash."""
-    return NOT_DEFINED if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

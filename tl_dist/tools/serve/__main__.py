@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -27,53 +26,42 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Serve until a signal to stop, and return the exit code; print a refusal as one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m tl_dist.tools.serve", description=__doc__)
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--socket", type=int, required=True, help="descriptor of one that listens")
-    parser.add_argument("--public", action="store_true", help="others than this machine may ask, by any name")
-    parser.add_argument("--at", default="")
-    options = parser.parse_args()
+    place, descriptor, at, hosts = sys.argv[1:]
+    cores = len(os.sched_getaffinity(0))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopped_early)
     try:
-        return _serve(options, Console())
+        with _stderr_held_back():
+            from tl_dist.trainer.__main__ import import_keras
+
+            import_keras()
+            from tl_dist.tools.serve import served
+
+            if Path(place, "export.json").is_file():
+                model = served.of_export(Path(place), cores=cores)
+            else:
+                model = served.of_run(RunDir.open(Path(place)), at, cores=cores)
     except Refusal as refusal:
         Console(stderr=True).say(f"error: {refusal}")
         return refusal.code
+    with socket.socket(fileno=int(descriptor)) as listening:
+        return _answer(model, listening, hosts.split(), cores)
 
 
-def _serve(options: argparse.Namespace, console: Console) -> int:
-    cores = len(os.sched_getaffinity(0))
-    with _stderr_held_back():
-        from tl_dist.trainer.__main__ import import_keras
-
-        import_keras()
-        from tl_dist.tools.serve import served
-
-        if (options.path / "export.json").is_file():
-            model = served.of_export(options.path, cores=cores)
-        else:
-            model = served.of_run(RunDir.open(options.path), options.at, cores=cores)
-    with socket.socket(fileno=options.socket) as listening:
-        return _answer(model, listening, console, cores=cores, public=options.public)
-
-
-def _answer(model: Served, listening: socket.socket, console: Console, *, cores: int, public: bool) -> int:
-    """Answer requests until a signal to stop."""
+def _answer(model: Served, listening: socket.socket, hosts: list[str], cores: int) -> int:
+    """Answer requests for these host names until a signal to stop."""
     import uvicorn
 
     from tl_dist.tools.serve.app import application
     from tl_dist.tools.serve.connections import Connection
-    from tl_dist.tools.serve.metrics import Metrics
     from tl_dist.tools.serve.requests import Answers
 
-    host, port = listening.getsockname()[:2]
-    metrics = Metrics()
-    names = ["*"] if public else [host, f"[{host}]", "localhost"]
+    console, answers = Console(), Answers(model, cores=cores)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            host, port = listening.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
             kind = ", calibrated" if model.calibrated else ""
             console.say(
@@ -82,13 +70,14 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
-            console.say(f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
+            requests = answers.metrics.registry.get_sample_value("tl_dist_request_seconds_count") or 0
+            console.say(f"stopped after {requests:,.0f} request{'s' * (requests != 1)}")
             sys.stdout.flush()
             os._exit(ExitCode.DONE)  # a thread may be decoding an image, and cannot be interrupted
 
     logging.basicConfig(handlers=[_Lines()], force=True)
     config = uvicorn.Config(
-        application(Answers(model, metrics, cores=cores), hosts=names),
+        application(answers, hosts=hosts),
         http=Connection,
         log_config=None,
         log_level="warning",

@@ -7,13 +7,14 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import generate_latest
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -21,14 +22,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl_dist.files import limits
-from tl_dist.tools.serve.batches import Full
-from tl_dist.tools.serve.metrics import Metrics
-from tl_dist.tools.serve.requests import Answers, Bad
+from tl_dist.tools.serve.requests import Answers, Bad, Full, Metrics
 from tl_dist.tools.serve.served import Served
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-BODY_S = 15.0
-"""how long the server waits for a body, beyond the time that it takes at BODY_BYTES_PER_S"""
+BODY_S = 15.0  # how long the server waits for a body, beyond the time that it takes at BODY_BYTES_PER_S
 BODY_BYTES_PER_S = 32 << 10
 
 
@@ -41,41 +39,37 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Guard, metrics=answers.metrics)
-    for kind, code in ((Bad, 400), (ClientDisconnect, 400), (Full, 503), (Exception, 500)):
-        app.add_exception_handler(kind, _refusing(code))
-    app.add_exception_handler(AnyHTTPException, _http_error)
+    for kind in (Bad, ClientDisconnect, Full, AnyHTTPException, Exception):
+        app.add_exception_handler(kind, _refused)
 
-    def check(name: str, version: str | None) -> None:
-        if name != served.name:
+    async def check(request: Request) -> None:
+        if request.path_params["name"] != served.name:
             raise HTTPException(404, "no model has this name; GET /healthz tells it")
-        if version not in (None, str(served.version)):
+        if request.path_params.get("version", str(served.version)) != str(served.version):
             raise HTTPException(404, f"the model has no other version than {served.version}")
 
-    @app.get("/v1/models/{name}")
-    @app.get("/v1/models/{name}/versions/{version}")
-    async def status(name: str, version: str | None = None) -> Any:
-        check(name, version)
+    model = APIRouter(prefix="/v1/models/{name}", dependencies=[Depends(check)])
+
+    @model.get("")
+    @model.get("/versions/{version}")
+    async def status() -> Any:
         fine = {"error_code": "OK", "error_message": ""}
         state = {"version": str(served.version), "state": "AVAILABLE", "status": fine}
         return {"model_version_status": [state]}
 
-    @app.get("/v1/models/{name}/metadata")
-    @app.get("/v1/models/{name}/versions/{version}/metadata")
-    async def metadata(name: str, version: str | None = None) -> Any:
-        check(name, version)
+    @model.get("/metadata")
+    @model.get("/versions/{version}/metadata")
+    async def metadata() -> Any:
         return _metadata(served)
 
-    @app.post("/v1/models/{name}:predict")
-    @app.post("/v1/models/{name}/versions/{version}:predict")
-    async def predict(request: Request, name: str, version: str | None = None) -> Any:
-        check(name, version)
-        body = await request.body()
-        return JSONResponse(await run_in_threadpool(answers.to_json, body))
+    @model.post(":predict")
+    @model.post("/versions/{version}:predict")
+    async def predict(request: Request) -> Any:
+        return JSONResponse(await run_in_threadpool(answers.to_json, await request.body()))
 
     @app.post("/predict")
     async def predict_files(request: Request) -> Any:
-        files = await _files(request)
-        return JSONResponse(await run_in_threadpool(answers.to_files, files))
+        return JSONResponse(await run_in_threadpool(answers.to_files, await _files(request)))
 
     @app.get("/healthz")
     async def health() -> Any:
@@ -83,12 +77,15 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Any:
-        return PlainTextResponse(answers.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            generate_latest(answers.metrics.registry), media_type="text/plain; version=0.0.4"
+        )
 
     @app.get("/")
     async def page() -> Any:
         return HTMLResponse(PAGE)
 
+    app.include_router(model)
     return app
 
 
@@ -156,7 +153,8 @@ class Guard:
         finally:
             self._held, self._requests = self._held - held, self._requests - is_whole
             if scope["method"] == "POST":
-                self._metrics.request(code, time.monotonic() - began)
+                self._metrics.requests.labels(code).inc()
+                self._metrics.seconds.observe(time.monotonic() - began)
         return None
 
 
@@ -181,22 +179,17 @@ def _of_own_page(headers: Headers) -> bool:
     )
 
 
-def _refusing(code: int) -> Any:
-    texts = {
-        503: "too much is waiting here; try again in a moment",
-        500: "internal error; see the terminal",
-    }
-
-    async def refuse(request: Request, error: Exception) -> JSONResponse:
-        headers = {"Retry-After": "1"} if code == 503 else None
-        return JSONResponse({"error": texts.get(code, str(error))}, code, headers)
-
-    return refuse
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AnyHTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that has raised an error."""
+    if isinstance(error, AnyHTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    if isinstance(error, Full):
+        return JSONResponse(
+            {"error": "too much is waiting here; try again in a moment"}, 503, {"Retry-After": "1"}
+        )
+    if isinstance(error, Bad | ClientDisconnect):
+        return JSONResponse({"error": str(error)}, 400)
+    return JSONResponse({"error": "internal error; see the terminal"}, 500)
 
 
 def _metadata(served: Served) -> dict[str, Any]:
@@ -206,14 +199,15 @@ def _metadata(served: Served) -> dict[str, Any]:
         dims = [{"size": str(size), "name": ""} for size in (-1, *sizes)]
         return {name: {"dtype": kind, "tensor_shape": {"dim": dims, "unknown_rank": False}, "name": name}}
 
-    def signature(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        outputs = tensor("probabilities", "DT_FLOAT", len(served.class_names)) | tensor("class", "DT_STRING")
-        return {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
-
     size = served.image_size
+    outputs = tensor("probabilities", "DT_FLOAT", len(served.class_names)) | tensor("class", "DT_STRING")
+    inputs = {
+        "serving_default": tensor("images", "DT_UINT8", size, size, 3),
+        "encoded": tensor("encoded", "DT_STRING"),
+    }
     signatures = {
-        "serving_default": signature(tensor("images", "DT_UINT8", size, size, 3)),
-        "encoded": signature(tensor("encoded", "DT_STRING")),
+        name: {"inputs": tensors, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
+        for name, tensors in inputs.items()
     }
     return {
         "model_spec": {"name": served.name, "signature_name": "", "version": str(served.version)},
@@ -221,16 +215,17 @@ def _metadata(served: Served) -> dict[str, Any]:
     }
 
 
-def _digest(tag: str) -> str:
-    """Return the digest by which the Content-Security-Policy allows an inline element of the page."""
-    (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 _TOO_LARGE = f"the request is larger than {limits.SERVED_BODY:,} bytes"
+# The digests allow the inline elements of the page, and no other.
+_SCRIPT, _STYLE = (
+    base64.b64encode(
+        hashlib.sha256(PAGE.split(f"<{tag}>")[1].split(f"</{tag}>")[0].encode()).digest()
+    ).decode()
+    for tag in ("script", "style")
+)
 _HEADERS = {
     "Content-Security-Policy": (
-        f"default-src 'none'; script-src {_digest('script')}; style-src {_digest('style')}; img-src blob: data:; "
+        f"default-src 'none'; script-src 'sha256-{_SCRIPT}'; style-src 'sha256-{_STYLE}'; img-src blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",

@@ -17,7 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 
-PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "python_multipart")
+PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
@@ -25,9 +25,10 @@ def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
     refuse_unusable(path, at)
     listening = listening_on(host, port)
     listening.set_inheritable(True)
-    options = ["--socket", str(listening.fileno()), *(["--at", at] if at else [])]
-    options += ["--public"] if reachable_by_others(host) else []
-    argv = [sys.executable, "-P", "-m", "tl_dist.tools.serve", str(path.absolute()), *options]
+    address = listening.getsockname()[0]
+    hosts = "*" if reachable_by_others(host) else f"{address} [{address}] localhost"
+    argv = [sys.executable, "-P", "-m", "tl_dist.tools.serve", str(path.absolute())]
+    argv += [str(listening.fileno()), at, hosts]
     environment = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
     # Without this TensorFlow warns of each image that cannot be decoded; the answer says so already.
     os.execve(argv[0], argv, {"TF_CPP_MIN_LOG_LEVEL": "2"} | environment | {SAFE_PATH: "1"})
@@ -49,24 +50,14 @@ def listening_on(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # It listens from now on: if two servers only bound the port, neither would notice the other.
         return socket.create_server(address[:2], family=family, backlog=128)
-    except (socket.gaierror, UnicodeError) as error:
-        raise _no_address(host, error) from error
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise _no_address(host, error) from error
-        raise Refusal(
-            f"{host} port {port} cannot be served on ({os.strerror(error.errno or 0)}).",
-            fix="name another port with --port; 0 takes a free one.",
-            code=ExitCode.CANNOT_CREATE,
-        ) from error
-
-
-def _no_address(host: str, error: Exception) -> Refusal:
-    return Refusal(
-        f"--host {host} is no address of this machine ({reason(error)}).",
-        fix="name one, such as 127.0.0.1 or 0.0.0.0.",
-        code=ExitCode.USAGE,
-    )
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
+            what = f"--host {host} is no address of this machine ({reason(error)})."
+            fix, code = "name one, such as 127.0.0.1 or 0.0.0.0.", ExitCode.USAGE
+        else:
+            what = f"{host} port {port} cannot be served on ({os.strerror(error.errno or 0)})."
+            fix, code = "name another port with --port; 0 takes a free one.", ExitCode.CANNOT_CREATE
+        raise Refusal(what, fix=fix, code=code) from error
 
 
 def reachable_by_others(host: str) -> bool:

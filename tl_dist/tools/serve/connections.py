@@ -14,8 +14,7 @@ from tl_dist.rendezvous.peers import user_of
 
 HEADER_S = 5.0
 """for the whole header of a request, counted from the connection or from the previous answer"""
-ANSWER_S = 60.0
-"""for a client to read what is sent to it"""
+ANSWER_S = 60.0  # for a client to read what is sent to it
 
 
 class Connection(H11Protocol):

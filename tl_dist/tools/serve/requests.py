@@ -1,23 +1,26 @@
-"""Turn the body of a request into images, and probabilities into the body of the answer; without HTTP."""
+"""Turn the body of a request into images, compute them in batches, and make the body of the answer; without HTTP."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Condition, Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from tl_dist.files import limits
+from tl_dist.models.export import Predict
 from tl_dist.refusal import printable, shortened
-from tl_dist.tools.serve.batches import Batches
-from tl_dist.tools.serve.metrics import Metrics
 from tl_dist.tools.serve.served import Served
 
+BATCH = 32
 AT_ONCE = 8  # images that are decoded at the same time
 SIGNATURES = ("", "serving_default", "encoded")
 _VALUES_AT_ONCE = 200_000  # 20 ms
@@ -30,12 +33,65 @@ class Bad(Exception):
     """A request that cannot be answered, and why in one line."""
 
 
+class Full(Exception):
+    """The server has no room for more images or requests."""
+
+
+class Metrics:
+    """What a server has done, for Prometheus; several threads add to it."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # else each has a second series with the time of its creation
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("tl_dist_requests", "Answered predictions", ["code"], registry=registry)
+        self.seconds = Histogram("tl_dist_request_seconds", "Time of an answer", registry=registry)
+        self.images = Counter("tl_dist_images", "Computed images", registry=registry)
+        self.image_errors = Counter("tl_dist_image_errors", "Undecodable images", registry=registry)
+        self.batches = Counter("tl_dist_batches", "Computed batches", registry=registry)
+
+
+class Batches:
+    """Computes waiting images in batches; a batch never waits for more images to fill it."""
+
+    def __init__(self, predict: Predict, metrics: Metrics) -> None:
+        self._predict, self._metrics = predict, metrics
+        self._waiting: deque[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = deque()
+        self._arrived = Condition()
+        Thread(target=self._work, name="batches", daemon=True).start()
+
+    def put(self, images: Sequence[NDArray[np.uint8]]) -> list[Future[NDArray[np.float32]]]:
+        """Queue all images and return a future of each one's probabilities, or raise Full and queue none."""
+        entries = [(image, Future[NDArray[np.float32]]()) for image in images]
+        with self._arrived:
+            if len(self._waiting) + len(entries) > limits.SERVED_WAITING:
+                raise Full
+            self._waiting += entries
+            self._arrived.notify()
+        return [answer for _, answer in entries]
+
+    def _work(self) -> None:
+        while True:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._waiting)
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            try:
+                rows = self._predict(np.stack([image for image, _ in batch]))
+                self._metrics.images.inc(len(batch))
+                self._metrics.batches.inc()
+                for (_, answer), row in zip(batch, rows, strict=True):
+                    answer.set_result(row)
+            except Exception as error:  # fails these requests alone: the thread must outlive it
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+
+
 class Answers:
     """Answers requests of both kinds; many threads call it."""
 
-    def __init__(self, served: Served, metrics: Metrics, *, cores: int) -> None:
-        self.served, self.metrics = served, metrics
-        self._batches = Batches(served.predict, metrics.batch)
+    def __init__(self, served: Served, *, cores: int) -> None:
+        self.served, self.metrics = served, Metrics()
+        self._batches = Batches(served.predict, self.metrics)
         # Bounded pools, first come first served: an image takes up to 1 GiB while it is resized, a parsed body many
         # times its bytes.
         self._images = ThreadPoolExecutor(min(cores, AT_ONCE))
@@ -52,7 +108,7 @@ class Answers:
                 try:
                     images.append(self._images.submit(self._image, instance).result())
                 except ValueError as error:
-                    self.metrics.image_errors(1)
+                    self.metrics.image_errors.inc()
                     raise Bad(f"instance {len(images)}: {_line(error)}") from None
         return {"predictions": [self._prediction(row) for row in self._probabilities(images)]}
 
@@ -67,7 +123,7 @@ class Answers:
                 images.append(self._images.submit(self.served.decode, encoded).result())
                 decoded.append(entry)
             except ValueError as error:
-                self.metrics.image_errors(1)
+                self.metrics.image_errors.inc()
                 entry["error"] = _line(error)
         for entry, row in zip(decoded, self._probabilities(images), strict=True):
             entry |= self._prediction(row)

@@ -14,20 +14,18 @@ from numpy.typing import NDArray
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS, first_line
-from tl_dist.datasets.decoding import by_pillow, decode_rgb
+from tl_dist.datasets.decoding import BY_PILLOW, decode_rgb
 from tl_dist.datasets.headers import checked
 from tl_dist.datasets.preprocess import rgb
 from tl_dist.features.views import apply_views, views_of
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
-from tl_dist.models.export import format_of
-from tl_dist.models.export.runtime import Predict, compiled, opened
+from tl_dist.models.export import Predict, compiled, format_of, opened
 from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer.load_model import restored
-from tl_dist.trainer.setup import start_tensorflow
+from tl_dist.trainer.load_model import restored, start_tensorflow
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,10 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         mean = tf.reduce_mean([model(batch, training=False) for batch in inputs], axis=0)
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
-    size = int(own.model.input_shape[1])
-    return _checked(
-        Served(
-            run.name,
-            own.step,
-            own.class_names,
-            size,
-            compiled(predict, own.model.input_shape),
-            decoder(size, cfg.data.kept_fraction, own.decoding),
-            calibrated=temperature is not None,
-        )
-    )
+    shape, kept = own.model.input_shape, cfg.data.kept_fraction
+    decode = decoder(int(shape[1]), kept)
+    answer, calibrated = compiled(predict, shape), temperature is not None
+    return _checked(Served(run.name, own.step, own.class_names, int(shape[1]), answer, decode, calibrated))
 
 
 def of_export(directory: Path, *, cores: int) -> Served:
@@ -85,17 +75,12 @@ def of_export(directory: Path, *, cores: int) -> Served:
         )
         form = format_of(report["to"], report["numbers"])
         form.require()
-        size = int(settings["image_size"])
+        size, names = int(settings["image_size"]), [str(name) for name in settings["class_names"]]
+        predict = opened(report["to"], directory / form.file, threads=cores)
+        decode = decoder(size, settings["crop_fraction"])
+        calibrated = report.get("temperature") is not None
         return _checked(
-            Served(
-                str(report["run"]),
-                int(report["step"]),
-                [str(name) for name in settings["class_names"]],
-                size,
-                opened(report["to"], directory / form.file, threads=cores),
-                decoder(size, settings["crop_fraction"], settings.get("decoding", 1)),
-                calibrated=report.get("temperature") is not None,
-            )
+            Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated)
         )
     except Refusal:
         raise
@@ -115,7 +100,7 @@ def _checked(served: Served) -> Served:
     return served
 
 
-def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:
+def decoder(size: int, crop: float | None) -> Callable[[bytes], NDArray[np.uint8]]:
     """Return a function that reads the bytes of a request as `tl-dist predict` reads a file."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
@@ -124,22 +109,22 @@ def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], N
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def read(encoded: tf.Tensor) -> tf.Tensor:
-        return fitted(decode_rgb(encoded, decoding))
+        return fitted(decode_rgb(encoded))
 
     def decode(encoded: bytes) -> NDArray[np.uint8]:
-        kind, width, height, _ = checked(encoded)
+        kind, width, height = checked(encoded)
         if width * height > limits.SERVED_PIXELS:
             raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
         with tf.device("CPU:0"):
-            if by_pillow(kind, decoding):
-                try:  # outside the graph, which prints a traceback for each damaged image
-                    pixels = rgb(encoded, decoding)
-                except Exception as error:
-                    raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
-                return np.asarray(fitted(tf.constant(pixels)))
-            try:
-                return np.asarray(read(tf.constant(encoded)))
-            except READ_ERRORS as error:
-                raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+            if kind not in BY_PILLOW:
+                try:
+                    return np.asarray(read(tf.constant(encoded)))
+                except READ_ERRORS as error:
+                    raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+            try:  # outside the graph, which prints a traceback for each damaged image
+                pixels = rgb(encoded)
+            except Exception as error:
+                raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
+            return np.asarray(fitted(tf.constant(pixels)))
 
     return decode

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
@@ -33,10 +33,9 @@ from tl_dist.runs.directory import RunDir, read_json
 from tl_dist.runs.records import records
 from tl_dist.runs.table import state_of
 
-MAX_VALUE = 500
-"""characters of a parameter"""
+MAX_VALUE = 500  # characters of a parameter
 _MAX_NAME, _MAX_NUMBERS = 200, 500  # characters of a name, numbers of a record
-_NOT_CURVES = {"step", "total_steps", "epochs", "eta_s"}
+_NOT_CURVES = {"step", "total_steps", "epochs", "eta_s", "figures"}
 _NOT_IN_NAMES = re.compile(r"[^\w. /-]", re.ASCII)
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>/?#]*)([^\s'\"<>]*)")
 _HOST = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::\d*)?[.,:;)]*")
@@ -44,16 +43,13 @@ _AT = re.compile(r"/[^\s'\"<>()/]+@[^\s'\"<>()]*")
 _QUERY = re.compile(r"\?[^\s'\"<>()]+")  # libraries also show an address without its host
 _LOCK_WAIT_S = 10.0
 
-Keep = Callable[[], None]
-"""writes to disk what a tracker has taken"""
+Keep = Callable[[], None]  # writes to disk what a tracker has taken
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The numbers of one record."""
 
-    key: str
-    """train, SPLIT:STEP, or done; rows of training are told apart by their step"""
+    key: str  # train, SPLIT:STEP, or done; rows of training are told apart by their step
     step: int
     values: Mapping[str, float]
 
@@ -63,18 +59,20 @@ class Copied:
     """What a run has to copy, and where it is noted what has been sent."""
 
     run: RunDir
-    id: str
-    """the id of this run in every tracker"""
-    state: str
-    """running, done, stopped or failed"""
-    place: Path
-    """the directory of the notes"""
+    id: str  # the id of this run in every tracker
+    state: str  # running, done, stopped or failed
+    place: Path  # the directory of the notes
 
     @property
     def parameters(self) -> dict[str, str]:
         """Return the config by dotted key."""
         values = config_file.flat(config_file.load(self.run.config_file, imports=False))
-        return {name_of(key): _text(value) for key, value in values.items()}
+        return {
+            name_of(key): printable(
+                shortened(value if isinstance(value, str) else json.dumps(value), MAX_VALUE)
+            )
+            for key, value in values.items()
+        }
 
     @property
     def files(self) -> list[Path]:
@@ -85,44 +83,34 @@ class Copied:
     def rows(self) -> Iterator[Row]:
         """Yield all numbers of the run in the order in which they were recorded, then its final figures."""
         for record in records(self.run.metrics_file):
-            step = record.get("step")
+            step, event, split = (record.get(key) for key in ("step", "event", "split"))
             if not isinstance(step, int) or abs(step) >= 2**63:
                 continue
-            plain = {key: value for key, value in record.items() if key not in _NOT_CURVES}
-            if record.get("event") == "train":
-                yield Row("train", step, dict(_numbers(plain, "train/")))
-            elif record.get("event") == "evaluation":
-                split = record.get("split")
-                figures = plain.pop("figures", None)
-                plain |= figures if isinstance(figures, Mapping) else {}
-                plain.pop("class_names", None)
-                yield Row(f"{split}:{step}", step, dict(_numbers(plain, f"{split}/")))
+            if event == "train":
+                yield Row("train", step, _numbers(record, "train/"))
+            elif event == "evaluation":
+                yield Row(f"{split}:{step}", step, _numbers(record, f"{split}/"))
         if (done := self.run.done) is not None:
-            step = done.get("step")
-            figures = done.get("figures")
-            numbers = {**done, **(figures if isinstance(figures, Mapping) else {})}
-            numbers.pop("figures", None)
-            step = step if isinstance(step, int) and abs(step) < 2**63 else 0
-            yield Row("done", step, dict(_numbers(numbers, "final/")))
+            yield Row("done", done.get("step", 0), _numbers(done, "final/"))
 
 
 class NotTaken(Exception):
     """A tracker has not taken a run; the message is the reason."""
 
 
-def unsent(rows: Iterable[Row], sent: dict[str, int]) -> Iterator[Row]:
-    """Yield the rows that `sent` does not count yet, and count each when the next one is requested.
+def unsent(rows: Iterable[Row], sent: Mapping[str, int]) -> Iterator[tuple[Row, int]]:
+    """Yield each row that `sent` does not count yet, with the count to note once it is sent.
 
-    For training, `sent` holds the last step: a restart repeats the same steps, which are not sent again. For
-    evaluations, it holds how many there were of a split at a step.
+    For training, this is the last step: a restart repeats the same steps, which are not sent again. For evaluations, it
+    is how many there were of a split at a step.
     """
-    counts: Counter[str] = Counter()
+    counts, known = Counter[str](), dict(sent)
     for row in rows:
         counts[row.key] += 1
         number = row.step if row.key == "train" else counts[row.key]
-        if number > sent.get(row.key, 0):
-            yield row
-            sent[row.key] = number
+        if number > known.get(row.key, 0):
+            known[row.key] = number
+            yield row, number
 
 
 def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
@@ -140,7 +128,7 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[st
             try:
                 # MLflow prints the address.
                 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                    lines.append(f"{name}: {_send(copied, name, live)}")
+                    lines.append(f"{name}: {without_secrets(_send(copied, name, live))}")
             except Refusal:
                 raise
             except Exception as error:  # libraries, servers and networks raise what they like
@@ -159,9 +147,8 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[st
 
 def _send(copied: Copied, name: str, live: bool) -> str:
     """Send a run to one tracker, noting what it has taken as it goes, and return where the copy is."""
-    file = copied.place / f"{name}.json"
+    file, size = copied.place / f"{name}.json", bytes_of(copied.run)
     known = read_json(file) or {}
-    size = bytes_of(copied.run)
 
     def keep() -> None:
         write_atomically(file, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n")
@@ -169,7 +156,7 @@ def _send(copied: Copied, name: str, live: bool) -> str:
     where: str = import_module(f"tl_dist.tools.track.to_{name}").send(copied, known, keep, live=live)
     known["seen"] = {} if live else {"bytes": size, "state": copied.state}
     keep()
-    return without_secrets(where)
+    return where
 
 
 def without_secrets(text: str) -> str:
@@ -234,23 +221,21 @@ def _id(place: Path) -> str:
     return run_id
 
 
-def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    """Yield at most _MAX_NUMBERS numbers of a record, also of its nested sections and the two ends of intervals."""
-    return islice(_all_numbers(values, prefix), _MAX_NUMBERS)
+def _numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Return at most _MAX_NUMBERS numbers of a record and of its figures, by names that trackers take."""
+    figures = record.get("figures")
+    values = {**record, **(figures if isinstance(figures, Mapping) else {})}
+    plain = {key: value for key, value in values.items() if key not in _NOT_CURVES}
+    return dict(islice(_all_numbers(plain, prefix), _MAX_NUMBERS))
 
 
 def _all_numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """Yield the numbers, also of nested sections and the two ends of intervals."""
     for key, value in values.items():
-        name = name_of(f"{prefix}{key}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             with suppress(OverflowError):
-                yield name, float(value)
+                yield name_of(f"{prefix}{key}"), float(value)
         elif isinstance(value, Mapping):
             yield from _all_numbers(value, f"{prefix}{key}/")
         elif key == "interval" and isinstance(value, list):
             yield from _all_numbers(dict(zip(("low", "high"), value, strict=False)), f"{prefix}interval_")
-
-
-def _text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return printable(shortened(text, MAX_VALUE))

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,26 +38,22 @@ _PATHS = re.compile(r"NETRC|(?:SSL_CERT|(?:REQUESTS|CURL)_CA|WANDB)\w*_(?:DIR|FI
 
 def sync(path: Path) -> list[str]:
     """Send each tracker of the run what it does not have yet; return a line on each."""
-    run = RunDir.open(path)
-    trackers = _trackers(run)
+    run, trackers = _tracked(path)
     if not trackers:
         raise Refusal(
             f"{run.config_file} names no tracker.",
             fix="repeat 'tl-dist train' with report.track=[mlflow]: the run resumes where it is.",
             code=ExitCode.USAGE,
         )
-    _set_libraries()
     return track.sync(run, trackers)
 
 
 def after_report(path: Path, page: Path) -> list[str]:
     """Send the new report page of a tracked run; return a line on each tracker, also on a failure."""
-    run = RunDir.open(path)
-    trackers = _trackers(run)
+    run, trackers = _tracked(path)
     if not trackers or page.resolve() != (run.path / "report.html").resolve():
         return []
     try:
-        _set_libraries()
         return track.sync(run, trackers)
     except Refusal as refusal:
         return [str(refusal)]
@@ -68,21 +64,34 @@ def beside(path: Path, write_page: Callable[[Path], object]) -> int:
 
     If the run is done and has no report, `write_page` writes it.
     """
-    run, ended = RunDir.open(path), threading.Event()
-    threading.Thread(target=_watch, args=(ended, run), daemon=True).start()
+    (run, trackers), ended, logged = _tracked(path), threading.Event(), ""
+
+    def send(*, live: bool = False) -> None:
+        """Send what is new, and log the outcome unless it is the last one again."""
+        nonlocal logged
+        try:
+            outcome = "; ".join(track.sync(run, trackers, live=live))
+        except Refusal as refusal:
+            outcome = str(refusal)
+        if outcome != logged:
+            sys.stdout.write(f"{printable(outcome)}\n")
+            sys.stdout.flush()
+        logged = outcome
+
+    threading.Thread(target=_watch, args=(ended,), daemon=True).start()
     os.nice(10)
-    _set_libraries()
-    trackers, text = _trackers(run), ""
     while not ended.is_set():
-        text = _sync(run, trackers, text, live=True)
+        send(live=True)
         ended.wait(_EVERY_S)
-    text = _sync(run, trackers, text)
-    if _write_page(run, write_page):
-        _sync(run, trackers, text)
+    send()
+    if run.done is not None and not os.path.lexists(run.path / "report.html"):
+        with suppress(Refusal):
+            write_page(run.path)
+            send()
     return ExitCode.DONE
 
 
-def _watch(ended: threading.Event, run: RunDir) -> None:
+def _watch(ended: threading.Event) -> None:
     while os.read(0, 1):
         pass
     ended.set()
@@ -90,37 +99,15 @@ def _watch(ended: threading.Event, run: RunDir) -> None:
     os._exit(ExitCode.REQUEUE)  # a library that waits for a server cannot be interrupted
 
 
-def _sync(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = False) -> str:
-    """Send what is new; return the outcome as text, and log it unless it equals `before`."""
-    try:
-        text = "; ".join(track.sync(run, trackers, live=live))
-    except Refusal as refusal:
-        text = str(refusal)
-    if text != before:
-        sys.stdout.write(f"{printable(text)}\n")
-        sys.stdout.flush()
-    return text
-
-
-def _write_page(run: RunDir, write_page: Callable[[Path], object]) -> bool:
-    """Write the page of a run that is done and has none. Returns whether it was written."""
-    if run.done is None or os.path.lexists(run.path / "report.html"):
-        return False
-    with suppress(Refusal):
-        write_page(run.path)
-        return True
-    return False
-
-
-def _trackers(run: RunDir) -> tuple[str, ...]:
-    return config_file.load(run.config_file, imports=False).report.track
-
-
-def _set_libraries() -> None:
-    """Set the environment variables that the libraries read when they are imported."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    os.environ.pop("WANDB_DIR", None)  # the library looks for settings there; copies are in RUN/track
-    for name, value in os.environ.items():
-        if _PATHS.fullmatch(name) and value:
-            os.environ[name] = os.path.abspath(os.path.expanduser(value))
+def _tracked(path: Path) -> tuple[RunDir, tuple[str, ...]]:
+    """Return a run and its trackers; set the environment variables that their libraries read when they are imported."""
+    run = RunDir.open(path)
+    trackers = config_file.load(run.config_file, imports=False).report.track
+    if trackers:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        os.environ.pop("WANDB_DIR", None)  # the library looks for settings there; copies are in RUN/track
+        for name, value in os.environ.items():
+            if _PATHS.fullmatch(name) and value:
+                os.environ[name] = os.path.abspath(os.path.expanduser(value))
+    return run, trackers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,35 +90,25 @@ def _send_parameters(client: MlflowClient, number: str, copied: Copied) -> None:
 
 def _send_rows(client: MlflowClient, number: str, copied: Copied, sent: dict[str, Any], keep: Keep) -> None:
     """Send rows in large requests. Rows not noted as sent are sent again with the same time: MLflow drops them."""
-    rows = sent.setdefault("rows", {})
-    batch: list[Row] = []
-    noted = dict(rows)
-    for row in unsent(copied.rows(), rows):
-        if batch and sum(len(each.values) for each in (*batch, row)) > _MOST_METRICS:
-            _send_batch(client, number, batch, sent, noted, keep)
-            batch, noted = [], dict(rows)
-        batch.append(row)
-    if batch:
-        _send_batch(client, number, batch, sent, noted, keep)
-
-
-def _send_batch(
-    client: MlflowClient,
-    number: str,
-    batch: Sequence[Row],
-    sent: dict[str, Any],
-    before: dict[str, int],
-    keep: Keep,
-) -> None:
     from mlflow.entities import Metric
 
-    rows = sent["rows"]
-    sent["rows"] = before  # these rows are noted as sent only after the server has confirmed them
-    sent.setdefault("at", round(time.time() * 1000))
-    keep()
-    metrics = [
-        Metric(name, value, sent["at"], row.step) for row in batch for name, value in row.values.items()
-    ]
-    client.log_batch(number, metrics=metrics)
-    sent["rows"] = rows
-    del sent["at"]
+    rows: dict[str, int] = sent.setdefault("rows", {})
+    for batch in _batches(unsent(copied.rows(), rows)):
+        sent.setdefault("at", round(time.time() * 1000))
+        keep()
+        metrics = [Metric(*item, sent["at"], row.step) for row, _ in batch for item in row.values.items()]
+        client.log_batch(number, metrics=metrics)
+        rows.update((row.key, count) for row, count in batch)  # only after the server has confirmed them
+        del sent["at"]
+
+
+def _batches(rows: Iterable[tuple[Row, int]]) -> Iterator[list[tuple[Row, int]]]:
+    batch, room = list[tuple[Row, int]](), _MOST_METRICS
+    for row, count in rows:
+        if batch and len(row.values) > room:
+            yield batch
+            batch, room = [], _MOST_METRICS
+        batch.append((row, count))
+        room -= len(row.values)
+    if batch:
+        yield batch

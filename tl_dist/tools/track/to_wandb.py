@@ -68,26 +68,14 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
 
     shutil.rmtree(place, ignore_errors=True)
     # Send nothing about this machine, its packages or its repository: the run may have been trained elsewhere.
-    settings = wandb.Settings(
-        console="off",
-        disable_git=True,
-        save_code=False,
-        silent=True,
-        symlink=False,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
+    on = ("disable_git", "silent", "x_disable_meta", "x_disable_machine_info", "x_disable_stats")
+    off = ("save_code", "symlink", "x_save_requirements")
+    settings = wandb.Settings(console="off", **dict.fromkeys(on, True), **dict.fromkeys(off, False))
+    project = wandb.setup().settings.project or _PROJECT
     run = wandb.init(
-        id=copied.id,
-        name=copied.run.name,
-        project=wandb.setup().settings.project or _PROJECT,
-        config=copied.parameters,
-        dir=str(empty),
-        mode="offline",
-        settings=settings,
-    )
+        id=copied.id, name=copied.run.name, project=project, config=copied.parameters, dir=str(empty),
+        mode="offline", settings=settings,
+    )  # fmt: skip
     run.define_metric("*", step_metric="step")
     for row in copied.rows():
         if row.key == "done":
@@ -99,6 +87,7 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
             page = read_file(path, max_bytes=limits.REPORT).decode("utf-8", "replace")
             run.log({"report": wandb.Html(page, inject=False)})
     run.finish(exit_code=int(copied.state == "failed"))
+    wandb.teardown()  # `finish` does not wait for the process that writes the file
     (written,) = empty.glob("wandb/offline-run-*")
     shutil.copytree(written, place / written.name, ignore=_links_in)
 
@@ -115,20 +104,15 @@ def _upload(place: Path) -> None:
     """Upload the file. Raises NotTaken if that fails or takes too long."""
     (file,) = _files_in(place)
     argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_UPLOAD_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
+    with tempfile.TemporaryFile() as log:
+        try:
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UPLOAD_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
+        log.seek(0)
+        lines = log.read().decode("utf-8", "replace").splitlines()
     if not file.with_name(f"{file.name}.synced").exists():
-        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
-        errors = [
-            line.removeprefix("Error: ") for line in lines if file.name not in line and "Syncing" not in line
-        ]
-        raise NotTaken(errors[-1] if errors else "its server did not take the upload")
+        errors = [line for line in lines if line.strip() and file.name not in line and "Syncing" not in line]
+        raise NotTaken(errors[-1].removeprefix("Error: ") if errors else "its server did not take the upload")

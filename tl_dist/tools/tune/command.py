@@ -41,10 +41,11 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
         console.say("ranked by accuracy and log loss weighted by loss.class_weights, as in the fit")
     # The config of the run, since it names the source run that was trained first.
     values = config_file.load(run.config_file).model_dump(mode="json")
-    values["name"] = f"{request.load().name}-best"
-    for section in ("model", "classifier"):
-        values[section] |= settings[0][section]
-    values["classifier"]["layers"] = "all"  # model.layers names only the chosen ones
+    values["name"] = f"{cfg.name.removesuffix('-tune')}-best"
+    values["model"] |= settings[0]["model"]
+    values["classifier"] |= settings[0]["classifier"] | {
+        "layers": "all"
+    }  # model.layers names only the chosen ones
     if values["classifier"]["name"] != "logistic":
         del values["classifier"]["l2"]
     best = run.path / "best.yaml"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tl_dist.config import ClassifierConfig
 from tl_dist.features.classifiers import in_loss
-from tl_dist.features.classifiers.nested import Examples, Nested
+from tl_dist.features.nested import Examples, Nested
 from tl_dist.scores import figures
 
 L2 = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -51,15 +51,21 @@ class Setting:
 class Tried:
     """A setting, the number of folds it was tried on, and its mean scores over them.
 
-    `accuracy` and `log_loss` are unweighted, as its run will report them. `ranked_by` is the same two with examples
-    weighted as in the fit: by their own weights and by the class weights.
+    The weighted ones count each example as the fit does, by its own weight and its class weight; the others are as its
+    run will report them.
     """
 
     setting: Setting
     folds: int
     accuracy: float
     log_loss: float
-    ranked_by: tuple[float, float]
+    weighted_accuracy: float
+    weighted_log_loss: float
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Return the sort key, least is best."""
+        return -self.weighted_accuracy, self.weighted_log_loss
 
 
 def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> list[Setting]:
@@ -84,36 +90,25 @@ def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> li
 def search(
     candidates: Sequence[Setting], classifier: Nested, examples: Examples, fold: NDArray[np.int64]
 ) -> list[Tried]:
-    """Rank the candidates, best first: by the number of folds they survived, then by accuracy, then by log loss.
+    """Rank the candidates, best first: by the number of folds they survived, then by weighted accuracy and log loss.
 
-    Both scores weight an example as in the fit, by its own weight and its class weight. `classifier` holds what all
-    settings share. Examples whose `fold` is 0, 1, ... are held out in turn; those of -1 always train.
+    `classifier` holds what all settings share. Examples whose `fold` is 0, 1, ... are held out in turn; those of -1
+    always train.
     """
     fold, examples = fold[examples.counts > 0], examples.counting()
     of_class = classifier.class_weights(examples.labels, examples.counts)
     weights = in_loss(examples.labels, of_class, examples.counts)
-    scores: list[list[_Score]] = [[] for _ in candidates]
+    scores: list[list[Sequence[float]]] = [[] for _ in candidates]
     alive = list(range(len(candidates)))
+
+    def tried(i: int) -> Tried:
+        return Tried(candidates[i], len(scores[i]), *np.mean(scores[i], axis=0).tolist())
+
     for k in range(int(fold.max()) + 1):
         for i in alive:
             scores[i].append(_score(candidates[i], classifier, examples, fold == k, weights))
-        alive.sort(key=lambda i: _rank(scores[i]))
-        alive = alive[: max(4, len(alive) // 2)]
-    order = sorted(range(len(candidates)), key=lambda i: (-len(scores[i]), *_rank(scores[i])))
-    ranking = []
-    for i in order:
-        accuracy, log_loss, *weighted = (float(x) for x in np.mean(scores[i], axis=0))
-        ranking.append(Tried(candidates[i], len(scores[i]), accuracy, log_loss, (weighted[0], weighted[1])))
-    return ranking
-
-
-_Score = tuple[float, float, float, float]
-"""accuracy and log loss, then both weighted"""
-
-
-def _rank(scores: Sequence[_Score]) -> tuple[float, float]:
-    _, _, accuracy, log_loss = np.mean(scores, axis=0)
-    return -float(accuracy), float(log_loss)
+        alive = sorted(alive, key=lambda i: tried(i).order)[: max(4, len(alive) // 2)]
+    return sorted(map(tried, range(len(candidates))), key=lambda one: (-one.folds, one.order))
 
 
 def _score(
@@ -122,7 +117,8 @@ def _score(
     examples: Examples,
     held_out: NDArray[np.bool_],
     weights: NDArray[np.float64],
-) -> _Score:
+) -> Sequence[float]:
+    """Return accuracy and log loss on the held-out examples, then both weighted."""
     seen = replace(
         examples,
         values=examples.values[:, :, setting.columns],

@@ -15,15 +15,13 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.tune import Request, search
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
-from tl_dist.trainer.task import on_features
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Write the settings to tuning.json, best first. Returns REQUEUE if a stop was requested."""
     ranking = None
-    with on_features(run, "trying settings", cores, alone=True) as (setup, stop_requested, say):
+    with cached.on_features(run, "trying settings", cores, alone=True) as (setup, stop_requested, say):
         ranking = tune(setup, request.folds, stop_requested, say)
     if ranking:
         settings = [
@@ -41,11 +39,11 @@ def tune(
     """Rank classifiers on the cached features, best first.
 
     Scored on the validation split if there is one, else on `folds` folds of the training split. Returns None on ranks
-    other than 0; if a stop is requested before the end, returns None or raises `Stopped`.
+    other than 0; if a stop is requested before the end, raises `Stopped` or `StopRequested`.
     """
     cfg, splits = setup.cfg, setup.splits
     stage_input = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
-    if stage_input is None or not setup.is_first:
+    if not setup.is_first:
         return None
     assert stage_input.features is not None
     built, stored, rows = stage_input.model, stage_input.features.found, stage_input.features.rows

@@ -1,0 +1,262 @@
+"""Choose l2 and layers of a logistic regression by folds within its own training examples. No TensorFlow.
+
+Nested cross-validation: the choice is part of the training that is evaluated, so held-out figures stay honest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.config import ClassifierConfig
+from tl_dist.datasets.split import folds_of
+from tl_dist.features import classifiers
+from tl_dist.features.classifiers import Problems, Watch, unwatched
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import figures
+
+GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))  # l2 from 3.16 to 0.001, two per decade
+FOLDS = 5
+TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
+CONSTANT = 1e-4  # of its spread over all examples: a feature that varies less within a fold is constant there
+WORSE_IN_A_ROW = 2  # losses after which weaker l2 are not tried
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The setting with the least log loss of held-out examples, over all folds, weighted as in the fit."""
+
+    l2: float
+    layers: str  # the name of the chosen columns
+    columns: NDArray[np.int64]
+    log_loss: float
+    num_tried: int
+    edge: Literal["least", "greatest"] | None = None
+    """set if l2 is at an end of the values to try: the best may lie beyond it"""
+
+
+def edge_advice(edge: Literal["least", "greatest"]) -> str:
+    """Return what an l2 at an end of the tried values means, and what to do."""
+    beyond = "smaller" if edge == "least" else "greater"
+    return f"the {edge} l2 that was tried: write {beyond} ones as classifier.l2"
+
+
+def columns_of(layers: Sequence[str], widths: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    """Return the columns of the last layer alone, of the last two and so on, by the names of the layers.
+
+    `widths` are the numbers of columns of the layers, in the order of the features.
+    """
+    starts = np.cumsum([0, *widths])
+    return {
+        " ".join(layers[first:]): np.arange(starts[first], starts[-1])
+        for first in reversed(range(len(layers)))
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Features of some examples: `values` [examples, views, features] to fit, `evaluated` likewise to predict."""
+
+    values: NDArray[np.float32]
+    evaluated: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    strata: NDArray[np.int32]
+    groups: Sequence[str] | None = None
+    weights: NDArray[np.floating] | None = None
+
+    def only(self, inside: NDArray[np.bool_]) -> Examples:
+        """Return the examples where `inside` [examples] is true."""
+        fields: dict[str, Any] = {k: np.asarray(v)[inside] for k, v in vars(self).items() if v is not None}
+        return replace(self, **fields)
+
+    def counting(self) -> Examples:
+        """Return the examples with a weight above 0; refuse (65) if there are none."""
+        if not self.counts.any():
+            what, fix = "no training example has a weight above 0.", "give one to those that teach something."
+            raise Refusal(what, fix=fix, code=ExitCode.DATA)
+        return self if self.counts.all() else self.only(self.counts > 0)
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """Return the weight of each in a fit and in comparisons of fits; reported figures do not use it."""
+        return np.ones(len(self.labels)) if self.weights is None else self.weights.astype(np.float64)
+
+
+def choose(
+    train: Examples,
+    fold: NDArray[np.int64],
+    *,
+    l2: Sequence[float] = GRID,
+    columns: Mapping[str, NDArray[np.int64]] | None = None,
+    scaling: str = "standardize",
+    class_weights: Sequence[float] | None = None,
+    watch: Watch = unwatched,
+) -> Choice:
+    """Return the best of `l2` and of `columns` (default: all) for logistic regression on these examples.
+
+    They are evaluated by the mean of the probabilities over views. `fold` [examples] numbers, from 0, which are held
+    out together. Weights of examples, above 0, count in the fits and in the log loss.
+    """
+    columns = columns or {"all": np.arange(train.values.shape[-1])}
+    choices: list[Choice] = []
+    for name, subset in columns.items():
+        part = replace(train, values=train.values[:, :, subset], evaluated=train.evaluated[:, :, subset])
+        problem = _Folds(part, fold, class_weights, scaling, watch)
+        best, worse = np.inf, 0
+        for strength in sorted(set(l2), reverse=True):
+            loss = figures.log_loss(problem.numbers, problem.probabilities(strength), problem.weights)
+            choices.append(Choice(strength, name, subset, loss, 0))
+            worse = 0 if loss < best else worse + 1
+            best = min(best, loss)
+            if worse == WORSE_IN_A_ROW or len(problem.present) == 1:
+                break
+    best_choice = min(choices, key=lambda choice: choice.log_loss)
+    edge: Literal["least", "greatest"] | None = None
+    if len(problem.present) > 1 and min(l2) < max(l2) and best_choice.l2 in (min(l2), max(l2)):
+        edge = "least" if best_choice.l2 == min(l2) else "greatest"
+    return replace(best_choice, num_tried=len(choices), edge=edge)
+
+
+def held_out_classes(
+    train: Examples, fold: NDArray[np.int64], l2: float, watch: Watch = unwatched
+) -> NDArray[np.int32]:
+    """Return the class of each example, [examples], as predicted from all views by the regression of the others."""
+    problem = _Folds(replace(train, evaluated=train.values), fold, watch=watch)
+    return problem.present[problem.probabilities(l2).argmax(axis=1)]
+
+
+class _Folds:
+    """The classifiers of all folds as one problem, whose solution is the start for the next l2.
+
+    Each scales the features by its own training rows. `present` are the classes, `numbers` [examples] index them, and
+    `weights` are of the examples in the loss, their classes' included.
+    """
+
+    def __init__(
+        self,
+        train: Examples,
+        fold: NDArray[np.int64],
+        class_weights: Sequence[float] | None = None,
+        scaling: str = "standardize",
+        watch: Watch = unwatched,
+    ) -> None:
+        _, views, width = train.values.shape
+        self.present, numbers = np.unique(train.labels, return_inverse=True)
+        self.numbers = numbers.astype(np.int32)
+        # About 1, so that float32 can hold their sums.
+        counts = np.maximum(train.counts / train.counts.mean(), np.finfo(np.float32).tiny)
+        self.weights = classifiers.in_loss(train.labels, class_weights, counts)
+        rows, self._evaluated, self._fold = train.values.reshape(-1, width), train.evaluated, fold
+        if scaling == "standardize":
+            # First by all rows, so that float32 loses no feature, however far from 0 or small beside the others.
+            moments = classifiers.moments(rows, counts.repeat(views))
+            centre, unit = (np.float32(moment) for moment in moments)
+            rows, self._evaluated = ((x - centre) / unit for x in (rows, self._evaluated))
+        rows = np.ascontiguousarray(rows, np.float32)
+        self._evaluated = self._evaluated.astype(np.float32)
+        problems = np.arange(fold.max() + 1)
+        in_training = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
+        row_counts = in_training * counts.repeat(views).astype(np.float32)[:, None]
+        total = row_counts.sum(axis=0)
+        share = in_training * self.weights.repeat(views).astype(np.float32)[:, None] / total
+        mean, spread = (filled((width, len(problems)), np.float32) for filled in (np.zeros, np.ones))
+        if scaling == "standardize":
+            mean = rows.T @ row_counts / total
+            square = (rows**2).T @ row_counts / total - mean**2
+            spread = np.sqrt(np.maximum(square, 0))
+            spread[spread < CONSTANT] = np.inf  # in the training rows of this fold
+        self._problems = Problems(rows, self.numbers.repeat(views), share, mean, spread, watch)
+        self._solution = self._problems.start
+
+    def probabilities(self, l2: float) -> figures.Probabilities:
+        """Return [examples, classes], each example's by the classifier that was not fitted to it."""
+        self._solution = self._problems.minimum(l2, self._solution, TOLERANCE).at
+        kernel, bias = self._problems.map(self._solution)
+        num, views, width = self._evaluated.shape
+        probabilities = np.zeros((num, max(2, len(self.present))))
+        for k in range(kernel.shape[1]):
+            held_out = self._fold == k
+            logits = self._evaluated[held_out].reshape(-1, width) @ kernel[:, k] + bias[k]
+            if self._problems.num_logits == 1:
+                logits = np.concatenate([-logits / 2, logits / 2], axis=1)
+            predicted = figures.softmax(logits).reshape(-1, views, probabilities.shape[1])
+            probabilities[held_out] = predicted.mean(axis=1)
+        return probabilities
+
+
+@dataclass(frozen=True)
+class Nested:
+    """How a classifier is fitted: its settings, and what chooses those that are left open."""
+
+    settings: ClassifierConfig
+    num_classes: int
+    columns: Mapping[str, NDArray[np.int64]]  # by the layers, as `classifier.layers: auto` may choose them
+    class_weights: Callable[..., Sequence[float] | None] = lambda labels, weights: None
+    """gives the weights of the classes in the loss from the training labels and the examples' weights"""
+    seed: int = 0  # of the folds within the training examples
+    watch: Watch = unwatched
+
+    def fit(self, train: Examples) -> tuple[classifiers.Linear, Choice | None]:
+        """Fit the classifier to these examples; return it, and the choice if a setting was open."""
+        self.watch()
+        settings, train = self.settings, train.counting()
+        class_weights = self.class_weights(train.labels, train.counts)
+        candidates = GRID if settings.l2 == "auto" else np.ravel(settings.l2).astype(float).tolist()
+        l2, columns, choice = candidates[0], np.arange(train.values.shape[-1]), None
+        views = train.values.shape[1]
+        if settings.chosen:
+            choice = choose(
+                train,
+                self.folds(train),
+                l2=candidates,
+                columns=self.columns if settings.layers == "auto" else None,
+                scaling=settings.scaling,
+                class_weights=class_weights,
+                watch=self.watch,
+            )
+            l2, columns = choice.l2, choice.columns
+        fitted = classifiers.fit(
+            settings.name,
+            train.values[:, :, columns].reshape(-1, len(columns)),
+            np.repeat(train.labels, views),
+            self.num_classes,
+            l2=l2,
+            scaling=settings.scaling,
+            class_weights=class_weights,
+            weights=np.repeat(train.counts, views),
+            watch=self.watch,
+        )
+        kernel = np.zeros((train.values.shape[-1], self.num_classes))
+        kernel[columns] = fitted.kernel
+        return classifiers.Linear(kernel, fitted.bias, fitted.iterations, fitted.converged), choice
+
+    def folds(self, train: Examples) -> NDArray[np.int64]:
+        """Return the fold of each training example: by strata if each has enough examples, else by class."""
+        strata = train.strata
+        if np.unique(strata, return_counts=True)[1].min() < FOLDS:
+            strata = train.labels
+        smallest = int(np.unique(strata, return_counts=True)[1].min())
+        if train.groups is not None:
+            smallest = min(smallest, len(set(train.groups)))
+        return folds_of(strata, max(2, min(FOLDS, smallest)), self.seed, train.groups)
+
+    def predict(
+        self, examples: Examples, held_out: NDArray[np.bool_]
+    ) -> tuple[figures.Probabilities, classifiers.Linear, Choice | None]:
+        """Return the probabilities of the held-out examples by a classifier of the others alone, it, and its choice."""
+        fitted, choice = self.fit(examples.only(~held_out))
+        evaluated = examples.evaluated[held_out]
+        predicted = fitted.probabilities(evaluated.reshape(-1, evaluated.shape[-1]))
+        return predicted.reshape(len(evaluated), evaluated.shape[1], -1).mean(axis=1), fitted, choice
+
+
+def described(choice: Choice, settings: ClassifierConfig) -> str:
+    """Return the choice as text: "l2 0.1, layers block4 block5 by folds of the training examples"."""
+    parts = [] if isinstance(settings.l2, int | float) else [f"l2 {choice.l2:g}"]
+    parts += [f"layers {choice.layers}"] if settings.layers == "auto" else []
+    beyond = "" if choice.edge is None else f" ({edge_advice(choice.edge)})"
+    return f"{', '.join(parts)} by folds of the training examples{beyond}"

@@ -1,0 +1,202 @@
+"""The Keras network of a backbone: where it is cut, how maps are pooled, its blocks, and how it has fewer channels."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tl_dist.models.backbones import Backbone, preprocess, seam
+from tl_dist.refusal import ExitCode, Refusal
+
+MOST = 25
+"""Most blocks that are counted one by one: the 24 of ViT-L and its stem, the largest network for which decays by layer
+were published (Bao et al., BEiT, arXiv 2106.08254)."""
+TOGETHER = 3  # blocks that count as one in a network with more
+
+_layers = keras.layers
+_CHANNEL_BY_CHANNEL = (
+    _layers.Activation, _layers.AveragePooling2D, _layers.BatchNormalization, _layers.DepthwiseConv2D, _layers.Dropout,
+    _layers.MaxPooling2D, _layers.ReLU, _layers.ZeroPadding2D,
+)  # fmt: skip
+
+
+def first_trainable_layer(
+    backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
+) -> int:
+    """Return the position, in topological order, of the first trained layer; all layers before it are frozen.
+
+    Refuses (64) a name that is no stage or layer; `key` of the config is named then.
+    """
+    names = [layer.name for layer in network.layers]
+    if train_from == "head":
+        return len(names)
+    if train_from == "all":
+        return 0
+    first = backbone.stages.get(train_from, train_from)
+    if first not in names:
+        raise Refusal(
+            f"{key} is '{train_from}', which is no stage or layer of {backbone.name}.",
+            fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
+            code=ExitCode.USAGE,
+        )
+    return names.index(first)
+
+
+def stage_ends(backbone: Backbone, network: Any) -> dict[str, int]:
+    """Return the position, in topological order, of the first layer after each stage, by the stage's name."""
+    names = [layer.name for layer in network.layers]
+    starts = [names.index(first) for first in backbone.stages.values()]
+    return dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
+
+
+def outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
+    """Return the Keras tensor that leaves each of `stages`, from input to output; of no stage, the network's output."""
+    if not stages:
+        return [network.output]
+    return [seam(network, end) for name, end in stage_ends(backbone, network).items() if name in stages]
+
+
+def from_images(backbone: Backbone, network: Any, tensors: Any) -> Callable[[Any], Any]:
+    """Return a function images -> Keras tensors of the network, which runs in inference mode."""
+    model = keras.Model(network.inputs, tensors)
+    return lambda images: model(preprocess(backbone.preprocessing, images), training=False)
+
+
+def divide(
+    backbone: Backbone, network: Any, pooled: Sequence[Any], pooling: str, first: int
+) -> tuple[Any, Any, tuple[int, ...] | None]:
+    """Return (images -> output of the layers before `first`, this output -> pooled features, its shape for one image).
+
+    The first is None if more than one tensor leaves the frozen part; then the second takes the images. `pooled` are
+    the Keras tensors that are pooled.
+    """
+    whole = from_images(backbone, network, pooled)
+    if first >= len(network.layers):  # none of the backbone is trained: the prefix ends with pooling
+        width = pool(pooled, pooling).shape[-1]
+        return lambda images: pool(whole(images), pooling), lambda features: features, (width,)
+    # A stage that ends where training begins is pooled as it is: a Keras model cannot output its input.
+    try:
+        between = seam(network, first) if first else None
+        above = [output for output in pooled if output is not between]
+        trained = keras.Model(between, above) if first else None
+    except ValueError:  # inside a residual block, or with a stage to pool further below
+        trained = None
+    if trained is None:
+        return None, lambda images: pool(whole(images), pooling), None
+    num_passed = len(pooled) - len(above)
+    return (
+        from_images(backbone, network, between),
+        lambda maps: pool([[maps] * num_passed, trained(maps, training=False)], pooling),
+        tuple(trained.input_shape[1:]),
+    )
+
+
+def pool(maps: Any, kind: str) -> Any:
+    """Pool one feature map [rows, h, w, c] or a nest of several and join the results: [rows, features].
+
+    A map gives c features, 2c for both, h*w*c for flatten.
+    """
+    pooled = [_pool(feature_map, kind) for feature_map in keras.tree.flatten(maps)]
+    return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
+
+
+def _pool(features: Any, kind: str) -> Any:
+    if kind == "flatten":
+        return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
+    kinds = {"average": [ops.mean], "maximum": [ops.max], "both": [ops.mean, ops.max]}[kind]
+    pooled = [reduce(features, axis=(1, 2)) for reduce in kinds]
+    return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
+
+
+def normalize(features: Any) -> Any:
+    """Give each row mean 0 and variance 1, in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
+
+    Pooled features of a network without batch norm can be in the hundreds, where no learning rate fits both the head
+    and the backbone.
+    """
+    wide = ops.cast(features, "float32")
+    mean, variance = ops.moments(wide, axes=[-1], keepdims=True)
+    return ops.cast((wide - mean) * ops.rsqrt(variance + 1e-6), features.dtype)
+
+
+def depths(backbone: Backbone, network: Any) -> dict[str, int]:
+    """Return the depth of each layer of `network` below the head, by name: 1 in the last block, then 2, 3, ...
+
+    `optimizer.layer_decay` counts these blocks. A block begins with each stage, and within a stage wherever
+    `backbone.block` matches another name; the convolution that some networks have on top belongs to the last block.
+    These are timm's blocks (`group_matcher`). In a network of more than `MOST` blocks, three blocks of a stage count as
+    one: so the authors of ConvNeXt count their 36 as 12 and the stem (`optim_factory.py` of
+    github.com/facebookresearch/ConvNeXt). Layers before the stem count with it.
+    """
+    _, *starts = (first for name, first in backbone.stages.items() if name != "top")
+    stage = block = 0
+    last = None
+    blocks: dict[str, tuple[int, int]] = {}
+    """layer -> (number of its stage, number of its block in that stage)"""
+    for layer in network.layers:
+        if layer.name in starts:
+            stage, block, last = stage + 1, 0, None
+        match = re.match(backbone.block, layer.name) if backbone.block else None
+        if match:
+            block += last not in (None, match[1])
+            last = match[1]
+        blocks[layer.name] = stage, block
+    if len({*blocks.values()}) > MOST:
+        blocks = {layer: (stage, block // TOGETHER) for layer, (stage, block) in blocks.items()}
+    from_the_top = sorted({*blocks.values()}, reverse=True)
+    return {layer: 1 + from_the_top.index(place) for layer, place in blocks.items()}
+
+
+def narrowed(backbone: Backbone, share: float) -> Backbone:
+    """Return a `prunable` backbone without this share of the channels of each inner convolution.
+
+    It is an ordinary network, which needs no mask and no special kernel. Channels that are added to others or
+    multiplied by them, as at the end of a residual block, all stay.
+    """
+    return replace(backbone, build=partial(_build_narrow, backbone.build, share)) if share else backbone
+
+
+def _build_narrow(
+    build: Callable[[tuple[int, int, int]], Any], share: float, input_shape: tuple[int, int, int]
+) -> Any:
+    whole = build(input_shape)
+    readers = defaultdict(list)
+    for operation in whole.operations:
+        for tensor in inputs_of(operation):
+            readers[id(tensor)].append(operation)
+
+    def is_inner(operation: Any) -> bool:
+        """Return whether the channels are read by one other convolution alone, or leave the network."""
+        next_operations = readers[id(operation.output)]
+        if len(next_operations) != 1:
+            return not next_operations
+        (reader,) = next_operations
+        return is_convolution(reader) or (isinstance(reader, _CHANNEL_BY_CHANNEL) and is_inner(reader))
+
+    inner_names = {layer.name for layer in whole.layers if is_convolution(layer) and is_inner(layer)}
+
+    def clone(layer: Any) -> Any:
+        config = layer.get_config()
+        if layer.name in inner_names:
+            config["filters"] = max(1, round(config["filters"] * (1 - share)))
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(whole, clone_function=clone)
+
+
+def is_convolution(operation: Any) -> bool:
+    """Return whether the operation is a convolution that reads all channels for each channel that it outputs."""
+    return isinstance(operation, _layers.Conv2D) and operation.groups == 1
+
+
+def inputs_of(operation: Any) -> list[Any]:
+    """Return the Keras tensors that an operation of a network reads."""
+    return [] if isinstance(operation, _layers.InputLayer) else keras.tree.flatten(operation.input)
