@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers
-from tl_dist.cli.groups import group
+from tl_dist.cli.app import ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers, group
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.terminal.console import Console

@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, RunsDirectory, Strategy, Workers
+from tl_dist.cli.app import ConfigFile, Overrides, Root, RunPath, RunsDirectory, Strategy, Workers, app, group
 from tl_dist.cli.errors import INTERRUPTED, complain
-from tl_dist.cli.groups import app, group
 from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.terminal.console import Console

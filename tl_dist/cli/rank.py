@@ -8,8 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from tl_dist.cli.arguments import ConfigFile, Overrides, Root, Strategy, Workers
-from tl_dist.cli.groups import app
+from tl_dist.cli.app import ConfigFile, Overrides, Root, Strategy, Workers, app
 from tl_dist.terminal.console import Console
 
 

@@ -8,8 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from tl_dist.cli.arguments import At, Overrides, RunPath, Split, Strategy, Workers
-from tl_dist.cli.groups import app
+from tl_dist.cli.app import At, Overrides, RunPath, Split, Strategy, Workers, app
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console
 

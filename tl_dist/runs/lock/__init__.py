@@ -153,18 +153,15 @@ class Lock:
             return
         with suppress(OSError):  # a lock that is not released can be taken over after this process has ended
             if self.owned():
-                self._mark_released()
+                # The file stays, so that numbers never start over. If this process was replaced a moment ago, the
+                # file is created again below its successor's number, where it has no effect.
+                path = _owner_file(self._directory, self._number)
+                temporary = temporary_name(path)
+                write_file(temporary, [encoded(self.owner, released=True)], sync=False)
+                os.rename(temporary, path)
         self._ended.set()
         self._thread.join()
         os.close(self._fd)
-
-    def _mark_released(self) -> None:
-        # The file stays, so that numbers never start over. If this process was replaced a moment ago, the
-        # file is created again below its successor's number, where it has no effect.
-        path = _owner_file(self._directory, self._number)
-        temporary = temporary_name(path)
-        write_file(temporary, [encoded(self.owner, released=True)], sync=False)
-        os.rename(temporary, path)
 
     def _beat(self) -> None:
         while not self._ended.wait(self.owner.heartbeat_s):

@@ -1,15 +1,18 @@
-"""The application, and the groups in which `tl-dist --help` shows its commands, as a user meets them."""
+"""The application, the groups in which its help shows commands, and the options that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Any
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
+GROUPS: Mapping[str, tuple[str, ...]] = {  # as a user meets them
     "Start": ("init", "config"),
     "Train": ("train", "runs", "prepare", "submit", "worker", "sync"),
     "Use": ("predict", "serve", "export", "prune"),
@@ -53,3 +56,39 @@ def group(name: str, help_text: str) -> typer.Typer:
     typed = typer.Typer(help=help_text, no_args_is_help=True)
     app.add_typer(typed, name=name)
     return typed
+
+
+class Split(StrEnum):
+    """Name a part of a data set; files are named after it."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+ConfigFile = Annotated[Path, Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="[KEY=VALUE]...", help="override a key of the file, such as optimizer.learning_rate=1e-3"
+    ),
+]
+RunPath = Annotated[Path, Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
+At = Annotated[
+    str,
+    Option(
+        "--at",
+        metavar="best|last|STEP",
+        help="checkpoint to use; default: the best if the run keeps one, else the last",
+        show_default=False,
+    ),
+]
+RunsDirectory = Annotated[Path, Argument(metavar="[DIR]", help="directory that holds the runs")]
+Root = Annotated[Path, Option("--runs", metavar="DIR", help="directory that holds the runs")]
+Strategy = Annotated[
+    str | None, Option(help="single, mirrored, horovod, collective, auto, or one from an installed package")
+]
+Workers = Annotated[
+    int | None,
+    Option("--workers", "-n", min=1, help="number of workers; default: one per visible GPU, or one"),
+]
