@@ -70,16 +70,12 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
         for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True)
     ]
     best = max(rows, key=lambda row: row[1]["accuracy"])
+    verdict = {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes}
     sections = [
-        Section(
-            "verdict",
-            "Verdict",
-            "runs",
-            {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes},
-        ),
+        Section("verdict", "Verdict", "runs", verdict),
         Section("tests", "Paired tests", "paired", tests),
         Section("disagreements", "Where they disagree", "disagreements", disagreements),
-        Section("robustness", "Robustness", "facts", _robustness(compared.runs)),
+        Section("robustness", "Robustness", "robustness_compared", _robustness(compared.runs)),
         Section("learning", "Learning curves", "charts", charted.learning(compared.runs)),
         Section("differences", "Differences", "facts", _differences(compared.runs)),
     ]
@@ -130,10 +126,8 @@ def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[
         orders[f"run-{r}"] = [n for n, k in enumerate(pictured) if right[r, k]]
         chips[f"run-{r}"] = f"{facts.run.name} is right"
     num_right = np.bincount(right.sum(axis=0), minlength=len(compared.runs) + 1)
-    return {"class_names": names, "examples": cards, "orders": orders}, {
-        "num_right": num_right,
-        "chips": chips,
-    }
+    script = {"class_names": names, "examples": cards, "orders": orders}
+    return script, {"num_right": num_right, "chips": chips}
 
 
 def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:
@@ -153,12 +147,7 @@ def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:
             interval = " to ".join(map(points, compared["interval"]))
         rows.append((name, ratio, difference, interval))
         methods.add(compared.get("interval_by", "paired bootstrap over images"))
-    sentence = (
-        f"Errors on the same corrupted images, relative to the errors of “{first[0]}”, not of AlexNet. A ratio below "
-        f"1, or a difference below 0, means more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
-    )
-    names = ("run", "relative mean corruption error", "difference of the mean error", "95 % interval")
-    return {"parts": [("", sentence, names, rows)]} if rows else None
+    return {"first": first[0], "rows": rows, "methods": sorted(methods)} if rows else None
 
 
 def _differences(runs: Sequence[Facts]) -> dict[str, Any]:

@@ -69,21 +69,13 @@ class Facts:
     @property
     def duration(self) -> str:
         """Format the time of all attempts together; empty if it was not recorded."""
-        took = timedelta()
-        for attempt in self.attempts:
-            if attempt.get("began") and attempt.get("ended"):
-                began, ended = (datetime.fromisoformat(attempt[key]) for key in ("began", "ended"))
-                took += ended - began
+        spans = ([attempt.get(key) for key in ("began", "ended")] for attempt in self.attempts)
+        parse = datetime.fromisoformat
+        took = sum((parse(ended) - parse(began) for began, ended in spans if began and ended), timedelta())
         minutes, seconds = divmod(round(took.total_seconds()), 60)
-        hours, minutes = divmod(minutes, 60)
-        text = (
-            f"{hours} h {minutes} min"
-            if hours
-            else f"{minutes} min {seconds} s"
-            if minutes
-            else f"{seconds} s"
-        )
-        return text if took else ""
+        if minutes >= 60:
+            return f"{minutes // 60} h {minutes % 60} min"
+        return f"{minutes} min {seconds} s" if minutes else f"{seconds} s" if took else ""
 
 
 def gather(path: Path, split: str | None) -> Facts:

@@ -151,22 +151,16 @@ class Guard:
 def _refusal(scope: Scope) -> JSONResponse | None:
     """Return the answer to a request that its headers alone rule out, or None."""
     headers = Headers(scope=scope)
-    length = headers.get("content-length", "0")
+    length, host = headers.get("content-length", "0"), headers.get("host", "").lower()
     if length.isdecimal() and int(length[:20]) > limits.SERVED_BODY:
         return JSONResponse({"error": _TOO_LARGE}, 413)
-    if scope["method"] != "GET" and not _of_own_page(headers):
+    own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
+    origins = {origin.lower() for origin in headers.getlist("origin")}
+    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
+    # No web page but ours may send images, as far as the browser says where a request comes from.
+    if scope["method"] != "GET" and not (sites <= {"same-origin", "none"} and origins <= own):
         return JSONResponse({"error": "a page of another site may not use this server"}, 403)
     return None
-
-
-def _of_own_page(headers: Headers) -> bool:
-    """Return whether a request comes from no web page or from ours, as far as its browser says."""
-    host = headers.get("host", "").lower()
-    own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
-    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
-    return (
-        sites <= {"same-origin", "none"} and {origin.lower() for origin in headers.getlist("origin")} <= own
-    )
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
