@@ -10,6 +10,7 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,10 @@ MAX_SERIES = 8  # most curves of one chart: more colours could not be told apart
 _STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)"} | {
     f"#{k:02x}0303": f"var(--series-{k})" for k in range(1, MAX_SERIES + 1)
 }
-_TEXT, _LINE, *_SERIES = _STAND_INS
+_, _LINE, *_SERIES = _STAND_INS
 _STYLES = ("-", "--", "-.", ":")
 _SIZE = (4.6, 3.4)  # inches: at the width of a phone, text is as large as the page's small print
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 10, "text.parse_math": False, "text.usetex": False, "text.color": _TEXT,
-    "axes.facecolor": "none", "axes.edgecolor": _LINE, "axes.labelcolor": _TEXT, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": _LINE, "grid.linewidth": 0.6, "grid.alpha": 0.7,
-    "xtick.color": _LINE, "ytick.color": _LINE, "xtick.labelcolor": _TEXT, "ytick.labelcolor": _TEXT,
-    "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}  # fmt: skip
+_STYLE = Path(__file__).with_name("charts.mplstyle")  # in the colours of _STAND_INS
 
 
 def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, diagonal: bool = False) -> str:
@@ -92,7 +85,7 @@ def _drawn(draw: Callable[[Any], None], what: str) -> str:
     from matplotlib.figure import Figure
 
     content = io.BytesIO()
-    with rc_context({**_SETTINGS, "svg.hashsalt": what}):
+    with rc_context({"svg.hashsalt": what}, _STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained", facecolor="none")
         canvas = FigureCanvasSVG(figure)
         draw(figure.add_subplot())

@@ -113,7 +113,6 @@ def _verdict(
         "findings": [
             *(("check", f"{text}.", "") for text in flattered(facts.run.path)),
             *(("note", text, "") for text in notes),
-            *_of_run(facts),
             *_of_data(examples, shown["interval"], twins),
             *_of_tables(*tables),
             *_of_learning(examples, scores),
@@ -123,7 +122,10 @@ def _verdict(
     }
 
 
-def _of_run(facts: Facts) -> Iterator[_Finding]:
+def _of_data(
+    examples: Examples, interval: Sequence[float], twins: Sequence[Twin] | None
+) -> Iterator[_Finding]:
+    facts = examples.facts
     if not facts.done:
         yield "check", "The run has not ended: the figures are from its last evaluation.", ""
     if facts.folds is not None:
@@ -132,12 +134,6 @@ def _of_run(facts: Facts) -> Iterator[_Finding]:
         of_split = facts.done.get("figures", {}).get(facts.split, {}).get("never_seen")
         unseen = [never_seen(of_split)] if of_split else []
     yield from (("check", f"{line[0].upper()}{line[1:]}.", "classes") for line in unseen)
-
-
-def _of_data(
-    examples: Examples, interval: Sequence[float], twins: Sequence[Twin] | None
-) -> Iterator[_Finding]:
-    """Compare with the most frequent class; tell of near duplicates, doubtful labels and confusions."""
     num, counts = examples.num_examples, examples.counts
     if interval[0] <= (majority := float(counts.max() / num)):
         text = f"The model may be no better than always predicting the most frequent class ({percent(majority)})."
@@ -195,7 +191,6 @@ def _of_learning(examples: Examples, scores: Mapping[str, Any]) -> Iterator[_Fin
 
 
 def _command(facts: Facts) -> str:
-    """Return the command that reproduces the run from its config."""
     name, folds, by = facts.run.name, facts.folds, _held_out(facts)
     if not folds:
         return shlex.join(["tl-dist", "train", f"{name}.yaml"])

@@ -164,7 +164,6 @@ def _refusal(scope: Scope) -> JSONResponse | None:
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
-    """Answer a request that has raised an error."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, Full):
