@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import uvicorn
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 from tensorflow.core.framework import types_pb2
 
 import tl_dist as tl
@@ -201,7 +201,7 @@ def test_a_mistake_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refusal, match=f"{' and '.join(PACKAGES)} is not installed") as refused:
         refuse_unusable(run.path, "")
-    assert refused.value.fix.startswith("pip install 'fastapi>=")
+    assert refused.value.fix.startswith("pip install 'starlette>=")
 
 
 def test_a_server_for_others_says_so(run: tl.Run) -> None:

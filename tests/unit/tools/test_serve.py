@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from packaging.requirements import Requirement
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from tl_dist.files import limits
 from tl_dist.tools.serve import app, requests

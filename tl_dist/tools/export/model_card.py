@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -22,6 +22,7 @@ from tl_dist.scores.text import interval, paired_test, summary
 from tl_dist.trainer.load_model import Restored
 
 MAX_NAMED = 50  # classes
+TEXT = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
 
 
 def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
@@ -30,19 +31,16 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     figures = {k: v for k, v in (run.done or {}).get("figures", {}).items() if k in ("test", "validation")}
     named = ", ".join(_plain(shortened(name, 100)) for name in own.class_names[:MAX_NAMED])
     more = len(own.class_names) - MAX_NAMED
-    named += f" and {more} more" if more > 0 else ""
-    size = own.model.input_shape[1]
-    origin = f"weights '{_plain(_without_place(cfg.model.weights))}'"
+    origin = f"weights '{_name(cfg.model.weights)}'"
     if cfg.source:
-        origin = f"the weights of run '{_plain(_without_place(cfg.source.run))}'"
+        origin = f"the weights of run '{_name(cfg.source.run)}'"
     if cfg.model.prune:
         origin += f" without {cfg.model.prune:g} of the channels of each convolution"
     if identity.get("weights_sha256"):
         origin += f" (sha256 {_plain(identity['weights_sha256'])})"
-    taught = f", taught by run '{_plain(_without_place(cfg.distill.teacher))}'" if cfg.distill else ""
     calibrated = (
         f"Probabilities are calibrated: the logits are divided by {own.temperature:.4g}, which was fitted on the "
-        "validation split (temperature scaling, Guo et al. 2017); the figures below were taken before."
+        "validation split (temperature scaling, Guo et al. 2017); the figures below were taken before.\n\n"
         if own.temperature is not None
         else ""
     )
@@ -50,45 +48,33 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     data = (f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
     config = yaml.safe_dump(_without_place(cfg.model_dump(mode="json")), sort_keys=False)
     config = printable(config, lines=True)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0))
-    sections = {
-        "Model details": [
-            f"An image classifier of {len(own.class_names)} classes: {named}.",
-            f"{_plain(cfg.model.backbone)} from {origin}, trained from {_code(cfg.model.train_from)} up by tl_dist"
-            f"{taught}, run {_code(run.name)}, step {own.step:,}.",
-            f"{own.model.count_params():,} parameters. Computed in {identity.get('precision', 'float32')} in training.",
-            calibrated,
-            f"This file: `{report['file']}`, {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB.",
-        ],
-        "How to use": [
-            f"Input: uint8 RGB images [batch, {size}, {size}, 3], not yet scaled: preprocessing is part of the model. "
-            "Output: the probability of each class, in the order of `classes.json`.",
-            "`preprocess.py` makes the input from an image file exactly as training did; another way of resizing "
-            "gives other pixels and a little other probabilities.",
-        ],
-        "Uses": [
-            "To tell apart the classes above on images like those that it was trained on. It gives one of them to any "
-            "image whatever: nothing tells it that an image shows none. Not examined for use on people.",
-        ],
-        "Training data": [
-            *(f"{_code(split)}: {len(ids):,} images." for split, ids in ids_of.items()),
-            f"Data set {_code(cfg.data.name)}, fingerprints {', '.join(data)}.",
-        ],
-        "Evaluation": [_evaluation(split, split_figures) for split, split_figures in figures.items()]
-        or ["The run was not evaluated at its end."],
-        "Agreement of this file with the run": _agreement(report),
-        "Limits": [
-            "One training, one division of the data: an interval says how well this split is known, nothing about "
-            "images of another origin. Biases of the pretrained weights and of the labels were not examined.",
-        ],
-        "How to reproduce": [f"{fence}yaml\n{config}{fence}", "Of local paths it has the names alone."],
-        "Versions": [", ".join(f"{name} {number}" for name, number in report["versions"].items())],
-    }  # fmt: skip
-    body = "\n".join(
-        f"## {title}\n\n" + "\n\n".join(filter(None, lines)) + "\n" for title, lines in sections.items()
+    evaluations = [_evaluation(split, split_figures) for split, split_figures in figures.items()]
+    return TEXT.format(
+        **{key: report[key] for key in ("file", "to", "numbers")},
+        front=yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False),
+        name=_plain(run.name),
+        num_classes=len(own.class_names),
+        named=f"{named} and {more} more" if more > 0 else named,
+        backbone=_plain(cfg.model.backbone),
+        origin=origin,
+        train_from=_code(cfg.model.train_from),
+        taught=f", taught by run '{_name(cfg.distill.teacher)}'" if cfg.distill else "",
+        run=_code(run.name),
+        step=own.step,
+        num_parameters=own.model.count_params(),
+        precision=identity.get("precision", "float32"),
+        calibrated=calibrated,
+        megabytes=report["bytes"] / 1e6,
+        size=own.model.input_shape[1],
+        splits="".join(f"{_code(split)}: {len(ids):,} images.\n\n" for split, ids in ids_of.items()),
+        data=_code(cfg.data.name),
+        fingerprints=", ".join(data),
+        evaluation="\n\n".join(evaluations) or "The run was not evaluated at its end.",
+        agreement="\n\n".join(_agreement(report)),
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0)),
+        config=config,
+        versions=", ".join(f"{name} {number}" for name, number in report["versions"].items()),
     )
-    front = yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False)
-    return f"---\n{front}---\n\n# {_plain(run.name)}\n\n{body}"
 
 
 _MARKUP = re.compile(r"([\\`*\[\]|#])")
@@ -111,6 +97,10 @@ def _without_place(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_place(entry) for entry in value]
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
+
+
+def _name(path: str | None) -> str:
+    return _plain(_without_place(path or ""))
 
 
 def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import html
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,23 +25,16 @@ MAX_SERIES = 8  # most curves of one chart: more colours could not be told apart
 _STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)"} | {
     f"#{k:02x}0303": f"var(--series-{k})" for k in range(1, MAX_SERIES + 1)
 }
-_TEXT, _LINE, *_SERIES = _STAND_INS
+_, _LINE, *_SERIES = _STAND_INS
 _STYLES = ("-", "--", "-.", ":")
 _SIZE = (4.6, 3.4)  # inches: at the width of a phone, text is as large as the page's small print
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 10, "text.parse_math": False, "text.usetex": False, "text.color": _TEXT,
-    "axes.facecolor": "none", "axes.edgecolor": _LINE, "axes.labelcolor": _TEXT, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": _LINE, "grid.linewidth": 0.6, "grid.alpha": 0.7,
-    "xtick.color": _LINE, "ytick.color": _LINE, "xtick.labelcolor": _TEXT, "ytick.labelcolor": _TEXT,
-    "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}  # fmt: skip
+_STYLE = Path(__file__).with_name("charts.mplstyle")  # in the colours of _STAND_INS
 
 
 def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, diagonal: bool = False) -> str:
     """Draw a line for each of at most MAX_SERIES series; `what` describes the chart for screen readers."""
-    with _axes(what) as (axes, done):
+
+    def draw(axes: Any) -> None:
         if diagonal:
             axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
         for k, (name, (xs, ys)) in enumerate(list(series.items())[:MAX_SERIES]):
@@ -52,12 +45,14 @@ def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, d
             axes.plot(xs, ys, label=label, **style)
         axes.set(xlabel=x, ylabel=y)
         _finish(axes, len(series), percent)
-        return done()
+
+    return _drawn(draw, what)
 
 
 def reliability(bins: Sequence[Bin], what: str) -> str:
     """Draw accuracy by confidence with intervals; the area of a point grows with its share of the examples."""
-    with _axes(what) as (axes, done):
+
+    def draw(axes: Any) -> None:
         _, _, nums, confidence, accuracy, bounds = map(np.array, zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
         errors = np.abs(bounds.T - accuracy)
@@ -66,45 +61,36 @@ def reliability(bins: Sequence[Bin], what: str) -> str:
         axes.scatter(confidence, accuracy, sizes, color=_SERIES[0], alpha=0.85, linewidths=0)
         axes.set(xlabel="confidence", ylabel="accuracy", ylim=(-0.03, 1.05))
         axes.set_xlim(min(0.5, float(confidence.min()) - 0.05), 1.03)
-        return done()
+
+    return _drawn(draw, what)
 
 
 def shares(parts: Mapping[str, NDArray[np.floating]], steps: Sequence[float], what: str) -> str:
     """Draw the parts of a whole over the steps as stacked areas."""
-    with _axes(what) as (axes, done):
+
+    def draw(axes: Any) -> None:
         axes.stackplot(
             steps, *parts.values(), labels=list(parts), colors=_SERIES[: len(parts)], alpha=0.85, linewidth=0
         )
         axes.set(xlabel="step", ylabel="share of the step's time", ylim=(0, 1))
         _finish(axes, len(parts), percent=True)
-        return done()
+
+    return _drawn(draw, what)
 
 
-@contextmanager
-def _axes(what: str) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Provide axes to draw on, and a function that returns them as markup."""
+def _drawn(draw: Callable[[Any], None], what: str) -> str:
+    """Draw on axes, and return an element of the page: labelled, as wide as its container, in the page's colours."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context({**_SETTINGS, "svg.hashsalt": what}):
+    content = io.BytesIO()
+    with rc_context({"svg.hashsalt": what}, _STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained", facecolor="none")
         canvas = FigureCanvasSVG(figure)
-
-        def done() -> str:
-            content = io.BytesIO()
-            canvas.print_svg(content, metadata={"Date": None, "Creator": None})
-            return _inline(content.getvalue().decode(), what)
-
-        yield figure.add_subplot(), done
-
-
-def _inline(svg: str, what: str) -> str:
-    """Turn an SVG file into an element of the page: labelled, as wide as its container, in the page's colours."""
-    body = svg[svg.index("<svg") :]
-    box = re.search(r'viewBox="[^"]*"', body)
-    assert box is not None
-    body = body[body.index(">") + 1 :]
+        draw(figure.add_subplot())
+        canvas.print_svg(content, metadata={"Date": None, "Creator": None})
+    head, body = content.getvalue().decode().split("<svg", 1)[1].split(">", 1)
     body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'font-family: [^;"]*; ?', "", body)  # so that the page's font applies
     for stand_in, colour in _STAND_INS.items():
@@ -112,8 +98,8 @@ def _inline(svg: str, what: str) -> str:
     # Ids must be unique in a page, but two charts may have the same clip paths and markers.
     salt = f"c{zlib.crc32(what.encode('utf-8', 'surrogatepass')):x}"
     body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", body)
-    label = html.escape(printable(what))
-    return f'<svg class="chart" role="img" aria-label="{label}" {box[0]}>{body}'
+    label, box = html.escape(printable(what)), "".join(re.findall(r'viewBox="[^"]*"', head))
+    return f'<svg class="chart" role="img" aria-label="{label}" {box}>{body}'
 
 
 def _finish(axes: Any, number: int, percent: bool) -> None:

@@ -64,43 +64,35 @@ def compare(runs: Sequence[Facts]) -> Compared:
 def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) -> bytes:
     """Render the page, which measures the other runs against the first."""
     script, disagreements = _disagreements(compared, images)
-    tests = {"tests": _tests(compared), "alpha": _ALPHA, "num_examples": len(compared.labels)}
+    names, (first, *others) = [facts.run.name for facts in compared.runs], compared.probabilities
+    paired = [figures.paired(compared.labels, first, other, compared.groups) for other in others]
+    corrected = clusters.holm([test["p_value"] for test in paired])
+    tests = {
+        "tests": [
+            {**test, "first": names[0], "second": name, "holm": p}
+            for name, test, p in zip(names[1:], paired, corrected, strict=True)
+        ],
+        "alpha": _ALPHA,
+        "num_examples": len(compared.labels),
+    }
     rows = [
-        (facts.run.name, figures.figures(compared.labels, probabilities, compared.groups))
-        for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True)
+        (name, figures.figures(compared.labels, probabilities, compared.groups))
+        for name, probabilities in zip(names, compared.probabilities, strict=True)
     ]
     best = max(rows, key=lambda row: row[1]["accuracy"])
+    verdict = {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes}
     sections = [
-        Section(
-            "verdict",
-            "Verdict",
-            "runs",
-            {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes},
-        ),
+        Section("verdict", "Verdict", "runs", verdict),
         Section("tests", "Paired tests", "paired", tests),
         Section("disagreements", "Where they disagree", "disagreements", disagreements),
-        Section("robustness", "Robustness", "facts", _robustness(compared.runs)),
+        Section("robustness", "Robustness", "robustness_compared", _robustness(compared.runs)),
         Section("learning", "Learning curves", "charts", charted.learning(compared.runs)),
         Section("differences", "Differences", "facts", _differences(compared.runs)),
     ]
-    names = " and ".join(facts.run.name for facts in compared.runs)
-    return render(names, f"Comparison of runs, {compared.runs[0].subject}", sections, script)
-
-
-def _tests(compared: Compared) -> list[dict[str, Any]]:
-    """Test each run against the first on the same examples."""
-    first, *others = compared.probabilities
-    tests = [figures.paired(compared.labels, first, other, compared.groups) for other in others]
-    names = [facts.run.name for facts in compared.runs]
-    corrected = clusters.holm([test["p_value"] for test in tests])
-    return [
-        {**test, "first": names[0], "second": name, "holm": p}
-        for name, test, p in zip(names[1:], tests, corrected, strict=True)
-    ]
+    return render(" and ".join(names), f"Comparison of runs, {compared.runs[0].subject}", sections, script)
 
 
 def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the data of the page's script, and the content of the section."""
     names, labels = compared.runs[0].class_names, compared.labels
     predicted, right = compared.predicted, compared.predicted == compared.labels
     pictured = [k for k in compared.disagreements().tolist() if str(compared.ids[k]) in images]
@@ -130,10 +122,8 @@ def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[
         orders[f"run-{r}"] = [n for n, k in enumerate(pictured) if right[r, k]]
         chips[f"run-{r}"] = f"{facts.run.name} is right"
     num_right = np.bincount(right.sum(axis=0), minlength=len(compared.runs) + 1)
-    return {"class_names": names, "examples": cards, "orders": orders}, {
-        "num_right": num_right,
-        "chips": chips,
-    }
+    script = {"class_names": names, "examples": cards, "orders": orders}
+    return script, {"num_right": num_right, "chips": chips}
 
 
 def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:
@@ -153,16 +143,10 @@ def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:
             interval = " to ".join(map(points, compared["interval"]))
         rows.append((name, ratio, difference, interval))
         methods.add(compared.get("interval_by", "paired bootstrap over images"))
-    sentence = (
-        f"Errors on the same corrupted images, relative to the errors of “{first[0]}”, not of AlexNet. A ratio below "
-        f"1, or a difference below 0, means more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
-    )
-    names = ("run", "relative mean corruption error", "difference of the mean error", "95 % interval")
-    return {"parts": [("", sentence, names, rows)]} if rows else None
+    return {"first": first[0], "rows": rows, "methods": sorted(methods)} if rows else None
 
 
 def _differences(runs: Sequence[Facts]) -> dict[str, Any]:
-    """List how the configs of the runs differ from the config of the first."""
     first = config_file.trajectory(runs[0].cfg)
     parts = []
     for facts in runs[1:]:

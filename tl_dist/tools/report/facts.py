@@ -69,21 +69,13 @@ class Facts:
     @property
     def duration(self) -> str:
         """Format the time of all attempts together; empty if it was not recorded."""
-        took = timedelta()
-        for attempt in self.attempts:
-            if attempt.get("began") and attempt.get("ended"):
-                began, ended = (datetime.fromisoformat(attempt[key]) for key in ("began", "ended"))
-                took += ended - began
+        spans = ([attempt.get(key) for key in ("began", "ended")] for attempt in self.attempts)
+        parse = datetime.fromisoformat
+        took = sum((parse(ended) - parse(began) for began, ended in spans if began and ended), timedelta())
         minutes, seconds = divmod(round(took.total_seconds()), 60)
-        hours, minutes = divmod(minutes, 60)
-        text = (
-            f"{hours} h {minutes} min"
-            if hours
-            else f"{minutes} min {seconds} s"
-            if minutes
-            else f"{seconds} s"
-        )
-        return text if took else ""
+        if minutes >= 60:
+            return f"{minutes // 60} h {minutes % 60} min"
+        return f"{minutes} min {seconds} s" if minutes else f"{seconds} s" if took else ""
 
 
 def gather(path: Path, split: str | None) -> Facts:
@@ -100,11 +92,13 @@ def gather(path: Path, split: str | None) -> Facts:
         kept = (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists())
         split = split or next(kept, "test")
         predicted = predictions.load(predictions.file_of(run.path, split))
-    if out_of_fold is not None and (
-        list(out_of_fold.class_names) != list(predicted.class_names)
-        or not _labels(predicted) <= _labels(out_of_fold)
-    ):
-        out_of_fold = None  # of other classes or examples, or with other labels
+    if out_of_fold is not None:
+        labels, known = (
+            set(zip(each.ids.tolist(), each.labels.tolist(), strict=True))
+            for each in (predicted, out_of_fold)
+        )
+        if list(out_of_fold.class_names) != list(predicted.class_names) or not labels <= known:
+            out_of_fold = None  # of other classes or examples, or with other labels
     attempts = [read_json(file) for file in sorted(children(run.attempts)) if file.suffix == ".json"]
     newest = next((directory for _, directory in steps_in(run.checkpoints)), run.checkpoints)
     versions = (read_json(newest / "meta.json") or {}).get("versions")
@@ -132,7 +126,3 @@ def _out_of_fold(run: RunDir) -> OutOfFold | None:
             refuse_unsafe_below(directory)
             return cross_validation.load(directory / OUT_OF_FOLD)
     return None
-
-
-def _labels(predicted: Predictions | OutOfFold) -> set[tuple[str, int]]:
-    return set(zip(predicted.ids.tolist(), predicted.labels.tolist(), strict=True))

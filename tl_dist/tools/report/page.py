@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_dist.refusal import printable, shortened
 from tl_dist.scores.clusters import by_design_effect
@@ -19,8 +18,7 @@ MARK = b"<!-- report of tl_dist -->"
 """follows the doctype of every report: only a file with this mark is replaced"""
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page: templates/sections/TEMPLATE.html.j2 with `content` as its variable `it`."""
 
     anchor: str

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
-from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl_dist.files import limits
@@ -30,63 +32,51 @@ BODY_S = 15.0  # how long the server waits for a body, beyond the time that it t
 BODY_BYTES_PER_S = 32 << 10
 
 
-def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
+def application(answers: Answers, *, hosts: Sequence[str]) -> Starlette:
     """Return the application, which accepts requests for these host names alone; "*": for any.
 
     Otherwise a web page elsewhere could point its own name to our address, and read the answers (DNS rebinding).
     """
-    served = answers.served
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Guard, metrics=answers.metrics)
-    for kind in (Bad, ClientDisconnect, Full, AnyHTTPException, Exception):
-        app.add_exception_handler(kind, _refused)
+    name, version = answers.served.name, str(answers.served.version)
 
-    async def check(request: Request) -> None:
-        if request.path_params["name"] != served.name:
-            raise HTTPException(404, "no model has this name; GET /healthz tells it")
-        if request.path_params.get("version", str(served.version)) != str(served.version):
-            raise HTTPException(404, f"the model has no other version than {served.version}")
-
-    model = APIRouter(prefix="/v1/models/{name}", dependencies=[Depends(check)])
-
-    @model.get("")
-    @model.get("/versions/{version}")
-    async def status() -> Any:
-        fine = {"error_code": "OK", "error_message": ""}
-        state = {"version": str(served.version), "state": "AVAILABLE", "status": fine}
-        return {"model_version_status": [state]}
-
-    @model.get("/metadata")
-    @model.get("/versions/{version}/metadata")
-    async def metadata() -> Any:
-        return _metadata(served)
-
-    @model.post(":predict")
-    @model.post("/versions/{version}:predict")
-    async def predict(request: Request) -> Any:
-        return JSONResponse(await run_in_threadpool(answers.to_json, await request.body()))
-
-    @app.post("/predict")
-    async def predict_files(request: Request) -> Any:
-        return JSONResponse(await run_in_threadpool(answers.to_files, await _files(request)))
-
-    @app.get("/healthz")
-    async def health() -> Any:
-        return {"status": "ok", "model": served.name, "version": str(served.version)}
-
-    @app.get("/metrics")
-    async def metrics() -> Any:
-        return PlainTextResponse(
-            generate_latest(answers.metrics.registry), media_type="text/plain; version=0.0.4"
-        )
-
-    @app.get("/")
-    async def page() -> Any:
+    async def page(request: Request) -> Response:
         return HTMLResponse(PAGE)
 
-    app.include_router(model)
-    return app
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "model": name, "version": version})
+
+    async def metrics(request: Request) -> Response:
+        text = generate_latest(answers.metrics.registry)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def predict_files(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(answers.to_files, await _files(request)))
+
+    async def of_model(request: Request) -> Response:
+        if request.path_params["name"] != name:
+            raise HTTPException(404, "no model has this name; GET /healthz tells it")
+        if request.path_params.get("version", version) != version:
+            raise HTTPException(404, f"the model has no other version than {version}")
+        if request.method == "POST":
+            return JSONResponse(await run_in_threadpool(answers.to_json, await request.body()))
+        if request.url.path.endswith("/metadata"):
+            return JSONResponse(_metadata(answers.served))
+        fine = {"error_code": "OK", "error_message": ""}
+        return JSONResponse(
+            {"model_version_status": [{"version": version, "state": "AVAILABLE", "status": fine}]}
+        )
+
+    routes = [Route("/", page), Route("/healthz", health), Route("/metrics", metrics)]
+    routes.append(Route("/predict", predict_files, methods=["POST"]))
+    for model in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+        routes.append(Route(f"{model}:predict", of_model, methods=["POST"]))
+        routes += [Route(model, of_model), Route(f"{model}/metadata", of_model)]
+    middleware = [
+        Middleware(Guard, metrics=answers.metrics),
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+    ]
+    errors = (Bad, ClientDisconnect, Full, HTTPException, Exception)
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=dict.fromkeys(errors, _refused))
 
 
 async def _files(request: Request) -> list[tuple[str, bytes]]:
@@ -161,27 +151,20 @@ class Guard:
 def _refusal(scope: Scope) -> JSONResponse | None:
     """Return the answer to a request that its headers alone rule out, or None."""
     headers = Headers(scope=scope)
-    length = headers.get("content-length", "0")
+    length, host = headers.get("content-length", "0"), headers.get("host", "").lower()
     if length.isdecimal() and int(length[:20]) > limits.SERVED_BODY:
         return JSONResponse({"error": _TOO_LARGE}, 413)
-    if scope["method"] != "GET" and not _of_own_page(headers):
+    own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
+    origins = {origin.lower() for origin in headers.getlist("origin")}
+    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
+    # No web page but ours may send images, as far as the browser says where a request comes from.
+    if scope["method"] != "GET" and not (sites <= {"same-origin", "none"} and origins <= own):
         return JSONResponse({"error": "a page of another site may not use this server"}, 403)
     return None
 
 
-def _of_own_page(headers: Headers) -> bool:
-    """Return whether a request comes from no web page or from ours, as far as its browser says."""
-    host = headers.get("host", "").lower()
-    own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
-    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
-    return (
-        sites <= {"same-origin", "none"} and {origin.lower() for origin in headers.getlist("origin")} <= own
-    )
-
-
 async def _refused(request: Request, error: Exception) -> JSONResponse:
-    """Answer a request that has raised an error."""
-    if isinstance(error, AnyHTTPException):
+    if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, Full):
         return JSONResponse(

@@ -17,7 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 
-PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
+PACKAGES = ("starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:

@@ -110,7 +110,7 @@ class Answers:
                 except ValueError as error:
                     self.metrics.image_errors.inc()
                     raise Bad(f"instance {len(images)}: {_line(error)}") from None
-        return {"predictions": [self._prediction(row) for row in self._probabilities(images)]}
+        return {"predictions": self._predictions(images)}
 
     def to_files(self, files: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
         """Return a prediction, or else an error, for each (name, bytes)."""
@@ -125,15 +125,14 @@ class Answers:
             except ValueError as error:
                 self.metrics.image_errors.inc()
                 entry["error"] = _line(error)
-        for entry, row in zip(decoded, self._probabilities(images), strict=True):
-            entry |= self._prediction(row)
+        for entry, prediction in zip(decoded, self._predictions(images), strict=True):
+            entry |= prediction
         return {"class_names": list(self.served.class_names), "predictions": entries}
 
-    def _probabilities(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        return [answer.result() for answer in self._batches.put(images)]
-
-    def _prediction(self, row: NDArray[np.float32]) -> dict[str, Any]:
-        return {"probabilities": row.tolist(), "class": self.served.class_names[int(row.argmax())]}
+    def _predictions(self, images: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        rows = [answer.result() for answer in self._batches.put(images)]
+        names = self.served.class_names
+        return [{"probabilities": row.tolist(), "class": names[int(row.argmax())]} for row in rows]
 
     def _image(self, instance: Any) -> NDArray[np.uint8]:
         if isinstance(instance, dict) and isinstance(instance.get("b64"), str) and len(instance) == 1:

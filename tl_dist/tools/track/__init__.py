@@ -67,12 +67,8 @@ class Copied:
     def parameters(self) -> dict[str, str]:
         """Return the config by dotted key."""
         values = config_file.flat(config_file.load(self.run.config_file, imports=False))
-        return {
-            name_of(key): printable(
-                shortened(value if isinstance(value, str) else json.dumps(value), MAX_VALUE)
-            )
-            for key, value in values.items()
-        }
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+        return {name_of(key): printable(shortened(text, MAX_VALUE)) for key, text in texts.items()}
 
     @property
     def files(self) -> list[Path]:

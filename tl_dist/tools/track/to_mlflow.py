@@ -26,6 +26,7 @@ _MOST_METRICS, _MOST_PARAMETERS = 1_000, 100  # of one request
 def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
     """Send what is new, and return where it is. `known` holds by address what earlier calls have sent."""
     import mlflow
+    from mlflow.entities import Param
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     for name in ("mlflow", "alembic", "urllib3"):
@@ -47,7 +48,11 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
         if (beside / "mlflow").resolve() not in Path(place).resolve().parents:
             raise NotTaken(f"{beside}/mlflow.db keeps files outside {beside}/mlflow: move it away")
     if not sent.get("parameters"):
-        _send_parameters(client, number, copied)
+        # The config as it is now: MLflow's parameters cannot change later; the file config.yaml can.
+        there = client.get_run(number).data.params
+        new = [Param(key, value) for key, value in copied.parameters.items() if key not in there]
+        for first in range(0, len(new), _MOST_PARAMETERS):
+            client.log_batch(number, params=new[first : first + _MOST_PARAMETERS])
         sent["parameters"] = True
     _send_rows(client, number, copied, sent, keep)
     if (status := _STATUS[copied.state]) != sent.get("status"):
@@ -76,16 +81,6 @@ def _run(client: MlflowClient, copied: Copied, artifacts: str | None) -> str:
     runs = client.search_runs([number], f"tags.`{_TAG}` = '{copied.id}'", max_results=1)
     run = runs[0] if runs else client.create_run(number, run_name=copied.run.name, tags={_TAG: copied.id})
     return str(run.info.run_id)
-
-
-def _send_parameters(client: MlflowClient, number: str, copied: Copied) -> None:
-    """Send the config as it is now: MLflow's parameters cannot change later; the file config.yaml can."""
-    from mlflow.entities import Param
-
-    there = client.get_run(number).data.params
-    new = [Param(key, value) for key, value in copied.parameters.items() if key not in there]
-    for first in range(0, len(new), _MOST_PARAMETERS):
-        client.log_batch(number, params=new[first : first + _MOST_PARAMETERS])
 
 
 def _send_rows(client: MlflowClient, number: str, copied: Copied, sent: dict[str, Any], keep: Keep) -> None:

@@ -53,7 +53,6 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
 
 
 def _content(copied: Copied) -> str:
-    """Return a digest of all that is copied."""
     digest = hashlib.sha256(copied.state.encode())
     for row in copied.rows():
         digest.update(json.dumps([row.key, row.step, row.values]).encode())
