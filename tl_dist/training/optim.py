@@ -1,6 +1,6 @@
 """Apply update rule, schedule and dynamic loss scale to gradients that have already been reduced.
 
-The updates are Keras's, whose own optimizers test for finiteness before the reduction: Infs would reach all weights.
+The updates are Keras's. Its optimizers clip and test before MirroredStrategy reduces: an Inf would reach all weights.
 """
 
 from __future__ import annotations
