@@ -13,7 +13,8 @@ from typing import Any
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.datasets.decoding import VERSION
-from tl_dist.models.classifier import Classifier, assemble
+from tl_dist.models.classifier import Classifier
+from tl_dist.models.network import assemble
 from tl_dist.parallel import DataParallel, started
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.directory import RunDir

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from tl_dist.features.classifiers import Stopped
 from tl_dist.features.extraction import Say
+from tl_dist.features.regressions import Stopped
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to
 from tl_dist.trainer.setup import Setup, setup
