@@ -25,7 +25,7 @@ from tl_dist.data.resize import resize
 from tl_dist.models import classifier
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.backbones.applications import TINY
-from tl_dist.models.classifier import assemble
+from tl_dist.models.network import assemble
 from tl_dist.runs.directory import RunDir
 
 CONFIG = """\

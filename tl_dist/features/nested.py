@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers
-from tl_dist.features.classifiers import Problems, Watch, unwatched
+from tl_dist.features.regressions import Problems, Watch, unwatched
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tl_dist.config import Config
 from tl_dist.models.backbones import Backbone, preprocess, seam
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -200,3 +201,50 @@ def is_convolution(operation: Any) -> bool:
 def inputs_of(operation: Any) -> list[Any]:
     """Return the Keras tensors that an operation of a network reads."""
     return [] if isinstance(operation, _layers.InputLayer) else keras.tree.flatten(operation.input)
+
+
+def assemble(
+    backbone: Backbone,
+    cfg: Config,
+    arrays: Mapping[str, np.ndarray],
+    network: Any,
+    num_classes: int,
+    *,
+    dense_head: bool = True,
+    temperature: float | None = None,
+) -> Any:
+    """Return one `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
+
+    It has Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built again and
+    takes the weights of `network`, whose batch-norm layers are not Keras's own. `arrays` has the weights of the head by
+    path (`head/logits/kernel`). Without `dense_head` the last layer is written as products and their sum, the same
+    function, which a converter to 8 bits leaves in float32. `temperature` divides the logits.
+    """
+    settings, size = cfg.model, cfg.data.image_size or backbone.input_size
+    own = narrowed(backbone, settings.prune).build((size, size, 3))
+    own.set_weights(network.get_weights())
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    tensors = outputs(backbone, own, settings.layers)
+    maps = keras.Model(own.inputs, tensors, name=backbone.name)(
+        preprocess(backbone.preprocessing, images), training=False
+    )
+    pooled = [pool(stage_maps, settings.pooling) for stage_maps in keras.tree.flatten(maps)]
+    if settings.normalize:
+        pooled = [normalize(part) for part in pooled]
+    features = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name="features")(pooled)
+    dense: dict[str, Any] = {}
+    if settings.hidden:
+        dense["hidden"] = keras.layers.Dense(settings.hidden, activation="relu", name="hidden")
+        features = dense["hidden"](features)
+    if dense_head:
+        dense["logits"] = keras.layers.Dense(num_classes, dtype="float32", name="logits")
+        logits = dense["logits"](features)
+    else:
+        wide = ops.expand_dims(ops.cast(features, "float32"), -1)
+        logits = ops.sum(wide * arrays["head/logits/kernel"], axis=1) + arrays["head/logits/bias"]
+    if temperature is not None:
+        logits = keras.layers.Rescaling(1 / temperature, dtype="float32", name="calibration")(logits)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    for name, layer in dense.items():
+        layer.set_weights([arrays[f"head/{name}/kernel"], arrays[f"head/{name}/bias"]])
+    return keras.Model(images, probabilities, name=cfg.name)

@@ -24,7 +24,7 @@ from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.features import extraction, nested
 from tl_dist.features import views as feature_views
-from tl_dist.features.classifiers import Stopped, watching
+from tl_dist.features.regressions import Stopped, watching
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of

@@ -20,7 +20,8 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
 from tl_dist.models import pruning, weights
-from tl_dist.models.classifier import Classifier, assemble, digest
+from tl_dist.models.classifier import Classifier, digest
+from tl_dist.models.network import assemble
 from tl_dist.parallel import DataParallel, started
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, init_from

@@ -49,15 +49,6 @@ def evaluation_step(
         places = (batch.positions % global_batch)[:, None]
         return tf.scatter_nd(places, values, [global_batch, rows.shape[1]])
 
-    def mean_over_views(images: Any) -> Any:
-        log_probabilities = tf.map_fn(
-            lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
-            tf.range(views),
-            fn_output_signature=tf.TensorSpec([images.shape[0], objective.num_classes], tf.float32),
-            parallel_iterations=1,  # so that only one view at a time is in memory
-        )
-        return tf.reduce_logsumexp(log_probabilities, axis=0) - math.log(views)
-
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
         outputs: dict[str, Any] = {}
         if features:
@@ -65,7 +56,7 @@ def evaluation_step(
                 batch.images if views == 1 else batch.images[:, 0]
             )
         if views > 1:
-            logits = mean_over_views(batch.images)
+            logits = _mean_over_views(model, batch.images, views, objective.num_classes)
         elif not features:
             logits = model(batch.images)
         outputs["logits"], real = logits, counted(batch)
@@ -90,6 +81,16 @@ def evaluation_step(
         return parallel.run(replica_step, batches.get_next(), tf.constant(0, tf.int64))
 
     return evaluate_batch
+
+
+def _mean_over_views(model: Classifier, images: Any, views: int, num_classes: int) -> Any:
+    log_probabilities = tf.map_fn(
+        lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
+        tf.range(views),
+        fn_output_signature=tf.TensorSpec([images.shape[0], num_classes], tf.float32),
+        parallel_iterations=1,  # so that only one view at a time is in memory
+    )
+    return tf.reduce_logsumexp(log_probabilities, axis=0) - math.log(views)
 
 
 def example_hash(index: Any) -> Any:

@@ -108,7 +108,7 @@ def seam(network: Any, position: int) -> Any:
 def preprocess(kind: Preprocessing, images: Any) -> Any:
     """Turn uint8 RGB [batch, h, w, 3] into float32 as the weights expect it, on the device, in the graph.
 
-    Keras's operations also work inside a `keras.Model` (`classifier.assemble`): one rule, the same bits.
+    Keras's operations also work inside a `keras.Model` (`network.assemble`): one rule, the same bits.
     """
     import numpy as np
     from keras import ops

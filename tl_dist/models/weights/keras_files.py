@@ -1,4 +1,4 @@
-"""Arrays from Keras's files: HDF5 in either of its two layouts, and `.keras` archives of it; layers go by their order.
+"""Arrays from Keras's files: HDF5 in either of its two layouts, and `.keras` archives of it. Layers go by their order.
 
 A file may hold more than the network, such as a head; one in which the network fits in two places is refused.
 """
