@@ -25,6 +25,8 @@ from tl_dist.data.resize import stretch
 
 Draw = Callable[[int], Any]
 """draw(num) -> float32 [rows, num] in [0, 1), the same for the same positions"""
+Operation = Callable[[Any, Draw, AugmentConfig], Any]
+"""(images uint8 [rows, size, size, 3], draw, settings) -> images"""
 
 
 def mirrored(images: Any, which: Any) -> Any:
@@ -71,16 +73,6 @@ VIEWS: Mapping[str, View] = {"flip": View(2, mirrored), "dihedral": View(8, symm
 def drawn_view(run_seed: int, positions: Any, name: str) -> Any:
     """Draw the outcome of the view `name` at each position, int32 [rows]."""
     return VIEWS[name].draw(partial(draws.uniform, run_seed, positions, name))
-
-
-def flip(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Mirror left to right with probability 1/2."""
-    return mirrored(images, VIEWS["flip"].draw(draw))
-
-
-def dihedral(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Apply a random one of the eight symmetries of the square, for images without an upright orientation."""
-    return symmetry(images, VIEWS["dihedral"].draw(draw))
 
 
 def pad_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
@@ -146,21 +138,6 @@ def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
     return tf.cast(tf.where(tf.reduce_any(fits, 1, keepdims=True), boxes, centred), tf.int32)
 
 
-def brightness(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Multiply the pixels by a factor of 0.8 to 1.2."""
-    return clipped(tf.cast(images, tf.float32) * (0.8 + 0.4 * _by_row(draw(1)[:, 0])))
-
-
-def colour_jitter(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Change brightness, contrast, saturation and hue at random."""
-    return jittered(images, draw(4), settings.jitter, settings.jitter_hue)
-
-
-def rand_augment(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Apply some of fourteen operations at one strength (Cubuk et al., arXiv 1909.13719)."""
-    return rand_augmented(images, draw, settings.rand_augment_num, settings.rand_augment_magnitude)
-
-
 def random_erasing(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Fill a rectangle of 2 to 33 % of the area with a random colour (Zhong et al., arXiv 1708.04896)."""
     size = images.shape[1]
@@ -176,15 +153,24 @@ def random_erasing(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     return tf.where(hole[..., None], colour[:, None, None, :], images)
 
 
-Operation = Callable[[Any, Draw, AugmentConfig], Any]
+def _of_view(view: View) -> Operation:
+    return lambda images, draw, settings: view.apply(images, view.draw(draw))
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "random_resized_crop": random_resized_crop,
     "pad_crop": pad_crop,
-    "flip": flip,
-    "dihedral": dihedral,
-    "brightness": brightness,
-    "colour_jitter": colour_jitter,
-    "rand_augment": rand_augment,
+    "flip": _of_view(VIEWS["flip"]),
+    "dihedral": _of_view(VIEWS["dihedral"]),
+    "brightness": lambda images, draw, settings: clipped(
+        tf.cast(images, tf.float32) * (0.8 + 0.4 * _by_row(draw(1)[:, 0]))
+    ),
+    "colour_jitter": lambda images, draw, settings: jittered(
+        images, draw(4), settings.jitter, settings.jitter_hue
+    ),
+    "rand_augment": lambda images, draw, settings: rand_augmented(
+        images, draw, settings.rand_augment_num, settings.rand_augment_magnitude
+    ),
     "random_erasing": random_erasing,
 }
 

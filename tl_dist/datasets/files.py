@@ -92,18 +92,14 @@ def unlabelled(paths: Sequence[str], class_names: Sequence[str]) -> Source:
 
 def directory_of(data: DataConfig, expected: str) -> Path:
     """Return the directory `data.path`; refuses it unset (64) or missing (65), saying what is `expected` in it."""
-    if data.path is None:
+    root = Path(data.path or "").expanduser()
+    if data.path is None or not root.is_dir():
+        unset = data.path is None
+        why = " needs the directory of its files" if unset else f": there is no directory {root}"
         raise Refusal(
-            f"dataset {data.name} needs the directory of its files.",
+            f"dataset {data.name}{why}.",
             fix=f"set data.path to a directory with {expected}.",
-            code=ExitCode.USAGE,
-        )
-    root = Path(data.path).expanduser()
-    if not root.is_dir():
-        raise Refusal(
-            f"dataset {data.name}: there is no directory {root}.",
-            fix=f"set data.path to a directory with {expected}.",
-            code=ExitCode.DATA,
+            code=ExitCode.USAGE if unset else ExitCode.DATA,
         )
     return root.resolve()
 

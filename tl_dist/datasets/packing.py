@@ -130,11 +130,12 @@ def _run(job: _Job, shards: list[_Shard], workers: int, progress: Progress) -> N
     total = sum(len(shard.rows) for shard in shards)
     missing = {s: None for s in shards if not (job.directory / f"{s.name}.json").exists()}
 
-    def finish(shard: _Shard) -> None:
-        missing.pop(shard, None)
+    def finish(*shards: _Shard) -> None:
+        for shard in shards:
+            missing.pop(shard, None)
         progress(total - sum(len(s.rows) for s in missing), total)
 
-    progress(total - sum(len(s.rows) for s in missing), total)
+    finish()
     if workers == 1 or len(missing) < 2:
         _start(job)
         for wait in (False, True):
@@ -256,22 +257,15 @@ def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
     lock, manifest = directory / ".tmp-manifest.lock", directory / MANIFEST
     with locked(lock):
         # Files of commands that were killed, and locks of shards that exist.
-        ours = re.compile(r"\.tmp-.+(\.lock|-[0-9a-f]{32})")
+        ours = re.compile(r"\.tmp-(?!job\.json|manifest\.lock).+(\.lock|-[0-9a-f]{32})")
         for leftover in directory.glob(".tmp-*"):
-            if (
-                leftover != lock
-                and ours.fullmatch(leftover.name)
-                and not leftover.name.startswith(".tmp-job.json")
-            ):
+            if ours.fullmatch(leftover.name):
                 leftover.unlink(missing_ok=True)
-        digests = {
-            s.name: hashlib.sha256((directory / f"{s.name}.json").read_bytes()).hexdigest() for s in shards
-        }
-        content = {
-            "format": FORMAT,
-            "class_names": list(splits["train"].class_names),
-            "splits": {name: {s.name: digests[s.name] for s in shards if s.split == name} for name in splits},
-        }
+        digests: dict[str, dict[str, str]] = {name: {} for name in splits}
+        for shard in shards:
+            facts = (directory / f"{shard.name}.json").read_bytes()
+            digests[shard.split][shard.name] = hashlib.sha256(facts).hexdigest()
+        content = {"format": FORMAT, "class_names": list(splits["train"].class_names), "splits": digests}
         try:
             _publish(manifest, content)
         except FileNotFoundError:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,12 +92,10 @@ def open_shards(
     files: Mapping[str, Sequence[str]],
     data: DataConfig,
     names: Sequence[str] | None,
-    *,
-    keys: Keys = KEYS,
-    numbers: Mapping[str, int] | None = None,
+    **options: Any,
 ) -> Splits:
     """Open `shard_sources` and divide them: the split "" by the fractions."""
-    sources = shard_sources(root, files, data, names, keys=keys, numbers=numbers)
+    sources = shard_sources(root, files, data, names, **options)
     if "" in sources:
         return divide(sources[""], data)
     return beside_official(sources, data, f"{root} has a validation split")
