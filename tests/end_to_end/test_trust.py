@@ -17,7 +17,7 @@ from tl_dist.datasets.files import unlabelled
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, figures, neighbours, predictions, robustness
-from tl_dist.tools.evaluate.corruptions import evaluate_corrupted
+from tl_dist.tools.evaluate.work import evaluate_corrupted
 from tl_dist.trainer.evaluate import evaluate_checkpoint
 from tl_dist.trainer.load_model import loaded, process_as_it_was
 from tl_dist.trainer.predict import predict

@@ -6,10 +6,9 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tl_dist.config import Config
-from tl_dist.data import decoded
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
 from tl_dist.datasets import Splits, directory_cache, quarantine
 from tl_dist.datasets.division import open_splits
@@ -111,13 +110,3 @@ def _screened(
         gather=parallel.gather,
     )
     return opened, digest, screened
-
-
-def decoded_once(examples: Examples, cfg: Config, image_size: int) -> Examples:
-    """Return the same with images decoded now, into memory, where the config asks for it."""
-    splits = examples.splits
-    if cfg.runtime.decoded_images == "off":
-        return examples
-    with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):
-        splits = decoded.in_memory(splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction)
-    return replace(examples, splits=splits)

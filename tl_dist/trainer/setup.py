@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.stages import Stage, plan
-from tl_dist.data import pipeline
+from tl_dist.data import decoded, pipeline
 from tl_dist.data.order import Order
 from tl_dist.datasets import Splits
 from tl_dist.features import views as feature_views
@@ -222,9 +222,13 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     )
     run_stages = plan(cfg, order.steps)
     built = _build(cfg, run_stages, readable.splits, parallel, computed_in)
-    decoded = examples.decoded_once(readable, cfg, built.image_size)
+    if cfg.runtime.decoded_images != "off":
+        with readable.naming_bad("train", lambda: range(readable.splits["train"].num_examples)):
+            crop = cfg.data.kept_fraction
+            splits = decoded.in_memory(readable.splits, built.image_size, threads, crop_fraction=crop)
+        readable = replace(readable, splits=splits)
     state = TrainState({**built.model.moving, **built.optimizer.variables})
-    return Setup(run, cfg, parallel, threads, computed_in, decoded, order, run_stages, built, state, on_gpu)
+    return Setup(run, cfg, parallel, threads, computed_in, readable, order, run_stages, built, state, on_gpu)
 
 
 def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Checkpoint | None:

@@ -11,7 +11,7 @@ from tests.doubles import memory_source
 from tl_dist.data import corruptions, pipeline
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.tools.evaluate.corruptions import corrupted
+from tl_dist.tools.evaluate.work import corrupted
 
 IMAGE = load_sample_image("flower.jpg")[100:164, 250:314]
 ELSEWHERE = ("frost", "elastic_transform")

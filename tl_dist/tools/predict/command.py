@@ -24,7 +24,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative
-from tl_dist.tools.predict import Request, exchange
+from tl_dist.tools.predict import FACTS, Piece, Request, ask, pieces
 from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Row, columns, written
 
@@ -100,13 +100,13 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
                 sink(ready)
 
         place = stack.enter_context(read_only.directory())
-        pieces = exchange.pieces(place)
+        arriving = pieces(place)
 
         def watch() -> None:
             # Headers are checked while the workers start, a few at a time so that Ctrl-C works in between.
             if not rows.checked and not rows.check_more():
-                exchange.ask(place, rows.readable)
-            for piece in iter(partial(next, pieces), None):
+                ask(place, rows.readable)
+            for piece in iter(partial(next, arriving), None):
                 emit(rows.after(piece))
 
         try:
@@ -115,7 +115,7 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
             if refusal.code != ExitCode.REQUEUE:
                 raise
             raise _stopped(tally, options, folders) from None
-        facts = json.loads((place / exchange.FACTS).read_text())
+        facts = json.loads((place / FACTS).read_text())
         emit(rows.rest())
     _summarize(options, tally, folders, facts, progress)
     max_bad = options.max_bad
@@ -168,7 +168,7 @@ class _InOrder:
         """The files that can be decoded, as far as their headers show."""
         return [self._paths[k] for k in self._places]
 
-    def after(self, piece: exchange.Piece) -> list[Row]:
+    def after(self, piece: Piece) -> list[Row]:
         """Return the rows that this piece completes."""
         self._faults |= {self._places[k]: reason for k, reason in piece.faults.items()}
         if piece.faults:

@@ -13,7 +13,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import conformal, figures, neighbours
 from tl_dist.scores.neighbours import Neighbours
-from tl_dist.tools.predict import Request, exchange
+from tl_dist.tools.predict import FACTS, Piece, Request, asked, put
 from tl_dist.trainer.load_model import Loaded, loaded
 from tl_dist.trainer.predict import predict
 
@@ -24,14 +24,14 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     directory = Path(request.into or "")
     least = None if request.coverage is None else _least(model, request.coverage, request.of_type)
     known = None if request.unknown is None else _known(model, request.unknown)
-    source = unlabelled(exchange.asked(directory), model.class_names)
+    source = unlabelled(asked(directory), model.class_names)
     if model.parallel.rank == 0:
         facts = {
             "step": model.step,
             "moving_statistics": model.moving_statistics,
             "temperature": None if model.calibration is None else model.temperature,
         }
-        write_atomically(directory / exchange.FACTS, json.dumps(facts).encode())
+        write_atomically(directory / FACTS, json.dumps(facts).encode())
     for number, part in enumerate(predict(model, source, features=known is not None)):
         if model.parallel.rank == 0:
             softmax = figures.Softmax(part.logits, model.temperature).in_place()
@@ -41,8 +41,8 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
             if known is not None:
                 distances = known.distances(part.features, model.cfg.evaluation_batch)
                 p_known = conformal.p_values(distances, known.of_known)
-            piece = exchange.Piece(part.examples, classes, probabilities, part.faults, in_set, p_known)
-            exchange.put(directory, number, piece)
+            piece = Piece(part.examples, classes, probabilities, part.faults, in_set, p_known)
+            put(directory, number, piece)
     return ExitCode.DONE
 
 
