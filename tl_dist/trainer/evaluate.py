@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.config import stages
@@ -38,6 +39,7 @@ class Evaluator:
     ) -> None:
         self._setup, self._stage_input = setup, stage_input
         self.precise = PreciseStatistics(setup, stage_input, tell)
+        self._batches: dict[str, tf.data.Dataset] = {}
         self._evaluate_batch = evaluation.evaluation_step(
             stage_input.model,
             Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
@@ -80,13 +82,17 @@ class Evaluator:
         """Return the evaluation with logits and without figures; `read` replaces the stage's own reader."""
         setup, source, parallel = self._setup, self._setup.splits[split], self._setup.parallel
         batch = setup.cfg.evaluation_batch
-        batches = pipeline.evaluation_batches(
-            read or self._stage_input.read[split],
-            source.num_examples,
-            rows=rows_of(parallel.rank, parallel.world_size, batch),
-            global_batch=batch,
-            threads=setup.threads,
-        )
+        batches = None if read else self._batches.get(split)
+        if batches is None:
+            batches = pipeline.evaluation_batches(
+                read or self._stage_input.read[split],
+                source.num_examples,
+                rows=rows_of(parallel.rank, parallel.world_size, batch),
+                global_batch=batch,
+                threads=setup.threads,
+            )
+        if not read:  # traced once: that takes as long as evaluating some hundred images
+            self._batches[split] = batches
         with (
             setup.optimizer.averaged(self._stage_input.stage.number),
             self.precise.in_force(),
