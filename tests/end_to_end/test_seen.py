@@ -237,6 +237,8 @@ def test_what_a_run_without_a_record_has_seen_is_unknown(workspace: Workspace) -
     ask = ["cv", "features.yaml", "--folds=3", "--seeds=1", "source.run=runs/unrecorded"]
     said = tl_dist(workspace, *ask, "data.path=strange.csv", expect=ExitCode.USAGE)
     assert "runs/unrecorded has seen an unknown number of the 120 held-out images" in said
+    said = tl_dist(workspace, "eval", "runs/unrecorded", "--data", "strange.csv")
+    assert "how many of these images the run has seen with their labels is unknown" in said
 
 
 def test_an_evaluation_of_other_data_says_how_many_were_trained_on(workspace: Workspace) -> None:

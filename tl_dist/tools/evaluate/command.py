@@ -84,7 +84,9 @@ def evaluate_data(
 
 def show_matching(data: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Print what of the data set was left out of the evaluation, and what makes its figures too good."""
-    if data["seen"]:
+    if data["seen"] is None:
+        say("how many of these images the run has seen with their labels is unknown: the figures may flatter")
+    elif data["seen"]:
         say(f"the run has seen {data['seen']:,} of these images with their labels: the figures flatter")
     if data["unknown"]:
         counts = [f"{name} ({number:,})" for name, number in data["unknown"].items()]

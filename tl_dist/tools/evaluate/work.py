@@ -200,7 +200,10 @@ def evaluate_data(
     )
     record = _record(model.run, model.step, result, evaluated, by)
     record["data"] = {
-        "seen": seen.among(evaluated, directory, np.concatenate([own.trained, own.chosen])),
+        # None: the run's record is gone.
+        "seen": seen.among(evaluated, directory, np.concatenate([own.trained, own.chosen]))
+        if own.trained.size
+        else None,
         "path": str(path),
         "split": part,
         "fingerprint": source.fingerprint,
