@@ -1,6 +1,6 @@
 """The kernels that TensorFlow's CUDA build has for GPUs, kept as a file: the CPU build of the tests registers none.
 
-Written anew for another release of TensorFlow, by an environment that has its CUDA build (a GPU is not needed):
+Written again for another release of TensorFlow, by an environment that has its CUDA build (a GPU is not needed):
 
     python -m tests.gpu_kernels
 """
