@@ -1,7 +1,7 @@
 """ELPV: how much a temperature helps, whether conformal sets cover, and whether other images are told apart.
 
 A head on a frozen VGG16, trained for long enough to be too sure. Validation and test images were both held out from
-training, so they are divided anew 25 times into those that are fitted and those that are measured.
+training, so they are divided again 25 times into those that are fitted and those that are measured.
 """
 
 from __future__ import annotations

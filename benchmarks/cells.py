@@ -1,4 +1,4 @@
-"""Images of solar cells (ELPV) and `tl-dist` on them, as a person runs it: what the transfer benchmarks share."""
+"""Images of solar cells (ELPV) and `tl-dist` on them, as a user runs it: what the transfer benchmarks share."""
 
 from __future__ import annotations
 

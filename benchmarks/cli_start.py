@@ -1,4 +1,4 @@
-"""How long a person waits: for the help, and from `tl-dist train` to the first step."""
+"""How long a user waits: for the help, and from `tl-dist train` to the first step."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_acceptance [NUMBER ...]
 
-docs/pages/gpu_acceptance.md explains the steps; `python -m benchmarks.gpu_acceptance --page` writes its table anew. It
+docs/pages/gpu_acceptance.md explains the steps; `python -m benchmarks.gpu_acceptance --page` writes its table again. It
 goes on after a failure. The exit code is 0 when every step that was asked for holds, 1 when one falls short, and 69
-when none does but some were not run, for want of GPUs or since they are for a person to run.
+when none does but some were not run, for want of GPUs or since they are for the user to run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `gpus` are needed on this host; without `run` a person has to do it."""
+    """One step. `gpus` are needed on this host; without `run` the user has to do it."""
 
     number: int
     gpus: int
@@ -251,7 +251,7 @@ def outcome(step: Step, gpus: int) -> tuple[str, str]:
         needs = f"{step.gpus} GPU{'s' if step.gpus > 1 else ''}"
         return "not run", f"needs {needs}, and this machine shows {gpus or 'none'}: {step.what}"
     if step.run is None:
-        return "not run", f"for a person: {step.what}; bar: {step.bar}"
+        return "not run", f"for the user: {step.what}; bar: {step.bar}"
     try:
         found = step.run()
     except Exception as error:  # the table is to be whole
@@ -263,7 +263,7 @@ def table() -> str:
     """The steps, for the page of the documentation."""
     lines = ["| step | GPUs | what | bar | run by |", "|--|--|--|--|--|"]
     for step in STEPS:
-        how = "the script" if step.run else "a person"
+        how = "the script" if step.run else "the user"
         lines.append(f"| {step.number} | {step.gpus} | {step.what} | {step.bar} | {how} |")
     return "\n".join(lines) + "\n"
 

@@ -47,5 +47,5 @@ COMMON = (
 
 
 def from_files(root: Path) -> list[str]:
-    """What reads the photographs in place of made-up images, as training on ImageNet does."""
+    """What reads the photographs instead of made-up images, as training on ImageNet does."""
     return ["data.name=image_folder", f"data.path={root}", "data.augment=[random_resized_crop, flip]"]

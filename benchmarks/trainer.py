@@ -104,7 +104,7 @@ class Trainer:
 
 
 def _in_memory(cfg: Config) -> Source:
-    """Kept, as the other sides keep them: made anew for each batch they take more time than a small network."""
+    """Kept, as the other sides keep them: made again for each batch they take more time than a small network."""
     made: Source = registry.DATASETS[cfg.data.name].open(cfg.data)["train"]
     images, labels = synthetic_images(cfg)
     return array_source(images, labels, made.class_names, made.ids)

@@ -1,6 +1,6 @@
 """The kernels that TensorFlow's CUDA build has for GPUs, kept as a file: the CPU build of the tests registers none.
 
-Written anew for another release of TensorFlow, by an environment that has its CUDA build (a GPU is not needed):
+Written again for another release of TensorFlow, by an environment that has its CUDA build (a GPU is not needed):
 
     python -m tests.gpu_kernels
 """
@@ -54,7 +54,7 @@ def kernel_for(op: Any) -> Any:
 if __name__ == "__main__":
     if not tf.test.is_built_with_cuda():
         raise SystemExit(
-            "this is a CPU build. Fix: pip install --no-deps tensorflow, in place of tensorflow-cpu."
+            "this is a CPU build. Fix: pip install --no-deps tensorflow, instead of tensorflow-cpu."
         )
     KEPT.write_bytes(lzma.compress(registered(), preset=9))
     print(f"{KEPT}: {KEPT.stat().st_size:,} bytes")

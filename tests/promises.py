@@ -1,6 +1,6 @@
 """What each test module promises, in which group it runs, and what a failure breaks.
 
-`python -m tests.promises` writes the table of tests/README.md anew; a test compares the two.
+`python -m tests.promises` writes the table of tests/README.md again; a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BEGIN = "<!-- the table below is written by python -m tests.promises -->\n"
 
 GROUPS = {
     "cluster": "a private Slurm, network namespaces, sshd, MPI",
-    "end_to_end": "the command line as a person uses it, with real workers",
+    "end_to_end": "the command line as a user has it, with real workers",
     "parallel": "every strategy against one device",
     "scale": "a thousand workers, and what each of them costs the file server and the others",
     "gpu": "on a GPU; skipped, and counted, where there is none",

@@ -1,6 +1,6 @@
 """The batch script requeues what another attempt can help, so often and no more, and trusts no 0 alone.
 
-Real Slurm, but a driver of a few lines in place of ours, which ends with the code that the test has for the
+Real Slurm, but a driver of a few lines instead of ours, which ends with the code that the test has for the
 attempt.
 """
 

@@ -56,7 +56,7 @@ runtime:
 
 
 class Harness:
-    """The command line, as a person uses it: one config, one directory of runs."""
+    """The command line, as a user has it: one config, one directory of runs."""
 
     def __init__(self, slurm: SlurmCluster, directory: Path) -> None:
         self._slurm = slurm

@@ -1,4 +1,4 @@
-"""The command line as a person uses it, on a run of a few seconds that takes long enough to be interrupted."""
+"""The command line as a user has it, on a run of a few seconds that takes long enough to be interrupted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The numbers of one run do not change by accident: losses and final state are those that are kept in the repository.
 
 Equal curves on every strategy would not show a change that shifts all of them alike. After one that is meant,
-`python -m tests.end_to_end.test_golden_run "REASON"` writes the file anew: the reason is kept with it.
+`python -m tests.end_to_end.test_golden_run "REASON"` writes the file again: the reason is kept with it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A run directory of an earlier tl_dist opens, resumes and is evaluated: one that was stopped at step 5 of 8.
 
-`python -m tests.end_to_end.test_old_runs` makes the archive anew, by the code at hand: only before 0.1.0 is released.
+`python -m tests.end_to_end.test_old_runs` makes the archive again, by the code at hand: only before 0.1.0 is released.
 """
 
 from __future__ import annotations

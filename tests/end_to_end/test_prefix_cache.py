@@ -57,7 +57,7 @@ def test_auto_says_what_it_chose_and_changes_no_curve(
     workspace.train_here("auto", *FROZEN, "runtime.prefix_cache=auto")
     said = capfd.readouterr().out
     choice = (
-        "prefix cache: on: 0 images go through the frozen part in place of 520"
+        "prefix cache: on: 0 images go through the frozen part instead of 520"
         if kept  # by a test before this one
         else "prefix cache: off: 520 images go through the frozen part, 416 would have to for the cache"
     )

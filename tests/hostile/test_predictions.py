@@ -91,7 +91,7 @@ def test_a_file_of_predictions_is_replaced(tmp_path: Path, kind: str, text: str)
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in OTHERS for text in OTHERS[kind]])
 def test_a_file_that_only_begins_so_is_not(tmp_path: Path, kind: str, text: str) -> None:
-    """A list of labelled images, and predictions to which a person has added a column."""
+    """A list of labelled images, and predictions to which a user has added a column."""
     file = tmp_path / f"p.{kind}"
     file.write_text(text)
     with pytest.raises(Refusal, match="is not a file of predictions") as caught, written(file, columns(1)):

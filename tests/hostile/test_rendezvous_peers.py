@@ -74,7 +74,7 @@ def port_of(rendezvous: Rendezvous) -> int:
 def test_another_user_of_the_host_is_not_answered(
     kernel: str, rendezvous: Rendezvous, how: tuple[int, str]
 ) -> None:
-    """Garbage in place of the workers' addresses aborted both, and a member that never was forgot the scope."""
+    """Garbage instead of the workers' addresses aborted both, and a member that never was forgot the scope."""
     port = port_of(rendezvous)
     assert status(connect(port, how=how), "PUT", "/global/0", b"address") == 200
     for method in ("PUT", "GET", "DELETE"):

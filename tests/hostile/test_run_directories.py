@@ -351,7 +351,7 @@ def test_no_file_in_a_run_ends_a_command_in_anything_but_a_line(arena: Arena) ->
             sane(run, lambda content=content: content[:20], name, number)  # type: ignore[misc]
         (run / name).unlink()
         sane(run, lambda: "missing", name, -1)
-        (run / name).unlink(missing_ok=True)  # what the run began with is written anew
+        (run / name).unlink(missing_ok=True)  # what the run began with is written again
         (run / name).mkdir(mode=0o700)
         sane(run, lambda: "a directory", name, -1)
         (run / name).rmdir()

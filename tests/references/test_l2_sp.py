@@ -82,7 +82,7 @@ def test_through_the_momentum_the_pull_is_as_strong_as_the_documented_decoupled_
 
 
 def test_adamw_is_pulled_beside_the_moments() -> None:
-    """Decoupled as in algorithm 2 of Loshchilov and Hutter (arXiv 1711.05101), toward the start in place of 0."""
+    """Decoupled as in algorithm 2 of Loshchilov and Hutter (arXiv 1711.05101), toward the start instead of 0."""
     weights, origin = start(), start()
     m, v = ({path: np.zeros(shape) for path, shape in SHAPES.items()} for _ in range(2))
     for t in range(1, STEPS + 1):

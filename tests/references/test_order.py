@@ -181,7 +181,7 @@ def test_the_rest_behind_whole_blocks_comes_at_every_place_equally_often() -> No
     assert stats.chisquare(in_rest.sum(axis=0)).pvalue > ALPHA
 
 
-def test_rows_are_shuffled_within_each_window_and_in_each_epoch_anew() -> None:
+def test_rows_are_shuffled_within_each_window_and_in_each_epoch_again() -> None:
     """100 windows of one block of 100 examples: which row of its block is at each place."""
     rows = orders(10_000, 3, block=100).reshape(3, 100, 100) % 100
     assert p_of_places(rows.reshape(-1, 100)) > ALPHA

@@ -175,7 +175,7 @@ def test_the_order_of_the_trained_and_what_the_first_choice_loses() -> None:
         0,
     )
     assert wrong.regret == pytest.approx(0.25) and wrong.kendall == pytest.approx(-1)
-    assert tied.regret == pytest.approx(0.025)  # the mean of 0.9 and 0.95 in place of 0.95
+    assert tied.regret == pytest.approx(0.025)  # the mean of 0.9 and 0.95 instead of 0.95
     assert agreement.agreement("unknown", [None, 1.0, 1.0, 1.0, 1.0], trained) is None
     two = agreement.agreement("two", [1.0, 2.0], [0.5, 0.6])
     assert two is not None and two.kendall is None and two.regret == 0

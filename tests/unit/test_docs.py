@@ -44,7 +44,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 
 
 def test_the_reference_is_that_of_the_schema() -> None:
-    """`python -m tl_dist.config.reference > docs/pages/reference.md` writes it anew."""
+    """`python -m tl_dist.config.reference > docs/pages/reference.md` writes it again."""
     assert (DOCS / "pages" / "reference.md").read_text() == reference.page()
 
 

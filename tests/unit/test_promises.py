@@ -12,7 +12,7 @@ MODULES = sorted(promises.TESTS.rglob("test_*.py"))
 
 
 def test_the_list_of_promises_is_that_of_the_modules() -> None:
-    """`python -m tests.promises` writes it anew."""
+    """`python -m tests.promises` writes it again."""
     assert promises.README.read_text().partition(promises.BEGIN)[2] == promises.table()
 
 

@@ -224,7 +224,7 @@ def choose(
     elif 2 * size > free_bytes:
         why = f"{size / 1e6:,.1f} MB do not fit into half of the {free_bytes / 1e6:,.1f} MB that are free"
     else:
-        saved = f"{missing:,} images go through the frozen part in place of {passes:,.0f}"
+        saved = f"{missing:,} images go through the frozen part instead of {passes:,.0f}"
         return True, f"{saved}; {size / 1e6:,.1f} MB"
     return False, why
 

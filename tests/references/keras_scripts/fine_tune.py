@@ -1,6 +1,6 @@
 """Transfer learning in plain Keras, in the two steps of its guide: python fine_tune.py WEIGHTS FOLDER [FOLDER ...]
 
-First a new head on the frozen network, run in inference mode; then block 5 thawed, compiled anew, at a tenth of the
+First a new head on the frozen network, run in inference mode; then block 5 thawed, compiled again, at a tenth of the
 rate. FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. Prints the test accuracies so far as JSON, one for each
 folder, each with the seed of its place. Imports nothing of tl_dist.
 """

@@ -110,7 +110,7 @@ def test_no_module_of_the_login_side_imports_a_framework() -> None:
 def test_verbs_that_open_data_and_weights_import_no_framework(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not on the way either: a module may import TensorFlow in a function. The weights are converted anew."""
+    """Not on the way either: a module may import TensorFlow in a function. The weights are converted again."""
     for k in range(8):
         path = Path("images", "ab"[k % 2], f"{k}.png")
         path.parent.mkdir(parents=True, exist_ok=True)

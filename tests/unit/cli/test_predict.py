@@ -1,4 +1,4 @@
-"""What `tl-dist predict` reads and writes: every name that a person may give, and no file of somebody else's lost."""
+"""What `tl-dist predict` reads and writes: every name that a user may give, and no file of somebody else's lost."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def run(
     rules: dict[str, optim.Rule] | None = None,
     **settings: Any,
 ) -> tuple[dict[str, Any], dict[str, Any], optim.Optimizer]:
-    """(start, weights after `steps` updates at rate 0.1, optimizer); `rules` in place of those of the settings."""
+    """(start, weights after `steps` updates at rate 0.1, optimizer); `rules` instead of those of the settings."""
     config = OptimizerConfig(**({"name": "sgd", "momentum": 0.0, "learning_rate": 0.1} | settings))
     ours = variables()
     start = {path: v.numpy() for path, v in ours.items()}

@@ -59,7 +59,7 @@ def numbers() -> tuple[Labelled, Labelled]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, digits: Any, numbers: Any) -> dict[str, Path]:
-    """A parent directory for each format, so that neither is found in place of the other."""
+    """A parent directory for each format, so that neither is found instead of the other."""
     parents = {kind: tmp_path_factory.mktemp(kind) for kind in ("python", "binary")}
     write_cifar10_python(parents["python"], *digits)
     write_cifar10_binary(parents["binary"], *digits)

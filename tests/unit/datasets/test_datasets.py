@@ -90,7 +90,7 @@ def test_a_source_is_sent_without_its_tensors() -> None:
 
 
 def test_images_in_memory_that_are_put_together_are_still_at_hand() -> None:
-    """Those of CIFAR's two splits, which data.split divides anew: they can be packed, and have a size."""
+    """Those of CIFAR's two splits, which data.split divides again: they can be packed, and have a size."""
     parts = {"train": array_source(), "test": array_source(10).subset(np.array([7, 1]))}
     pool = pooled(parts)
     assert isinstance(pool.store, PixelStore) and pool.store.size == (4, 5)

@@ -132,7 +132,7 @@ def test_more_folds_than_examples_of_a_class_are_refused() -> None:
 
 @pytest.fixture
 def split_file(tmp_path: Path) -> Path:
-    """Folder data with a test split of its own, and a manifest that pools and divides it anew."""
+    """Folder data with a test split of its own, and a manifest that pools and divides it again."""
     root = tmp_path / "data"
     write_image_folder(root / "train", digits_32px(100), NAMES)
     write_image_folder(root / "test", digits_32px(60, start=100), NAMES)

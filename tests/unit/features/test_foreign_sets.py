@@ -111,7 +111,7 @@ def test_a_set_that_lies_is_computed_again(tmp_path: Path, lie: Lie) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "\ud800", '{"a": NaN', "5", "null", ""])
-def test_a_manifest_that_is_no_manifest_is_made_anew(tmp_path: Path, content: str) -> None:
+def test_a_manifest_that_is_no_manifest_is_made_again(tmp_path: Path, content: str) -> None:
     features, _ = extract(tmp_path)
     (features.directory / MANIFEST).write_text(content, errors="surrogatepass")
     again, _ = extract(tmp_path)

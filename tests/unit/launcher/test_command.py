@@ -1,6 +1,6 @@
 """Each strategy's workers are started with exactly the command lines and environments of tests/golden/command_*.txt.
 
-After a change that is meant, `python -m tests.unit.launcher.test_command` writes the files anew:
+After a change that is meant, `python -m tests.unit.launcher.test_command` writes the files again:
 then read the difference.
 """
 

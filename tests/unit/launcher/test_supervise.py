@@ -226,7 +226,7 @@ def test_restarts_end_when_none_brings_a_newer_checkpoint(tmp_path: Path) -> Non
     assert len(attempts(run)) == 3 and "restart 2 of 2" in shown
 
 
-def test_a_newer_checkpoint_starts_the_count_anew(tmp_path: Path) -> None:
+def test_a_newer_checkpoint_restarts_the_count(tmp_path: Path) -> None:
     acts = [[["checkpoint", k], ["exit", 70]] for k in (1, 1, 2, 3)]
     outcome, run, _ = end_of(tmp_path, {"0": [*acts, [["done"], ["exit", 0]]]})
     assert outcome == ExitCode.DONE

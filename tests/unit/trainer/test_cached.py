@@ -42,7 +42,7 @@ def chosen(**changes: Any) -> tuple[bool, str]:
 def test_many_epochs_pay_and_a_fraction_does_not() -> None:
     on, why = chosen()
     assert on
-    assert why == "2,000 images go through the frozen part in place of 16,000; 802.8 MB"
+    assert why == "2,000 images go through the frozen part instead of 16,000; 802.8 MB"
     assert chosen(passes=4_000)[0] and not chosen(passes=3_999)[0]
     assert chosen(passes=500, missing=0)[0]
 
@@ -77,7 +77,7 @@ def a_setup(
 @pytest.mark.parametrize(
     ("epochs", "data", "on", "why"),
     [
-        (20, {}, True, "400 images go through the frozen part in place of"),
+        (20, {}, True, "400 images go through the frozen part instead of"),
         (0.3, {}, False, "400 would have to for the cache"),
         (20, {"augment": ("pad_crop",)}, False, "pad_crop makes images that cannot be cached"),
     ],
