@@ -19,7 +19,7 @@ from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.terminal.console import Console
 
-for _module in ("data", "rank", "trained"):
+for _module in ("data", "choose", "trained"):
     import_module(f"tl_dist.cli.{_module}")  # which adds its commands
 config_app = group("config", "Show a config, or every key that a config may hold.")
 augment_app = group("augment", "Preview the augmentations of a config.")

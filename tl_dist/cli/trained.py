@@ -52,12 +52,7 @@ def evaluate(
     console, selected = Console(), split or Split.TEST
     how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
     groups = [*["any"] * by_group, *([by] if by else [])]
-    if corruptions is not None and (data is not None or groups):
-        what = "--corruptions takes the run's own images, without groups."
-        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
-    if corruptions is None and severity is not None:
-        what = "--severity needs --corruptions."
-        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
+    _refuse_options_that_exclude_each_other(corruptions, severity, others=data is not None or bool(groups))
     if corruptions is not None:
         names_and_severities = command.parse_corruptions(corruptions, severity or "1-5")
         with console.busy(f"evaluating {run}"):
@@ -76,6 +71,17 @@ def evaluate(
         if "calibration" in record["figures"]:
             picture = run / "evaluations" / f"{record['split']}_reliability.png"
             console.say(f"reliability diagram: {tables.relative(picture)}", style="dim")
+
+
+def _refuse_options_that_exclude_each_other(
+    corruptions: str | None, severity: str | None, *, others: bool
+) -> None:
+    if corruptions is not None and others:
+        what = "--corruptions takes the run's own images, without groups."
+        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+    if corruptions is None and severity is not None:
+        what = "--severity needs --corruptions."
+        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
 
 
 @app.command()
@@ -310,25 +316,3 @@ def serve(
         warning = f"anyone who can reach {host} can use this server: it asks for no password"
         Console().say(warning, style="yellow")
     become_server(path, host=host, port=port, at=at)
-
-
-@app.command()
-def compare(
-    first: RunPath,
-    second: RunPath,
-    split: Annotated[Split, Option(help="split to compare on")] = Split.TEST,
-    corruptions: Annotated[
-        bool, Option("--corruptions", help="compare the results of eval --corruptions")
-    ] = False,
-) -> None:
-    """Compare two runs by a paired test on the same examples."""
-    from tl_dist.terminal.tables import show_flattered
-    from tl_dist.tools.compare import command
-
-    console, names = Console(), (str(first), str(second))
-    for run in (first, second):
-        show_flattered(run, console, f"{run}: ")
-    if corruptions:
-        command.show_corrupted(command.compare_corrupted(first, second, split), names, console.say)
-        return
-    command.show(command.compare(first, second, split), names, console)

@@ -7,7 +7,7 @@ all monitors have the same state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from tl_dist.datasets import Splits, pool_of
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import checkpoint
 from tl_dist.scores.evaluation import Evaluation
+from tl_dist.trainer.setup import Setup
 from tl_dist.training.evaluation import MAX_LOGITS
 from tl_dist.training.monitor import Monitor, better
 from tl_dist.training.optim import Optimizer
@@ -165,3 +167,35 @@ def described(best: tuple[int, float | None], metric: str) -> str:
     if value is None:
         return f"a {SPLIT} {figure_of(metric)} that is no number"
     return f"step {step:,}, {SPLIT} {figure_of(metric)} {value:.4g}"
+
+
+def go_back(setup: Setup, step: int) -> None:
+    """Set the variables and the step to those of an earlier checkpoint, on all workers; the history stays."""
+    state = setup.state
+    setup.beat("loading a checkpoint", alone=True)
+    if setup.is_first:
+        saved = checkpoint.read(setup.run, step, expected=state.layout)
+        state.resume(saved.arrays, step=step, history=state.history)
+    setup.parallel.broadcast(list(state.variables.values()))
+    state.agree_on(step, state.history)
+
+
+def average(setup: Setup, steps: Sequence[int]) -> None:
+    """Set the weights to the mean of those that were evaluated at several steps, on all workers.
+
+    The rest of the state stays as it is. Moving averages of the weights become the same mean, since they are evaluated.
+    """
+    state = setup.state
+    setup.beat("averaging checkpoints", alone=True)
+    if setup.is_first:
+        sums: dict[str, Any] = {}
+        for step in steps:  # in float64, one after another, so that two are in memory
+            arrays = checkpoint.read(setup.run, step, expected=state.layout).arrays
+            for path in setup.model.moving:
+                value = arrays.get(f"optimizer/ema/{path}", arrays[path])
+                sums[path] = sums.get(path, 0.0) + value.astype(np.float64)
+        for path, total in sums.items():
+            for name in {path, f"optimizer/ema/{path}"} & state.variables.keys():
+                variable = state.variables[name]
+                variable.assign((total / len(steps)).astype(variable.dtype.as_numpy_dtype))
+    setup.parallel.broadcast(list(state.variables.values()))

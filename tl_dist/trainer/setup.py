@@ -242,38 +242,6 @@ def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpo
     return saved
 
 
-def go_back(setup: Setup, step: int) -> None:
-    """Set the variables and the step to those of an earlier checkpoint, on all workers; the history stays."""
-    state = setup.state
-    setup.beat("loading a checkpoint", alone=True)
-    if setup.is_first:
-        saved = checkpoint.read(setup.run, step, expected=state.layout)
-        state.resume(saved.arrays, step=step, history=state.history)
-    setup.parallel.broadcast(list(state.variables.values()))
-    state.agree_on(step, state.history)
-
-
-def average(setup: Setup, steps: Sequence[int]) -> None:
-    """Set the weights to the mean of those that were evaluated at several steps, on all workers.
-
-    The rest of the state stays as it is. Moving averages of the weights become the same mean, since they are evaluated.
-    """
-    state = setup.state
-    setup.beat("averaging checkpoints", alone=True)
-    if setup.is_first:
-        sums: dict[str, Any] = {}
-        for step in steps:  # in float64, one after another, so that two are in memory
-            arrays = checkpoint.read(setup.run, step, expected=state.layout).arrays
-            for path in setup.model.moving:
-                value = arrays.get(f"optimizer/ema/{path}", arrays[path])
-                sums[path] = sums.get(path, 0.0) + value.astype(np.float64)
-        for path, total in sums.items():
-            for name in {path, f"optimizer/ema/{path}"} & state.variables.keys():
-                variable = state.variables[name]
-                variable.assign((total / len(steps)).astype(variable.dtype.as_numpy_dtype))
-    setup.parallel.broadcast(list(state.variables.values()))
-
-
 def moving_statistics(model: Classifier) -> dict[str, NDArray[Any]]:
     """Return a host copy of the moving statistics of every batch-norm layer, by path."""
     variables = {**model.moving, **model.frozen}

@@ -18,10 +18,10 @@ from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.trainer import agreement
 from tl_dist.trainer.evaluate import Evaluator
-from tl_dist.trainer.model_selection import ModelSelection
+from tl_dist.trainer.model_selection import ModelSelection, average, go_back
 from tl_dist.trainer.precise_statistics import audit
 from tl_dist.trainer.run_writer import RunWriter
-from tl_dist.trainer.setup import Setup, StageInput, StopRequested, average, from_images, go_back
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images
 from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report

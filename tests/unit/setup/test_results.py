@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md holds the newest result of each comparison, under the machine that gave it."""
+"""The file of results of the benchmarks holds the newest result of each comparison, under the machine that gave it."""
 
 from __future__ import annotations
 

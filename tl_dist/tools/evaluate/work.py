@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from tl_dist.trainer import evaluate
 from tl_dist.trainer.agreement import agree
 from tl_dist.trainer.board import class_records
 from tl_dist.trainer.load_model import Loaded, loaded
-from tl_dist.trainer.predict import predict_decodable
+from tl_dist.trainer.predict import Found, predict_decodable
 from tl_dist.trainer.run_writer import evaluation_record
 from tl_dist.trainer.setup import Setup, setup
 from tl_dist.training.evaluation import MAX_LOGITS
@@ -158,35 +158,21 @@ def evaluate_data(
     named(source, by)
     agree(model.parallel, {"data": source.fingerprint, "class_names": list(source.class_names)})
     known, unknown = matched(source, model.class_names, path)
-    classes, faults = len(model.class_names), dict[str, str]()
-    counted: list[NDArray[np.int64]] = []
-    confusion, loss = np.zeros((classes, classes), np.int64), 0.0
-    logits: list[NDArray[np.float32]] | None = [] if known.num_examples * classes <= MAX_LOGITS else None
-    cache = directory / "header_checks"
-    for piece in predict_decodable(model, known, faults, cache=cache, path=path):
-        if model.parallel.rank:
-            continue
-        labels, wide = known.labels[piece.examples], piece.logits.astype(np.float64)
-        np.add.at(confusion, (labels, wide.argmax(axis=1)), 1)
-        loss += float((np.logaddexp.reduce(wide, axis=1) - wide[np.arange(len(labels)), labels]).sum())
-        counted.append(piece.examples)
-        if logits is not None:
-            logits.append(piece.logits)
+    faults: dict[str, str] = {}
+    pieces = predict_decodable(model, known, faults, cache=directory / "header_checks", path=path)
+    counted, sums = _counted(model, pieces, known)
     if model.parallel.rank:
         return
-    if not counted:
+    if not len(counted):
         raise unusable(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
-    evaluated = known.subset(np.concatenate(counted))
+    evaluated = known.subset(counted)
     data_name = path.absolute().name if path.is_dir() else path.stem
     own = seen.of_run(model.run)
     result = predictions.with_figures(
         Evaluation(
             split=re.sub(r"[^\w.-]", "_", f"{data_name}-{part}-{source.fingerprint[:8]}"),
             num_examples=evaluated.num_examples,
-            num_correct=int(np.trace(confusion)),
-            mean_loss=loss / evaluated.num_examples,
-            confusion=confusion,
-            logits=None if logits is None else np.concatenate(logits),
+            **sums,
         ),
         model.run.path,
         step=model.step,
@@ -213,6 +199,32 @@ def evaluate_data(
         "moving_statistics": model.moving_statistics,
     }
     write_atomically(directory / "evaluation.json", json.dumps(record).encode())
+
+
+def _counted(
+    model: Loaded, pieces: Iterable[Found], known: Source
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Return on rank 0 which examples of `known` are in the pieces, and their sums as fields of `Evaluation`."""
+    classes = len(model.class_names)
+    examples, logits = [np.empty(0, np.int64)], [np.empty((0, classes), np.float32)]
+    keep = known.num_examples * classes <= MAX_LOGITS
+    confusion, loss = np.zeros((classes, classes), np.int64), 0.0
+    for piece in pieces:
+        if model.parallel.rank:
+            continue
+        labels, wide = known.labels[piece.examples], piece.logits.astype(np.float64)
+        np.add.at(confusion, (labels, wide.argmax(axis=1)), 1)
+        loss += float((np.logaddexp.reduce(wide, axis=1) - wide[np.arange(len(labels)), labels]).sum())
+        examples.append(piece.examples)
+        if keep:
+            logits.append(piece.logits)
+    counted = np.concatenate(examples)
+    return counted, {
+        "num_correct": int(np.trace(confusion)),
+        "mean_loss": loss / max(1, len(counted)),
+        "confusion": confusion,
+        "logits": np.concatenate(logits) if keep else None,
+    }
 
 
 def _part(path: Path, split: str | None) -> tuple[str, Source]:

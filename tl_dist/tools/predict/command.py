@@ -118,10 +118,14 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
         facts = json.loads((place / FACTS).read_text())
         emit(rows.rest())
     _summarize(options, tally, folders, facts, progress)
-    max_bad = options.max_bad
-    if max_bad is None:
-        data = config_file.load(run.config_file).data
-        max_bad = quarantine.budget(data.max_bad, {"test": unlabelled(paths, names)})
+    budget = config_file.load(run.config_file).data.max_bad
+    _refuse_beyond_budget(
+        options, tally, paths, quarantine.budget(budget, {"test": unlabelled(paths, names)})
+    )
+
+
+def _refuse_beyond_budget(options: PredictOptions, tally: _Tally, paths: Sequence[str], budget: int) -> None:
+    max_bad = budget if options.max_bad is None else options.max_bad
     if len(tally.faults) > max_bad:
         path, reason = next(iter(tally.faults.items()))
         raise Refusal(

@@ -50,7 +50,7 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {each.__name__: each for each in (figure, percent, points, shortened)}
+    environment.filters.update({each.__name__: each for each in (figure, percent, points, shortened)})
     environment.globals["by_design_effect"] = by_design_effect
     script = read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest())

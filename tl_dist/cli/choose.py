@@ -1,4 +1,4 @@
-"""`tl-dist rank`: its options."""
+"""Commands that choose: `tl-dist rank` between networks, `tl-dist compare` between runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from tl_dist.cli.app import ConfigFile, Overrides, Root, Strategy, Workers, app
+from tl_dist.cli.app import ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers, app
 from tl_dist.terminal.console import Console
 
 
@@ -44,3 +44,25 @@ def rank(
     ranking = rank_candidates(request, candidates, console, images=images, out=out)
     if as_json:
         print(json.dumps(ranking, indent=1))
+
+
+@app.command()
+def compare(
+    first: RunPath,
+    second: RunPath,
+    split: Annotated[Split, Option(help="split to compare on")] = Split.TEST,
+    corruptions: Annotated[
+        bool, Option("--corruptions", help="compare the results of eval --corruptions")
+    ] = False,
+) -> None:
+    """Compare two runs by a paired test on the same examples."""
+    from tl_dist.terminal.tables import show_flattered
+    from tl_dist.tools.compare import command
+
+    console, names = Console(), (str(first), str(second))
+    for run in (first, second):
+        show_flattered(run, console, f"{run}: ")
+    if corruptions:
+        command.show_corrupted(command.compare_corrupted(first, second, split), names, console.say)
+        return
+    command.show(command.compare(first, second, split), names, console)
