@@ -65,7 +65,6 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
     """Replace the file in `place` by one of the whole run, which is first written in the directory `empty`."""
     import wandb
 
-    shutil.rmtree(place, ignore_errors=True)
     # Send nothing about this machine, its packages or its repository: the run may have been trained elsewhere.
     on = ("disable_git", "silent", "x_disable_meta", "x_disable_machine_info", "x_disable_stats")
     off = ("save_code", "symlink", "x_save_requirements")
@@ -88,7 +87,11 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
     run.finish(exit_code=int(copied.state == "failed"))
     wandb.teardown()  # `finish` does not wait for the process that writes the file
     (written,) = empty.glob("wandb/offline-run-*")
-    shutil.copytree(written, place / written.name, ignore=_links_in)
+    fresh = place.with_name("wandb.new")  # readers find the old copy until then
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(written, fresh / written.name, ignore=_links_in)
+    shutil.rmtree(place, ignore_errors=True)
+    fresh.rename(place)
 
 
 def _links_in(folder: str, names: list[str]) -> list[str]:
