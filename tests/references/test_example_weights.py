@@ -235,6 +235,8 @@ def test_settings_are_ranked_by_examples_that_count_as_they_do_in_training() -> 
     assert tuning.search(both, classifier, replace(of, weights=None), fold)[0].setting.layers == ["no"]
     best = tuning.search(both, classifier, of, fold)[0]
     assert best.setting.layers == ["yes"]
-    assert best.weighted_accuracy > 0.97 > 0.8 > best.accuracy  # what is shown counts each alike, as `eval` does
+    assert (
+        best.weighted_accuracy > 0.97 > 0.8 > best.accuracy
+    )  # what is shown counts each alike, as `eval` does
     left = replace(of, weights=np.where(wrong, 0.0, 1.0))
     assert tuning.search(both, classifier, left, fold)[0].accuracy > 0.97
