@@ -1,7 +1,5 @@
 """Whether a score of `tl-dist rank` predicted how well networks do once trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A head on a frozen VGG16, trained for long enough to be too sure. Validation and
 training, so they are divided again 25 times into those that are fitted and those that are measured.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

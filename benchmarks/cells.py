@@ -1,7 +1,5 @@
 """Images of solar cells (ELPV) and `tl-dist` on them, as a user runs it: what the transfer benchmarks share."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A checkpoint every 50 steps while all of VGG16 is fine-tuned: how much of the run the training thread spends."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

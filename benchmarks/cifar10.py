@@ -4,8 +4,6 @@
 other work on the machine counts little.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

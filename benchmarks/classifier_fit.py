@@ -4,8 +4,6 @@ Digits, their pixels and products of two: as unequal as the features of a networ
 same grid and folds; ours is then fitted to its minimum, scikit-learn's to its default tolerance.
 """
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections.abc import Iterator

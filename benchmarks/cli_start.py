@@ -1,7 +1,5 @@
 """How long a user waits: for the help, and from `tl-dist train` to the first step."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,8 +4,6 @@ Each side is started as `tl-dist train` starts workers. The ratio says which one
 that the slower one be of use: half of the other's speed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

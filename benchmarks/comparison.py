@@ -1,7 +1,5 @@
 """What a benchmark is: two sides measured in turn, a ratio, and the bar that it must meet."""
 
-from __future__ import annotations
-
 import importlib
 import platform
 import statistics

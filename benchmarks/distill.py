@@ -5,8 +5,6 @@ other has three tenths, which leaves less than a tenth. Settings were chosen on 
 evaluated here. Some 10 minutes on 2 CPU cores.
 """
 
-from __future__ import annotations
-
 import io
 import tempfile
 from collections.abc import Iterator

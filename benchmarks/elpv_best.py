@@ -3,8 +3,6 @@
 The first run computes the frozen part of all cells in all views; the folds of the cross-validation find it kept.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

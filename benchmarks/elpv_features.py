@@ -1,7 +1,5 @@
 """ELPV, feature-based: the mean accuracy of configs/elpv_features.yaml over 5 folds x 5 seeds, extraction included."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

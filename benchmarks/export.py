@@ -1,7 +1,5 @@
 """A VGG16 of solar cells, exported: classes that are the run's on 656 images, the size and the speed of int8."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 The rate is that of the extraction itself, of all workers together; a process is confined to its cores by the kernel.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

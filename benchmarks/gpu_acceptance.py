@@ -7,8 +7,6 @@ goes on after a failure. The exit code is 0 when every step that was asked for h
 when none does but some were not run, for want of GPUs or since they are for the user to run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

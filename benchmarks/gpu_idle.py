@@ -1,7 +1,5 @@
 """How busy training keeps one GPU: the share of the time in which a kernel runs, by TensorFlow's profiler."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator

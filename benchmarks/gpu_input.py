@@ -1,7 +1,5 @@
 """The same steps on one GPU from JPEG files and from images that are only made up: does reading keep up?"""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

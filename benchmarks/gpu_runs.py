@@ -1,7 +1,5 @@
 """Runs of `tl-dist train` on GPUs, measured by what they write down: for benchmarks and the acceptance of GPUs."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

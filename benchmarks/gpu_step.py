@@ -3,8 +3,6 @@
 `python -m benchmarks.gpu_step PRECISION BATCH_NORM` is the other side: it prints its images a second.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ Keras as one writes it, which runs the frozen network in every epoch. Its rate i
 compilation, on images already decoded, and scaled to ten epochs: all its epochs cost the same.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
 import tempfile

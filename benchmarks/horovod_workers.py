@@ -6,8 +6,6 @@ workers reach that exchange nothing says how much of the cost is not the exchang
 of the weights to prepare, to read and to update.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

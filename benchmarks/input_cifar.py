@@ -4,8 +4,6 @@ The time is that of all threads together, so the figure is that of one core. It 
 are random.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any

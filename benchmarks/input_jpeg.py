@@ -5,8 +5,6 @@ the same files in memory and the boxes computed beforehand; it decodes on as man
 fastest of the decoders that are installed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

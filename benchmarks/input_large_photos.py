@@ -9,8 +9,6 @@ have libjpeg-turbo. A window of 1,600 pixels in the middle takes 0.60 at full si
 that is entropy decoding of the rows down to its end. No decoder skips it in a file without restart markers.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

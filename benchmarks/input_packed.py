@@ -3,8 +3,6 @@
 All sides decode the same photographs, with as many parallel calls as there are cores.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

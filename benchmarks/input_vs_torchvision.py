@@ -6,8 +6,6 @@ its first batch on. It runs in an environment of its own, made at the first run:
 interpreter that has torchvision.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

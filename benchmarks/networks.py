@@ -4,8 +4,6 @@ TensorFlow's own variant for small devices: no squeeze-and-excite, ReLU6, stem a
 those of `PACKAGES`; the file in them is torch's older form, of which only numbers are read.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections import OrderedDict
 from functools import partial

@@ -1,7 +1,5 @@
 """Real photographs of about 500 x 375 as JPEG of quality 90, in the layouts that the benchmarks compare."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

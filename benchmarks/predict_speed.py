@@ -4,8 +4,6 @@ Both start a worker, decode every file and compute the same; a tiny network leav
 hide. The memory of command and worker together is that of a fifth of the files.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -5,8 +5,6 @@ of the process, which a part of the data would overstate. Without the cache 2 ep
 costs the same.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator

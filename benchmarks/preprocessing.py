@@ -5,8 +5,6 @@ epochs) on the frozen network, over 5 folds of real images: handwritten digits a
 nothing but what goes into the network: BGR minus the mean of ImageNet, 0 to 255, or RGB from 0 to 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

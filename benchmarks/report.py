@@ -1,7 +1,5 @@
 """The report of a run on 656 solar cells, in seconds; how many of the first 50 doubtful labels were really flipped."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

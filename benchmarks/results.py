@@ -1,7 +1,5 @@
 """RESULTS.md: the newest result of each comparison, with its date, commit and machine."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime

@@ -8,8 +8,6 @@ Workers, threads and kernels change that order; training then multiplies what li
 anything else is seen beside what rounding alone does: to one seed, step by step, and to the accuracies of many.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

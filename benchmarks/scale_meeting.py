@@ -1,7 +1,5 @@
 """How long many workers take to find each other: one process plays all of them to the rendezvous of a run."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess

@@ -4,8 +4,6 @@ The list of a data set: 20,000 images in 1,000 folders, by the worker that looks
 that has found. And the start of eight workers on the cores of this machine, beside that of two.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -13,8 +13,6 @@ not at all. What it says is held against published figures: Horovod's benchmarks
 25 Gbit/s) and, for one such GPU, TensorFlow's of 2017. For other sizes it is a projection: nobody here has measured it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

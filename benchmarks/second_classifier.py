@@ -1,7 +1,5 @@
 """Another head on features that are already there, ten epochs: a whole command against `model.fit` (head_training)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from benchmarks.comparison import Comparison

@@ -5,8 +5,6 @@ benchmark, and 0.955 to 1.008 where more loops take turns in one process: neithe
 branch on it stand out.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ Both sides check every checksum and use all cores; the files are in the page cac
 100,000 records are 20 files of 250 photographs, each under 20 names.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """A run in this process; and tl_dist's loop on synthetic images, as a generator of reports that benchmarks can pull."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import redirect_stdout

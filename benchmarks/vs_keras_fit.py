@@ -1,7 +1,5 @@
 """Fine-tuning all of VGG16 at 32 px, batch 32: tl_dist against `model.fit` as one writes it, in float32."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 

@@ -10,8 +10,6 @@ itself, layer after layer, it takes 343 ms, and PyTorch's, from the same library
 pages included, changed nothing.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import tempfile

@@ -1,7 +1,5 @@
 """Lets pages link to files of the repository by the same relative path on the site as where the sources are read."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Groups of tests, what each group takes, and, at the end of a run, which promise is broken."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

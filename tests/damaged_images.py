@@ -1,7 +1,5 @@
 """Files that are named as images and cannot be decoded, each damaged in a way that is met in practice."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

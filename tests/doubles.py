@@ -1,7 +1,5 @@
 """Stand-ins and small real objects that more than one test module uses."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Written again for another release of TensorFlow, by an environment that has its 
     python -m tests.gpu_kernels
 """
 
-from __future__ import annotations
-
 import lzma
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Image files of every kind that people have, and what is seen of each, found by Pillow and OpenCV in a plain way."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """A backbone with batch norm that takes no time: for what is one network's as well as another's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tl_dist.models.backbones import Backbone

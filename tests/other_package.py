@@ -1,7 +1,5 @@
 """The package that docs/pages/extending.md shows, written, built and installed as its author would."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

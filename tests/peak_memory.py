@@ -1,7 +1,5 @@
 """What a piece of Python takes, in a process of its own: the high-water mark of this one is that of all tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

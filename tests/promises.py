@@ -3,8 +3,6 @@
 `python -m tests.promises` writes the table of tests/README.md again; a test compares the two.
 """
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Networks with weights everywhere, and what pruning leaves of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

@@ -4,8 +4,6 @@ Says and exits 1 as soon as anything answers, or is to be had, else exits 0 afte
 commas: where it tries; none: at every port at which the user VICTIM listens then.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """What each srun task of test_rendezvous runs: find the slot, start Horovod, add up rank + 1, say the sum."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

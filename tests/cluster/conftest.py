@@ -1,7 +1,5 @@
 """A real Slurm for the whole session."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -5,8 +5,6 @@ foreground as children of this process, so that they are waited for (a container
 strangers) and end with it, even when it is killed.
 """
 
-from __future__ import annotations
-
 import getpass
 import os
 import random

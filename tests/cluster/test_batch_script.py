@@ -4,8 +4,6 @@ Real Slurm, but a driver of a few lines instead of ours, which ends with the cod
 attempt.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

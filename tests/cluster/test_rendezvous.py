@@ -1,7 +1,5 @@
 """Tasks that srun starts find each other by our own rendezvous, and add up the right number."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping

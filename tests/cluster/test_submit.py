@@ -1,7 +1,5 @@
 """`tl-dist submit` trains over nodes as one worker would; an interrupted job ends with the very same weights."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@
 The library brings 330 MB of packages with it, so its files are kept here instead of made in every test.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from typing import Any

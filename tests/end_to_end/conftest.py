@@ -1,7 +1,5 @@
 """No process outlives the test that started it; and the browser that pages are tried in."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

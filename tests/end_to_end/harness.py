@@ -1,7 +1,5 @@
 """The command line as a user has it, on a run of a few seconds that takes long enough to be interrupted."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Batch statistics belong to the state of a run, agree on all workers, and the report says what became of them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 

@@ -1,7 +1,5 @@
 """With TensorFlow's collectives, a worker that dies or freezes costs no bit; Horovod resumes from their checkpoint."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Corrupt images do not end a run, and are named; too many do."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

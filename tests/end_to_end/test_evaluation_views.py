@@ -1,7 +1,5 @@
 """`evaluation.views` from the command line: the same mean with and without the cache, on one worker and on two."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Labels of next to no weight teach nothing: neither a run, nor what `cv`, `tune` and `rank` compute from features."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An exported model gives what its run gives, in its own runtime, from image files, and nothing half-made is left."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

@@ -1,7 +1,5 @@
 """A data set, a backbone and a strategy of another package: by entry point or by module, and bound to their code."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """`tl-dist features extract`: all workers compute what a config needs; its runs then read no image."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Feature-based transfer: extracted once, by all workers; any classifier is then fitted without reading an image."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The folds of `cv` share their cached features, and are the runs that they would be alone; a killed one resumes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """From a folder of 5,000 PNGs to a served prediction: three commands, in less than five minutes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """What the tests have played by forks is what a process of its own would be: told, given, ended and killed alike."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -4,8 +4,6 @@ Equal curves on every strategy would not show a change that shifts all of them a
 `python -m tests.end_to_end.test_golden_run "REASON"` writes the file again: the reason is kept with it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -4,8 +4,6 @@ Each promise is tried twice: with the labels of the split that is only judged by
 of one that decides, which must: else nothing here could fail.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A folder of images becomes a config and a trained run by one command, and no file is ever replaced."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

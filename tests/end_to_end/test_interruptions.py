@@ -1,7 +1,5 @@
 """Whatever interrupts a run, the same command goes on, and the result is that of a run that was left alone."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -1,7 +1,5 @@
 """A class-sorted folder of digits is learnt as well as in plain Keras: benchmarks/vs_keras_accuracy in short."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

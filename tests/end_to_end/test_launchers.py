@@ -1,7 +1,5 @@
 """The same command under horovodrun and mpirun; a process that a launcher has started is a worker."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From Python as from the command line: a run trained in this process, its figures, and its model as plain Keras."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

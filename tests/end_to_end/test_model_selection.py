@@ -1,7 +1,5 @@
 """The best checkpoint, an early stop, the plateau and the average are decided alike, whatever interrupts the run."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

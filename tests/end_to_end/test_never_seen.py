@@ -1,7 +1,5 @@
 """A class that no training example has is named wherever it is judged, and decides no log loss and no temperature."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

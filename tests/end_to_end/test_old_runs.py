@@ -3,8 +3,6 @@
 `python -m tests.end_to_end.test_old_runs` makes the archive again, by the code at hand: only before 0.1.0 is released.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

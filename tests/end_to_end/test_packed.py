@@ -1,7 +1,5 @@
 """A table and the same table packed are one data set: same batches, same splits, same losses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

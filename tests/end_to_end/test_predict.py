@@ -1,7 +1,5 @@
 """`tl-dist predict` and `eval --data`: the bits of the run's own evaluation, on any files, beside whoever trains."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """Caching the frozen part changes the time of a run, not its curve."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

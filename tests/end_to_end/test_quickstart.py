@@ -1,7 +1,5 @@
 """The main job: two Horovod workers fine-tune the pretrained VGG16 on real images, better than the published SVM."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tl-dist rank`: networks by their features of the training examples, computed once; the best trains."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every command and every example config of README.md and docs/ works, in the order in which a reader meets them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`tl-dist report` and `explain`: the page says what the run found, obeys no name in it, and points at the cause."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 What is measured on more seeds and in a picture is in docs/pages/how-a-run-works.md, by benchmarks/rounding.py.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

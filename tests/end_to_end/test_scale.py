@@ -1,7 +1,5 @@
 """What ImageNet has more of than other sets: shards and classes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -4,8 +4,6 @@ The labels are by coin, so nothing can be learnt of one image from the others: w
 been seen.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,7 +1,5 @@
 """`tl-dist serve` answers as `predict` does on the same files, for a run and its exports, until it is stopped."""
 
-from __future__ import annotations
-
 import base64
 import importlib.util
 import json

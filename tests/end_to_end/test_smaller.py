@@ -1,7 +1,5 @@
 """A teacher's run and a smaller one: taught, pruned, on any number of workers, and as resumable as any other."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

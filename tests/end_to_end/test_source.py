@@ -1,7 +1,5 @@
 """`source:` carries a backbone from one task to another: the same bits at step 0, pinned, resumable in either."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

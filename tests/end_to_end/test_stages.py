@@ -1,7 +1,5 @@
 """A run in stages: each moves its own variables, the optimizer's state goes on, an interruption changes no bit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rank 0 may work alone for longer than a worker may be silent; one that really hangs is ended in that time."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run leaves for TensorBoard is what TensorBoard shows: features, curves, config, a profile of some steps."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """A tracking server that does not answer neither stops nor changes a run; workers of a launcher are one run there."""
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections import Counter

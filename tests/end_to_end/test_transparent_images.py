@@ -1,7 +1,5 @@
 """Heat maps of files and splits are of the images that are predicted, also of transparent ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Calibrated probabilities, sets, alarms, corruptions and groups: by two workers as by one, of the right images."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ directory, environment, limits, open files, signals, exit code. No fork is a chi
 of how processes start, hang and die take the program as it is installed.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Forks commands or workers, each for a client: `python server.py SOCKET KIND`. Ends with the test run it is for."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import gc

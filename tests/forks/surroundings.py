@@ -1,7 +1,5 @@
 """What a process is told and has: JSON on standard output. It ends with the code or by the signal of its last word."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -3,8 +3,6 @@
 python backbones_scenario.py [FAMILY ...]
 """
 
-from __future__ import annotations
-
 import sys
 
 import keras

@@ -1,7 +1,5 @@
 """A GPU computes what the CPU does, skips what overflows, and repeats and resumes bit for bit where it is to."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

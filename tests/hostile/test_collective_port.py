@@ -1,7 +1,5 @@
 """No other user of the host says a word to the server of a `collective` run, from its start to its end."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """No config file and no command line runs code, hangs, takes the machine's memory or ends in a traceback."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """No description of a data set hangs a command, takes the machine's memory or ends in a traceback: it is named."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

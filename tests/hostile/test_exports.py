@@ -1,7 +1,5 @@
 """An export removes nothing that it has not written, publishes no place of this machine, and obeys no name."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

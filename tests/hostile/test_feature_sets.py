@@ -1,7 +1,5 @@
 """A feature set that somebody else wrote makes no command read, remove or write anything but feature sets."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The suite plays the same few hundred inputs each time, --full some ten thousand.
 `python -m tests.hostile.test_fuzz TARGET SECONDS` (of the CPU), from another seed each time.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """No image in a data set hangs a command, takes the machine's memory or ends it: it is named, or left out."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

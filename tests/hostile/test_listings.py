@@ -1,7 +1,5 @@
 """One bad or private entry takes no listing down, of runs or of images; and links make no folder count twice."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

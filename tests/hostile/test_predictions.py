@@ -1,7 +1,5 @@
 """What predictions are written to was named, is this user's alone, and is no file of others; no name is obeyed."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

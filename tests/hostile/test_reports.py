@@ -1,7 +1,5 @@
 """A report of anything is a page of bounded size in bounded memory, and replaces no page of others."""
 
-from __future__ import annotations
-
 import resource
 from collections import Counter
 from pathlib import Path

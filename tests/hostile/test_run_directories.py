@@ -1,7 +1,5 @@
 """Whatever has become of a run directory, the same command goes on from what is whole, or says what is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

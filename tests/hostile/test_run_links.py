@@ -1,7 +1,5 @@
 """No command writes through a link, or over a file that is not its own."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """No client of `tl-dist serve` stops it for others, takes its memory, or puts more than a line on its terminal."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

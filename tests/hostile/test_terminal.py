@@ -1,7 +1,5 @@
 """Nothing in a name, a key or a record is obeyed by the terminal, and Ctrl-C is answered at once."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import json

@@ -1,7 +1,5 @@
 """Keys of trackers go to the servers that the user names, and copies of a run lead nowhere else, whatever lies near."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """No code in a file of weights runs, and what it unpacks to stays where it belongs; by `tl-dist prepare`."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """No command and no process that it starts imports a module of the working directory."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

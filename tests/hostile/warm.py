@@ -4,8 +4,6 @@ On standard input a line of JSON for each: arguments, folder, environment, the f
 bytes of memory. Answers with the exit code; -9 is that of a command that was ended because its time was over.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -3,8 +3,6 @@
 python broadcast_scenario.py STRATEGY OUTPUT
 """
 
-from __future__ import annotations
-
 import gc
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """One launch per strategy and worker count, shared by all tests of this folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

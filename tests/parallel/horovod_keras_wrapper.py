@@ -3,8 +3,6 @@
 horovodrun -np 2 python horovod_keras_wrapper.py OUTPUT
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

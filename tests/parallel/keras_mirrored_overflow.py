@@ -3,8 +3,6 @@
 python keras_mirrored_overflow.py OUTPUT
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

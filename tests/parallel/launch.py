@@ -1,7 +1,5 @@
 """Start a script as one process or as several workers, and read what rank 0 wrote."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

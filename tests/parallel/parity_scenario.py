@@ -3,8 +3,6 @@
 python parity_scenario.py STRATEGY WORKERS VARIANT,VARIANT OUTPUT
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import sys

@@ -1,7 +1,5 @@
 """Two workers: what rank 0 broadcasts arrives bit for bit, whatever its type and shape."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

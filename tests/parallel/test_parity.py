@@ -1,7 +1,5 @@
 """The worker count changes rounding alone: every strategy computes the updates of one device, over some 20 steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

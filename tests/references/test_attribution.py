@@ -1,7 +1,5 @@
 """LayerCAM and Grad-CAM against torchcam, on a network of equal weights in PyTorch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

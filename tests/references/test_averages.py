@@ -1,7 +1,5 @@
 """The moving average of the weights against timm's ModelEmaV3, and its first updates against TensorFlow's own."""
 
-from __future__ import annotations
-
 import numpy as np
 import tensorflow as tf
 import torch

@@ -4,8 +4,6 @@ Source: bit_hyperrule.py of github.com/google-research/big_transfer (Apache-2.0)
 1912.11370, section 3.3.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -4,8 +4,6 @@ The reference is fitted in float64 by another solver than ours (Newton's method 
 of 1e-12, on features that scikit-learn scaled.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits

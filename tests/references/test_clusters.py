@@ -1,7 +1,5 @@
 """Where images of a group share errors, tests err as often as they say and intervals cover; SciPy has the limits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ That package has another elastic transform than the images that are published (a
 what the authors published of how they made those, with scikit-image, OpenCV and SciPy, as they did.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Iterator

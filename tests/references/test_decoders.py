@@ -1,7 +1,5 @@
 """Every kind of image becomes what Pillow and OpenCV show of it, by each decoder of ours and in the same pixels."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

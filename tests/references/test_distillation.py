@@ -1,7 +1,5 @@
 """The loss of a student and its gradient against torch's kl_div and cross_entropy, and Keras's distillation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

@@ -4,8 +4,6 @@ Every p-value is compared with ALPHA. There are about 170 of them, so fair draws
 less than once in 1,000 times.
 """
 
-from __future__ import annotations
-
 import itertools
 import zlib
 

@@ -1,7 +1,5 @@
 """Dropout against keras.layers.Dropout: in training what is kept is scaled, in evaluation nothing is done."""
 
-from __future__ import annotations
-
 import keras
 import numpy as np
 import pytest

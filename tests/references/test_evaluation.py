@@ -1,7 +1,5 @@
 """Sums of an evaluation are those of scikit-learn and Keras over the same logits: confusion, accuracy, loss."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import keras

@@ -1,7 +1,5 @@
 """The weight of an example is scikit-learn's sample_weight: 0 leaves it out, 2 is it twice, and only ratios matter."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

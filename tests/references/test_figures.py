@@ -1,7 +1,5 @@
 """Figures are scikit-learn's to 1e-6, and what it does not have is that of a second formula, written from the paper."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

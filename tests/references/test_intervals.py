@@ -1,7 +1,5 @@
 """Intervals and tests are those of their papers, cover what they say they cover, and err as often as they say."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 The rival is built, compiled and trained by Keras alone: nothing of tl_dist runs in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Update rules, loss scale and averaged weights against those of Keras and TensorFlow."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

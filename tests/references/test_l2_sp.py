@@ -5,8 +5,6 @@ gradient goes through TensorFlow's momentum with the rest: v = m v + g; w = w - 
 TransferLearningClassification, model/network_base.py).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

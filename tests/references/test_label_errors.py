@@ -1,7 +1,5 @@
 """Labels that are likely wrong are those that cleanlab names by confident learning, in its order."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

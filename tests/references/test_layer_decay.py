@@ -3,8 +3,6 @@
 The two libraries name layers differently but hold the same kernels, so a block is known by how many numbers it has.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

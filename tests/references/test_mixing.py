@@ -1,7 +1,5 @@
 """Mixup and cutmix against timm.data.Mixup: images and targets exactly, shares and boxes in distribution."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tensorflow as tf

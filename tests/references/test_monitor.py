@@ -1,7 +1,5 @@
 """Early stopping, the plateau and the best checkpoint decide as Keras's callbacks do, on the same series of figures."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Update rules and clipping against torch.optim and timm's LARS and LAMB, in float64."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

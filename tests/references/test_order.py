@@ -4,8 +4,6 @@ Every p-value is compared with ALPHA. There are about 90 of them, so a fair shuf
 than once in 1,000 times; the seeds are fixed, so this order passes always or never.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise, permutations
 from math import factorial
 from typing import Any

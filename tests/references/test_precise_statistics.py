@@ -6,8 +6,6 @@ divided. torch's layers normalize as in training; their own variance of each bat
 update_bn_stats undoes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

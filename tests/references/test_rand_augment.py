@@ -1,7 +1,5 @@
 """Colours, RandAugment's operations and strengths against torchvision's; its ranges against timm's."""
 
-from __future__ import annotations
-
 import colorsys
 from typing import Any
 

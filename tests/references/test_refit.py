@@ -1,7 +1,5 @@
 """Layers of a pruned network fitted by least squares, against SciPy's solver on equations that torch takes apart."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

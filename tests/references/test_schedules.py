@@ -4,8 +4,6 @@ Two differences by convention, both of one update: a warm-up of n gives step t (
 timm, so that no step is made at rate 0; and timm's MultiStepLRScheduler drops one update before the one it is given.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ Each p-value is compared with ALPHA: there are about 15, so fair divisions of ot
 in 1,000 times.
 """
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Crops and squares against torchvision: where they lie, how they are distributed, and their pixels."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scores of networks are what their definitions give, computed directly: evidence, covariances, sums, neighbours."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize

@@ -1,7 +1,5 @@
 """Temperatures are those of torch's L-BFGS, distances those of scikit-learn's neighbours, tests of groups SciPy's."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -6,8 +6,6 @@ Each asks as `rendezvous.barrier` does; with --mesh also as Horovod's Gloo does 
 every other, twice. A connection for each request, as theirs. Prints {"meet_s", "mesh_s", "requests"}.
 """
 
-from __future__ import annotations
-
 import json
 import select
 import socket

@@ -1,7 +1,5 @@
 """Features that 150 workers have computed lie in no more than 64 files: every reader maps all of them."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor

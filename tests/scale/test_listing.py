@@ -1,7 +1,5 @@
 """Of 20,000 images in 1,000 folders, or in a table, a worker asks the file server for the folders alone."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Eleven processes meet soon after the last is ready and compute the steps of one; sixteen by --full, Horovod's too."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

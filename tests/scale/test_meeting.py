@@ -1,7 +1,5 @@
 """64 workers have met and exchanged their addresses within 2 s, and 1,024 have met within 15 s."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

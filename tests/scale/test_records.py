@@ -1,7 +1,5 @@
 """What 1,024 workers tell each other, and what is written down of them, is no more than of a few."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

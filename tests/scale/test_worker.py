@@ -1,7 +1,5 @@
 """Two workers whose run directory is 1 ms away start and train as if it were near: they hardly ask for it."""
 
-from __future__ import annotations
-
 import subprocess
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Nobody assigns to another object's attributes: an object changes itself, by a method that says what happens."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

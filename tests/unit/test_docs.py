@@ -1,7 +1,5 @@
 """docs/ builds as a site of its own without a warning, agrees with the schema and configs, and names what exists."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

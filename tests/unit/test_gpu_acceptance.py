@@ -1,7 +1,5 @@
 """Where there is no GPU, acceptance and benchmarks of GPUs say what was not run, by an exit code of its own as well."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Callable, Mapping

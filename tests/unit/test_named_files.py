@@ -1,7 +1,5 @@
 """Every file and module that a text, a docstring, a comment or a string of this repository names is there."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import cache

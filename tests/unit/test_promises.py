@@ -1,7 +1,5 @@
 """tests/README.md lists every promise; no test module lends anything to another."""
 
-from __future__ import annotations
-
 import ast
 
 import pytest

@@ -1,7 +1,5 @@
 """No module of the package is past 320 lines, and no function past 60: what is larger tells more than one thing."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The application, the groups in which its help shows commands, and the options that several commands share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import copy
 from enum import StrEnum

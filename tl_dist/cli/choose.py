@@ -1,7 +1,5 @@
 """Commands that choose: `tl-dist rank` between networks, `tl-dist compare` between runs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`tl-dist data VERB`: look at a data set before training on it. `tl-dist features VERB`: what is cached of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

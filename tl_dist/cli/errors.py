@@ -1,7 +1,5 @@
 """Turn an exception that ends a command into one line on standard error and an exit code."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

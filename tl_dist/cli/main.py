@@ -1,7 +1,5 @@
 """The command line, `tl-dist VERB ...`. Each verb imports what it needs, so that `--help` answers at once."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Commands that use a trained run: `tl-dist eval`, `predict`, `calibrate`, `report` and others."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

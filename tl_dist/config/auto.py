@@ -8,8 +8,6 @@ Differences: the default batch is 128, large images are trained at the backbone'
 crop varies in aspect as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether trained batch-norm layers start from pretrained statistics, or from mean 0 and variance 1."""
 
-from __future__ import annotations
-
 from tl_dist.config import Config, registry
 
 

@@ -1,7 +1,5 @@
 """The base class of a config's sections, types of their keys, and the sections about images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """The sections of a config that do not decide the weights: evaluation, checkpoints, reports, safety, runtime."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field

@@ -4,8 +4,6 @@ Either leads to a record like those in `registry`, whose module must not import 
 workers search, which excludes the working directory. Only such a record is ever called.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

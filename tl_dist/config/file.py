@@ -1,7 +1,5 @@
 """Turn a file and the command line into a config, and a config into a file, a trajectory and a digest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

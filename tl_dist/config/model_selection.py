@@ -1,7 +1,5 @@
 """Which figures of the validation split decide something in a run. Imports only the schema."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tl_dist.config import Config

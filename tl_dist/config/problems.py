@@ -1,7 +1,5 @@
 """Error messages of a config, in one line: where, which key, what it must be, and how to fix it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 `python -m tl_dist.config.reference` writes docs/pages/reference.md; a test compares it with the schema.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The configs of a source task, which is trained first, and of the run after it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tl_dist.config import Config, SourceConfig

@@ -1,7 +1,5 @@
 """A run as a sequence of stages: which part is trained, in which steps, with which settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The sections of a config about the network and how it is trained: loss, update rule, stages, other runs."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ Differs from `yaml.safe_load` on purpose: `1e-4` is a number, `yes`, `no`, `on` 
 keys, huge files and alias bombs are refused. Environment variables are never expanded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ own name, so that adding one does not change the numbers of another. All work on
 images dispatch would otherwise cost more than the pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Changes of colour of whole batches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

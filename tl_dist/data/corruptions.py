@@ -11,8 +11,6 @@ snow, is not ImageMagick's, frost chooses from six photographs instead of five, 
 85 at the end, and they may differ in size and classes from ImageNet-1k at 224 px.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zlib

@@ -1,7 +1,5 @@
 """Random resized crops of image files: only the crop is decoded, at no higher resolution than needed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

@@ -1,7 +1,5 @@
 """Decode and resize small images once, and read them from memory in every later epoch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property

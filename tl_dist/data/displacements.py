@@ -3,8 +3,6 @@
 Each takes an image float [side, side, 3] in [0, 1], the severity minus 1, and a generator: see `corruptions`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

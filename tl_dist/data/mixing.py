@@ -4,8 +4,6 @@ Positions 2k and 2k + 1 are a pair; both draw by the pair's number, so the mixtu
 workers. Labels remain two numbers and a share: the loss of the mixture is exactly the mixture of the losses.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any

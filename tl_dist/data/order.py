@@ -11,8 +11,6 @@ such as (seed, epoch) would be nearly equal keys, and their permutations nearly 
 TensorFlow's own global shuffle: 4 leave traces of the order of the source even with hashed keys.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

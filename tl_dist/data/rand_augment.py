@@ -3,8 +3,6 @@
 The list and the strengths are torchvision's, with 31 magnitudes. Each row of a batch runs only its own operations.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import partial

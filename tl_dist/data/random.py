@@ -4,8 +4,6 @@ SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with its own state for each posi
 dozen vector operations. TensorFlow's stateless generators take one seed per call, so each row would need a call.
 """
 
-from __future__ import annotations
-
 import zlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Resize an image, or a part of one, of any size to a square."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

@@ -1,7 +1,5 @@
 """Find the example that made training fail, and tell it from a fault of the machine."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

@@ -1,7 +1,5 @@
 """Sources of small images in memory."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Concatenate several sources into one."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Decode images inside tf.data to the pixels of `preprocess.rgb`, with TensorFlow where it can."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Refuse JPEG (ITU T.81) and PNG (ISO 15948) files that would take minutes or gigabytes to decode."""
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

@@ -5,8 +5,6 @@ listings come from a file that the first worker writes, and its readers only ask
 changed in place, which its folder does not show, is detected by `quarantine.screen`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

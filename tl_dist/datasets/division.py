@@ -3,8 +3,6 @@
 {"schema": 1, "digest": ..., "seed": ..., "group": ..., "splits": {"train": [ids], ...}}   or "folds": [[ids], ...]
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -4,8 +4,6 @@ The wire format is described in "Encoding" in the Protocol Buffers documentation
 which is a map in field 1: entries of key (1) and Feature (2), a list of bytes (1), floats (2) or integers (3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Group the examples of a data set: by type, by its own groups, by a column of its table, by their paths."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649), TIFF 6.0.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import stat

@@ -1,7 +1,5 @@
 """Share a limited number of open files, and tell faults of the machine from faults of examples."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource

@@ -5,8 +5,6 @@ them by locks, which are freed when the holder dies. Each waits for all shards, 
 manifest. On a file system without locks, shards are packed more than once, to the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

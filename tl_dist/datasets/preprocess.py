@@ -5,8 +5,6 @@ from preprocess import class_names, load
 images = np.stack([load("cell.png")])   # uint8 [1, size, size, 3], what every export takes
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """A pool of processes that Ctrl-C ends at once."""
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator

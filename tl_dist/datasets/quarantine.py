@@ -4,8 +4,6 @@ Training sees the next good example of the split, so the order of all others is 
 workers sees the same pixels. The run records bad examples in its quarantine.jsonl, which only grows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Images stored one after another in a few large files, each read by its byte range."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

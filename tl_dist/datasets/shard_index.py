@@ -6,8 +6,6 @@ that needs a missing index builds it under a lock for that file: workers that st
 one of them starts on each host, divide the files among them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Divide examples into train, validation and test: the only place that does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

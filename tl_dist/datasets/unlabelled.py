@@ -1,7 +1,5 @@
 """List the files that the user names, by folders and patterns such as `a/**/*.png`, and which cannot be decoded."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 NumPy and SciPy; no TensorFlow, no file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

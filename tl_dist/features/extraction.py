@@ -3,8 +3,6 @@
 The name of a set is a digest of everything that determines its rows; every run with the same key reads no image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The manifest of a feature set, checked as a whole before any file that it names is read, written or removed."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Logistic regressions on the same rows, solved together to their minimum. NumPy and SciPy."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Every outcome of an augmentation with few (flips, right angles) is stored; a position draws as in the pipeline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import Any

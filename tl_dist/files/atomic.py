@@ -1,7 +1,5 @@
 """Atomic writes: a file is on the disk whole or not at all, and no symbolic link redirects a write."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Archives downloaded from their publishers and checked against a known digest."""
 
-from __future__ import annotations
-
 import gzip
 import tarfile
 import urllib.request

@@ -6,8 +6,6 @@ time; in the worker RANK, or in every worker. Actions: `kill` (SIGKILL), `stop` 
 `TL_ALLOW_FAILPOINTS=1` is set too: nobody should lose a run to a forgotten variable.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

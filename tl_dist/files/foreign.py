@@ -1,7 +1,5 @@
 """Open files that others may have written: regular, of bounded size, and no symbolic link unless allowed."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

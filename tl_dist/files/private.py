@@ -3,8 +3,6 @@
 The next command removes a scratch directory whose owner was killed, and nothing else.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,7 +1,5 @@
 """What a process passes on to others and to libraries: its limit of open files, and its search paths."""
 
-from __future__ import annotations
-
 import os
 import resource
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Start all workers of a run once, watch them until the last has ended, and find out why."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Classify an attempt by how its workers ended. Pure functions."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ end up in a log), and gets settings for threads and logging and, under Horovod, 
 Variables that the user has set stay as they are.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -1,7 +1,5 @@
 """Copy a run to its trackers by a process beside it, and tell what they do not have yet."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

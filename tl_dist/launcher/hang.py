@@ -1,7 +1,5 @@
 """Detect workers that have made no progress for too long, from their heartbeats."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from tl_dist.config import SafetyConfig

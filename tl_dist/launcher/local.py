@@ -4,8 +4,6 @@ Each leads a session of its own, so that a terminal's Ctrl-C reaches only the su
 (`die_with_parent`).
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

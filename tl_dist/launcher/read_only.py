@@ -1,7 +1,5 @@
 """Run tasks that only read a run, which may be in use: their output goes to a directory of its own."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

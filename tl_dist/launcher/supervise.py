@@ -4,8 +4,6 @@ Nothing is repaired inside a running attempt: the first failure ends all workers
 Restarts in a row without progress are limited, with growing pauses. A refusal would only be repeated: it is final.
 """
 
-from __future__ import annotations
-
 import signal
 import socket
 import time

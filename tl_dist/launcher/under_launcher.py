@@ -1,7 +1,5 @@
 """Become a worker: `tl-dist train` under horovodrun, mpirun or srun, where this process is one of several."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -3,8 +3,6 @@
 `local.Group` runs them as processes of this host, `slurm.driver.Step` as the tasks of one srun.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

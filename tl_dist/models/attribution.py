@@ -1,7 +1,5 @@
 """Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients of a classifier's logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 

@@ -3,8 +3,6 @@
 A layer stores its moments in `Moments`, which the step reduces with the gradients: all copies of a statistic are equal.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Packages are imported on use: what checks a format's name needs none of them.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence

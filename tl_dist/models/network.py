@@ -1,7 +1,5 @@
 """The Keras network of a backbone: where it is cut, how maps are pooled, its blocks, and how it has fewer channels."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

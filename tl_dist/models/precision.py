@@ -1,7 +1,5 @@
 """The number formats that a run computes in, and what `auto` means on this machine. TensorFlow is imported on use."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

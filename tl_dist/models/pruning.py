@@ -3,8 +3,6 @@
 A fit keeps what kernels learnt from a million images when there are only a thousand to train on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

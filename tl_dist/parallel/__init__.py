@@ -1,7 +1,5 @@
 """Define the one interface to parallelism; its implementations are the modules here. Imports no framework."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable

@@ -8,8 +8,6 @@ An operation finds its counterparts by a number, its instance key, which identif
 new shape needs a new key, and TensorFlow never forgets a key.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Choose which of this host's GPUs a process uses. Each strategy calls this before TensorFlow touches a device."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import tensorflow as tf

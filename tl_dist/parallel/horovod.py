@@ -5,8 +5,6 @@ Horovod's Keras wrappers are not used: under Keras 3 its DistributedOptimizer si
 first, so that the reduction runs while the backward pass still computes the earlier layers.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Train in one process on several devices, by MirroredStrategy, whose replicas sum gradients inside the step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar

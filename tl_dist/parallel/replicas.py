@@ -1,7 +1,5 @@
 """Share code between strategies: a process with one replica, a process without peers, one of several processes."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

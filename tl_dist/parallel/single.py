@@ -1,7 +1,5 @@
 """Train in one process on one device: every sum is the value itself."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any

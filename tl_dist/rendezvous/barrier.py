@@ -5,8 +5,6 @@ detection of a frozen peer. So the workers first wait for each other here, with 
 rendezvous that Horovod uses afterwards.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import logging

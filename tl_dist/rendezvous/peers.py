@@ -1,7 +1,5 @@
 """Ask the kernel which user has the other end of a connection, if that is a socket of this host."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket

@@ -17,8 +17,6 @@ it is sent. So only `port_guard_process`, a process beside this one, may connect
 Imports no framework.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import os

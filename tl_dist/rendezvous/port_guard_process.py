@@ -4,8 +4,6 @@ A process of its own, since TensorFlow blocks Python's other threads while it co
 library. When its parent ends, its standard input closes; then it exits, which closes every connection.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import hmac

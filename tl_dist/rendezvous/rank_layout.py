@@ -6,8 +6,6 @@ the address of the rendezvous (`tl_dist.rendezvous.server`), and each worker der
 Imports no framework.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

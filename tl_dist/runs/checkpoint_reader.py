@@ -1,7 +1,5 @@
 """Find a run's checkpoints; skip damaged ones, and log that. Imports no TensorFlow."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Exchange heartbeats: small files in which each worker tells the supervisor its phase and step."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Read what a run's users need without its data set: classes, precision, splits."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Check the runs that a config starts from or is taught by, as far as the login node can. Imports no TensorFlow."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

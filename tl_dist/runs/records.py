@@ -4,8 +4,6 @@ Lines are only ever appended. An attempt that resumes records its step, which ma
 steps, since these are trained again: `records` does not yield them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Write what workers are to do with a run, other than train, as one JSON file that each of them reads."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

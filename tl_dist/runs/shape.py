@@ -1,7 +1,5 @@
 """Validate the JSON of a run: the type of each value that is used. Unknown and missing keys are no damage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal

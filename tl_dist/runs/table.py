@@ -1,7 +1,5 @@
 """Summarise the runs in a directory, one line each: their state, step and figures."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Arrays that are kept together in one .npz file. No pickled object is ever written or read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints

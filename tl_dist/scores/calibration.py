@@ -4,8 +4,6 @@ It is fitted on the validation split alone and stored in RUN/calibration.npz, wi
 same examples. The file is bound to the digest of one checkpoint and is not used for any other.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ by 1 - its share of the images (CR2, Bell and McCaffrey 2002), with the quantile
 of equally large groups. `of` is the number of the group of each example, as from `numbers`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any

@@ -5,8 +5,6 @@ among them is uniform (split conformal prediction; Vovk, Gammerman and Shafer 20
 and any network, but not for images of another origin.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

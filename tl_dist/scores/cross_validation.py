@@ -1,7 +1,5 @@
 """Figures of a cross-validation from its out-of-fold predictions. Imports no TensorFlow."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

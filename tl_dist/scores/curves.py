@@ -1,7 +1,5 @@
 """Curves over the threshold of a class, and accuracy by confidence, for charts."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The result of evaluating a split, with the figures of each group, such as a site or a type of module."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of a classifier from labels and probabilities, by scikit-learn and SciPy, which are imported on use."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Find labels that are likely wrong: confident learning (Northcutt et al., arXiv 1911.00068)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ Features are the inputs of the last layer, scaled to length 1 (Sun et al. 2022, 
 RUN/neighbours.npz, bound to the digest of one checkpoint.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

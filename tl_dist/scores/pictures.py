@@ -1,7 +1,5 @@
 """Pictures for TensorBoard: confusion matrix, reliability diagram, and images with their classes."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

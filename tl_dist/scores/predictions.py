@@ -4,8 +4,6 @@ A confusion matrix that is too large for a record is stored beside it: RUN/predi
 class, predicted class], with `class_names` and `step`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Stored in RUN/predictions/SPLIT_corruptions.npz.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures as text: the one way in which the terminal, a report, a model card and a picture write them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Print to a terminal through rich, whose `Console` and `Text` are named here alone, without interpreting any text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Show results of runs: the end of one, its evaluations, and the table of all."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 `tl-dist`, horovodrun, mpirun or srun starts it; all its settings come from RUN_DIR/config.yaml and the environment.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

@@ -1,7 +1,5 @@
 """Prove that all workers run the same thing, before the first step and while they train."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

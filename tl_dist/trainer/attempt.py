@@ -15,8 +15,6 @@ Start here to read how a run is trained. The calls from a worker's process to a 
 A stop is a `StopRequested`, raised at the same step on all workers from wherever it was noticed, and caught in `train`.
 """
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack
 from dataclasses import replace

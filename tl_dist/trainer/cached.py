@@ -3,8 +3,6 @@
 From the features the last layer can be computed instead of trained; tools work on them as well (`on_features`).
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence

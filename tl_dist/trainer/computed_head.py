@@ -1,7 +1,5 @@
 """Compute the last layer of the model from cached features, exactly, instead of training it."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

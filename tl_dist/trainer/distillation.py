@@ -5,8 +5,6 @@ augmentations, it computes every view of an example once, over all workers, and 
 are; if the augmentations are endless, or images are mixed, the teacher is a frozen part of the step.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

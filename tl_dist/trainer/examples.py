@@ -1,7 +1,5 @@
 """Find the examples of a run that can be read, the same on all workers, and quarantine the others."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator

@@ -4,8 +4,6 @@
 `restored` gives one process a Keras model.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Rank 0 alone knows all figures, and sends the others those that decide; then eac
 all monitors have the same state.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ included, so a layer above no other batch norm gets the variance of all its inpu
 batches are the next ones of training, a function of seed and step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

@@ -4,8 +4,6 @@ Batches have the shape and order of the run's evaluation, and go through the sam
 same bits.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ All workers share the images, and sum in float64 over groups of images that are 
 which so changes the last bits alone. Rank 0 solves the equations, and all workers get its solution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ After a restart metrics.jsonl and TensorBoard continue from the restored step, a
 steps is void, since these steps are trained again, and no curve folds back.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence

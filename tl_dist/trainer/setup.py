@@ -1,7 +1,5 @@
 """Build what one worker needs for a run from the run directory, in the order in which it must be built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Train one stage of a run: compile its step, and do what falls due between steps and at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run many steps in one graph call: the loop over steps in the graph, how batches are fetched, and clocks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

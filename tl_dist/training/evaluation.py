@@ -1,7 +1,5 @@
 """Evaluate a split exactly: the compiled evaluation step, and the loop over all batches and workers."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

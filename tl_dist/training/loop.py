@@ -4,8 +4,6 @@ The loop owns no framework object, opens no file and knows no rank: it decides o
 all workers decide the same.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A state machine of JSON, kept in the history of a run: the same figures decide the same. As Keras's callbacks do.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 The updates are Keras's. Its optimizers clip and test before MirroredStrategy reduces: an Inf would reach all weights.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Say how each variable departs from the common update: rates by depth, decay, and decay toward what."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Hold what training changes, and what it reports."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ What depends on the gradient (finite check, unscale, clip, decay, update) comes 
 so that all replicas see the same gradient and decide the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

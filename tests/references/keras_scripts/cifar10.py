@@ -5,8 +5,6 @@ train/CLASS/IMAGE and test/CLASS/IMAGE. Prints as JSON the CPU seconds of the fi
 of tl_dist.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

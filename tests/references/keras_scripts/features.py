@@ -6,8 +6,6 @@ FOLDS.npz holds the names of files in the directory IMAGES (`ids`), their `label
 [divisions, files]. Prints the accuracy of each held-out fold as JSON, [divisions][folds]. Imports nothing of tl_dist.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

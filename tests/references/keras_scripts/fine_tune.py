@@ -5,8 +5,6 @@ rate. FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. Prints the test accur
 folder, each with the seed of its place. Imports nothing of tl_dist.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -5,8 +5,6 @@ FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. As Keras's guide "Image cla
 folder, each with the seed of its place. Imports nothing of tl_dist.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 

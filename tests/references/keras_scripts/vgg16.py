@@ -1,7 +1,5 @@
 """Keras's VGG16 without its top, with weights from a file whose convolutions are numbered within each block."""
 
-from __future__ import annotations
-
 import h5py
 import keras
 

@@ -1,7 +1,5 @@
 """The command line, called in this process, and what stands for `os.execv`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NoReturn
 

@@ -1,7 +1,5 @@
 """The command line answers at once, says each mistake in one line, and never imports a framework."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib.util

@@ -1,7 +1,5 @@
 """Two runs are compared on the same examples only, matched by id."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

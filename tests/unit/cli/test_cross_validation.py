@@ -1,7 +1,5 @@
 """`cv` of a config that is trained: each fold, or with `--by` each group, is held out by one run alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

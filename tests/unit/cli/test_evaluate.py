@@ -1,7 +1,5 @@
 """`tl-dist eval` takes what this machine has, whatever the run was trained on, and says so."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

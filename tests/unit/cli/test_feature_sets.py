@@ -1,7 +1,5 @@
 """Feature sets are listed with what they are; pruning takes what is unused, too much, or left by the dead."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """`tl-dist --help` shows every command once, in the group in which it is looked for."""
 
-from __future__ import annotations
-
 import re
 
 import typer

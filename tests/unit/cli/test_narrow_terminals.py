@@ -1,7 +1,5 @@
 """80 columns, no terminal, no colour: names, paths and numbers are all there, none cut off."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

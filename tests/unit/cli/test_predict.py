@@ -1,7 +1,5 @@
 """What `tl-dist predict` reads and writes: every name that a user may give, and no file of somebody else's lost."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import io

@@ -1,7 +1,5 @@
 """`tl-dist prune`: the config of a run, for a network with fewer channels that the run teaches."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

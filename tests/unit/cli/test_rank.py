@@ -1,7 +1,5 @@
 """The candidates of `rank`: names, blocks and files become configs, and a mistake is one line with its place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

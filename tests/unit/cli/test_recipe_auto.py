@@ -1,7 +1,5 @@
 """`recipe: auto`: Big Transfer's rule for what a config leaves out; what it says wins."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A source task is trained first by whatever can train it, and refused in one line by launchers that cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn

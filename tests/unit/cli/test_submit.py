@@ -1,7 +1,5 @@
 """`tl-dist submit` settles strategy and workers by what the job gets, not by the host on which it is typed."""
 
-from __future__ import annotations
-
 import pytest
 
 from tl_dist.config import Config

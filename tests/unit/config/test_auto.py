@@ -1,7 +1,5 @@
 """Every recipe in configs/ is valid, says how it is run, and says what comes of it or that nobody has run it."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A config is loaded strictly, each mistake is one pinned line, and what is loaded is written out and read back."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What figures may decide is checked before a run, and bound to it; a config in which none decides is as it was."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Names of other packages in a config: whatever is wrong with one is a single line, and nothing else is run."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

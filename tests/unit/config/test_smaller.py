@@ -1,7 +1,5 @@
 """`distill:` and `model.prune` in a config: part of a run where they are set, refused where they would do nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

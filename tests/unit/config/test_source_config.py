@@ -1,7 +1,5 @@
 """`source:` in a config: the task that is trained first, the run that is carried over, and what neither can be."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

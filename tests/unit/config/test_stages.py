@@ -1,7 +1,5 @@
 """Where a stage begins and ends, and which settings it takes from the optimizer."""
 
-from __future__ import annotations
-
 import numpy as np
 import tensorflow as tf
 

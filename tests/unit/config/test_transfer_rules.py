@@ -1,7 +1,5 @@
 """Rates and decays by layer, the pull toward the start and the average of the weights, against NumPy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

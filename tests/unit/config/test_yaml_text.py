@@ -1,7 +1,5 @@
 """YAML is plain data with lines; whatever could surprise or harm is refused in one line."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 `python -m tests.unit.data.test_augment` draws the golden pictures again, after a change that is meant.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

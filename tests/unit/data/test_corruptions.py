@@ -1,7 +1,5 @@
 """A corruption depends on the image, its position and the severity alone, and grows with the severity."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -1,7 +1,5 @@
 """Decoded once: the same pixels as without, whatever is divided how, and no image is opened a second time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Each example exactly once per epoch, for any partition of the batch into rows, from any step."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Batches depend on position alone: not on the worker count, not on where the run was resumed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`data.resize` reaches every place where images become squares, and what is kept of them is kept apart."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

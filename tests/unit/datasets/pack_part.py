@@ -1,7 +1,5 @@
 """One of several commands that pack a data set together: SRC DST PART PARTS."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """CIFAR: either official format gives the same examples, and no pickle is loaded but the published ones."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

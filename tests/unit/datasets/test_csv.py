@@ -1,7 +1,5 @@
 """CSV tables of images: every row is an example or a line that is named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

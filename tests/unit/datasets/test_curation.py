@@ -1,7 +1,5 @@
 """A data set is recognised, described and proven whole without TensorFlow."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

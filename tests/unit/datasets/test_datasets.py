@@ -1,7 +1,5 @@
 """Sources and splits: what every dataset promises, whatever its format."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from dataclasses import fields, replace

@@ -1,7 +1,5 @@
 """One rule for pixels, whoever reads an image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A data set's folders are looked at once, and again as soon as something in them may have changed."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

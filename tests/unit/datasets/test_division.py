@@ -1,7 +1,5 @@
 """Splits that are written down: stratified, grouped, and used by id or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

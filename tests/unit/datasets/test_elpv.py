@@ -1,7 +1,5 @@
 """ELPV: the counts and the split of the paper, and what a damaged copy leads to."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Fingerprints of data sets stay what they were: an old run, its features and its packed set are known by them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

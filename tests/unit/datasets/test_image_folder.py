@@ -1,7 +1,5 @@
 """Image folders: every usual format becomes the same RGB, and no image is left out unnoticed."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """ImageNet in each layout that it is kept in gives the same images, classes and labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """However many files a data set has, few are open; what the machine fails in is no example's fault."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource

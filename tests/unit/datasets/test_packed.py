@@ -1,7 +1,5 @@
 """Packed sets: the same examples as the source, whole or absent, and every changed byte is noticed."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

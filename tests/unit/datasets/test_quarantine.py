@@ -1,7 +1,5 @@
 """Corrupt input is found, named, and replaced in a way that no worker count can see."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """An image has one number wherever it lies and whatever it is called, and another image another."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

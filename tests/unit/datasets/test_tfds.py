@@ -1,7 +1,5 @@
 """Sets that tensorflow_datasets itself has prepared are read whole, without it. tests/data says how they were made."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """TFRecord files as TensorFlow writes them: every record is found, and every damaged one is named."""
 
-from __future__ import annotations
-
 import io
 import struct
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Classifiers on features are exact: the optimum itself. tests/references compares them with scikit-learn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

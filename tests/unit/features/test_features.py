@@ -1,7 +1,5 @@
 """The frozen part is computed once: the same examples as without the cache, complete or absent, for one key only."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

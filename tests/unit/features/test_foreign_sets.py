@@ -1,7 +1,5 @@
 """A set that is not what it says is computed again or refused: nothing else is read, removed or written by its word."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """What a classifier chooses, it chooses by its own training examples: nothing that is held out can influence it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace

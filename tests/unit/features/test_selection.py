@@ -1,7 +1,5 @@
 """l2 and layers are chosen within the training examples: as separate fits would choose, and by nothing held out."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

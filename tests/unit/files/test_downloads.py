@@ -1,7 +1,5 @@
 """Archives from the internet: whole and by their digest, or not at all; a loopback server stands for the publisher."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import tarfile

@@ -1,7 +1,5 @@
 """What others could change is not believed, and what honest people set up is."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

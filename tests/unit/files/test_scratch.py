@@ -1,7 +1,5 @@
 """What is in the making goes with its maker, however that ends, and nothing else goes with it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -4,8 +4,6 @@ After a change that is meant, `python -m tests.unit.launcher.test_command` write
 then read the difference.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

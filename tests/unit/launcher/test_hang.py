@@ -1,7 +1,5 @@
 """Heartbeats reveal the worker that hangs, by its phase, and never one that waits for another that works."""
 
-from __future__ import annotations
-
 import pytest
 
 from tl_dist.config import SafetyConfig

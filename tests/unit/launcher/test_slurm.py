@@ -1,7 +1,5 @@
 """Without Slurm: a job's environment is understood, the batch script complete, each end of srun and its tasks told."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ A worker here is a small program that acts out one list per attempt: [["beat", 5
 program, this file is a supervisor of such workers, so that it can be signalled and killed from outside.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Every family has heat maps, maps of several stages are joined, and integrated gradients add up."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The fused kernel of batch norm, which GPUs get, computes what the layer computes: outputs, gradients, moments."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

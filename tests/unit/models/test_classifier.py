@@ -1,7 +1,5 @@
 """What is frozen does not move, bit for bit; what is trained does; batch norm keeps its statistics."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

@@ -1,7 +1,5 @@
 """Weights in files of others: the network is found in them wherever it lies, bit for bit, and nowhere twice."""
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A pruned network is an ordinary one with fewer channels: the largest filters stay, and the head reads these."""
 
-from __future__ import annotations
-
 import keras
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """A pruned network reproduces the outputs of the whole, where the channels that are left can express them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

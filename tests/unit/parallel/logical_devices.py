@@ -3,8 +3,6 @@
 A script, since a process that has begun to compute cannot be given devices any more.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A broadcast needs few exchanges, not one per variable, and assigns every value to its variable."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

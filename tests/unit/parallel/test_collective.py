@@ -1,7 +1,5 @@
 """TensorFlow's collectives in one process: a single worker needs none, and a lost peer is reported as such."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -3,8 +3,6 @@
 Logical CPU devices stand for GPUs.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 from typing import Any

@@ -1,7 +1,5 @@
 """Each process takes the GPUs that are its own, a part of their memory at a time; too few are refused by number."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from types import SimpleNamespace

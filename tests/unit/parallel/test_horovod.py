@@ -1,7 +1,5 @@
 """Without Horovod: its settings, buckets, the device of its exchanges, and the report of a lost peer are right."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any

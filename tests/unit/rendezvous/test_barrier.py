@@ -1,7 +1,5 @@
 """A worker that waits for others logs once which ranks are missing and how many have come."""
 
-from __future__ import annotations
-
 import http.client
 import http.server
 import threading

@@ -1,7 +1,5 @@
 """A worker takes its share of the cores once, whether its launcher has bound it to them or not."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

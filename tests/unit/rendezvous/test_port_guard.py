@@ -1,7 +1,5 @@
 """A guarded port admits this user's processes, and other hosts that have the token; nobody else's bytes arrive."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """The rendezvous speaks Horovod's protocol on one address, refuses anything else, and lets workers wait."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

@@ -1,7 +1,5 @@
 """Exit records are read in order of time, of one attempt only; a damaged one counts as none."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

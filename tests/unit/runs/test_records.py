@@ -3,8 +3,6 @@
 What an attempt has done again after a kill is there once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """A temperature is fitted by log loss, changes no class, and belongs to one checkpoint in one set of views."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

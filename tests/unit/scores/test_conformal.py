@@ -1,7 +1,5 @@
 """Sets hold the true class, and alarms are false, at the stated rate: exactly so for finitely many images."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from itertools import pairwise
 

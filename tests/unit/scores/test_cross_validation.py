@@ -1,7 +1,5 @@
 """Folds are stratified and complete; figures of a cross-validation stand for what its examples were told."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

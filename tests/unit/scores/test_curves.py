@@ -1,7 +1,5 @@
 """Curves have the areas of the figures, keep their ends when they are thinned, and bins add up to the ECE."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Figures agree with their definitions; undefined ones are None; thresholds and intervals mean what they say."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import special

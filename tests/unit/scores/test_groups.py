@@ -1,7 +1,5 @@
 """The worst group is named, and called worse only where that is more than chance among so many."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

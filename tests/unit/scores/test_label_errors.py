@@ -1,7 +1,5 @@
 """Planted label errors come first, and what cannot be told is nobody's error."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tl_dist.scores.label_errors import label_errors

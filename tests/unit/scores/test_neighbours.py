@@ -1,7 +1,5 @@
 """Images are told from others by the distance of their features, with the same bits in pieces of any length."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is kept of each example: exact, readable without pickle, and its threshold never chosen on the test split."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

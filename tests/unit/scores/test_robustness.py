@@ -1,7 +1,5 @@
 """Corruption errors are means over images, severities and corruptions; two runs are compared on the same ones alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

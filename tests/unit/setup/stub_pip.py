@@ -4,8 +4,6 @@
 words of one command line that a shell splits. What they would see is left in $SEEN, one path a line.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """launch/install_horovod: the source is edited exactly or not at all; a cached wheel is used only where it fits."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import subprocess

@@ -3,8 +3,6 @@
 Real are the shell scripts, `python -m venv` and launch/install_horovod; pip and the compiler are stubs.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The file of results of the benchmarks holds the newest result of each comparison, under the machine that gave it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from benchmarks import results

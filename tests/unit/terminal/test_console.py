@@ -1,7 +1,5 @@
 """What is shown is shown as it is: nothing in a name is obeyed by a terminal or by rich, and honest names stay."""
 
-from __future__ import annotations
-
 import ast
 import io
 import sys

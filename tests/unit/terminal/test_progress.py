@@ -1,7 +1,5 @@
 """The progress of a run fits its terminal, stays plain in a log, and comes from the records on disk."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

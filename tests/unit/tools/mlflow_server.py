@@ -1,7 +1,5 @@
 """An MLflow server on the loopback, as far as runs need one: it applies a request, and may lose the answer or hang."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The preview shows the pixels that training would see, and the command line writes it without TensorFlow."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Folds on cached features: no example is evaluated by a classifier that saw it, and every view counts as it should."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

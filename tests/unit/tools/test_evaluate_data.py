@@ -1,7 +1,5 @@
 """Another data set is evaluated by the names of its classes, whatever their numbers there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

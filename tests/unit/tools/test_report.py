@@ -1,7 +1,5 @@
 """A report is made of what a run keeps, whatever is missing; no text in it is obeyed, and no other file is replaced."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

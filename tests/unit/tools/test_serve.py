@@ -1,7 +1,5 @@
 """A server answers what is right, names what is wrong in one line, takes no more than it has room for, and goes on."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hashlib

@@ -1,7 +1,5 @@
 """What MLflow and W&B get of a run is what its directory says, once, whatever was lost on the way; and no password."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json

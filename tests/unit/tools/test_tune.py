@@ -1,7 +1,5 @@
 """Tuning finds the features that matter, spends little on those that do not, and holds out what it evaluates by."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

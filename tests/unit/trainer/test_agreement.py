@@ -1,7 +1,5 @@
 """Workers that differ are found before step 0; replicas that drift are found while training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

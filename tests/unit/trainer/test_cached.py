@@ -1,7 +1,5 @@
 """`prefix_cache: auto` is on where it saves passes through the frozen part, by a rule, and off where it cannot."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """A worker imports no more than it needs, the first alone writes, and what ends one is a line, whatever is full."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -1,7 +1,5 @@
 """After few steps evaluation normalizes by statistics that fit the weights; training's own are not disturbed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """An image that only one worker finds undecodable is as if it had never been there, on all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Curves do not fold back after a restart; TensorBoard shows scalars, pictures and hyperparameters."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

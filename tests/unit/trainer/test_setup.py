@@ -1,7 +1,5 @@
 """How numbers are rounded is as the config says, on a device and on the wire; a notebook's way is given back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Test-time views: a held-out example is evaluated by the mean of its probabilities over them, cached or not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

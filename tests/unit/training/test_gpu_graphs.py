@@ -3,8 +3,6 @@
 Kernels are counted as a GPU would launch them; TensorFlow's own rewrites are those for a virtual H100.
 """
 
-from __future__ import annotations
-
 import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """An evaluation of ImageNet's size: rank 0 keeps its logits once, nobody else does, and its picture stays small."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is due when; a stop reaches all workers at the same step; an evaluation that missed an example is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A gradient that is not finite changes nothing but the loss scale; rates follow their schedule."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

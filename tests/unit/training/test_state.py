@@ -1,7 +1,5 @@
 """A snapshot is a private copy: training that goes on does not reach it."""
 
-from __future__ import annotations
-
 import numpy as np
 import tensorflow as tf
 

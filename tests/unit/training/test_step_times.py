@@ -1,7 +1,5 @@
 """The split of the step time says where the time went: a slow input shows as waiting for data."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

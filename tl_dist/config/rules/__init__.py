@@ -1,7 +1,5 @@
 """The rules between the keys of a config, by sections: cheap checks before any worker starts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

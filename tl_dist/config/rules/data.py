@@ -1,7 +1,5 @@
 """The rules about images: which, and how they are divided, cropped and labelled."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tl_dist.config import Config, registry

@@ -1,7 +1,5 @@
 """The rules about the network, which part of it is trained, and the classifier on top."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The rules about the optimizer, its schedules, outputs that are computed once, and what figures decide."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tl_dist.config import Config, OptimizerConfig, ScheduleConfig, registry

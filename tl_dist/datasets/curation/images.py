@@ -1,7 +1,5 @@
 """Read the images of a source with Pillow, for processes without TensorFlow, and name what training does to them."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any

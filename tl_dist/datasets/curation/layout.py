@@ -1,7 +1,5 @@
 """Recognise the data set at a path by the names of files and folders."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Verify a data set: decode every image, and find duplicates within and across splits."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings

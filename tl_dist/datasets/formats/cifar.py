@@ -3,8 +3,6 @@
 Without `data.path` the publisher's archive of pickles is downloaded once and verified by the digest that Keras pins.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

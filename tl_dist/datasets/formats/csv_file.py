@@ -1,7 +1,5 @@
 """CSV tables of image files: path and label, and optionally weight, split and group."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import defaultdict

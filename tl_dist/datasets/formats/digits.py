@@ -1,7 +1,5 @@
 """The handwritten digits of scikit-learn: 1,797 grey images of 8 x 8. Real data without a download."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tl_dist.config import DataConfig

@@ -3,8 +3,6 @@
 Deitsch et al. 2019 (arXiv 1807.02894), https://github.com/zae-bayern/elpv-dataset; data CC BY-NC-SA 4.0.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence, Set
 from pathlib import Path

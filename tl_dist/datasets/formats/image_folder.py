@@ -1,7 +1,5 @@
 """Images in one folder for each class: the layout of ImageNet, and of most users' own images."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Set

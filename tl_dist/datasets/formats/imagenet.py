@@ -1,7 +1,5 @@
 """ImageNet (ILSVRC 2012): JPEG files in folders by wnid, or the TFRecord files of the TensorFlow scripts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

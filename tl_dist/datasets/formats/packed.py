@@ -5,8 +5,6 @@ examples, and the weights, groups, types and soft labels that the source has. `m
 names, and the shards of each split with the digests of their NAME.json.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Set

@@ -1,7 +1,5 @@
 """Coloured noise generated from the index, for trials and benchmarks of everything but the data."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass

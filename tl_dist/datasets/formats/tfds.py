@@ -4,8 +4,6 @@
 FEATURE.labels.txt. https://www.tensorflow.org/datasets/external_tfrecord
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """TFRecord files of tf.train.Example: from the TensorFlow scripts, tensorflow_datasets, or the user."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence, Set

@@ -4,8 +4,6 @@ The batch script starts this on the job's first node (`tl-dist srun RUN_DIR`). S
 no MPI. Gloo notices a peer that is dead, frozen or cut off; heartbeats reveal one whose main thread hangs.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -4,8 +4,6 @@ srun reports its tasks' ends only in text for users. So this process outlives a 
 exit code, unless the worker has done so itself.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

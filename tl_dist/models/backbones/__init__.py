@@ -1,7 +1,5 @@
 """The record of a backbone. `applications.py` has those of Keras's networks; `models/weights` loads their weights."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Accuracies are of https://keras.io/api/applications, MobileNetV3's of Keras's mobilenet_v3.py; none was measured here.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

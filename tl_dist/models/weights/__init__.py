@@ -3,8 +3,6 @@
 Workers read no other file. A second `resolve` needs neither the network nor TensorFlow, so the launcher calls it first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

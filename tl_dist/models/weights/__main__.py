@@ -1,7 +1,5 @@
 """`python -m tl_dist.models.weights`: convert weights in a process of their own."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

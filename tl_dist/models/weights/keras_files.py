@@ -3,8 +3,6 @@
 A file may hold more than the network, such as a head; one in which the network fits in two places is refused.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import zipfile

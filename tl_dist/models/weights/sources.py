@@ -3,8 +3,6 @@
 Nothing is built from a file, no configuration in it is read, and no code in it is run.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import hashlib

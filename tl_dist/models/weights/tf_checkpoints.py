@@ -3,8 +3,6 @@
 Keys depend on what else was saved, names do not. A damaged file may crash TensorFlow's reader: a child converts.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tl-dist augment preview`: a picture of augmented images, written by a child process that has TensorFlow."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence

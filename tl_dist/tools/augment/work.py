@@ -3,8 +3,6 @@
 python -m tl_dist.tools.augment.work CONFIG OUT ROWS [KEY=VALUE]...
 """
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Calibrate the probabilities of a run on its validation split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tl_dist.runs import request

@@ -1,7 +1,5 @@
 """`tl-dist calibrate`: fit on the validation split what makes the probabilities of a run calibrated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 With `unknown`, also measure how near its images are to training images: see `scores.neighbours`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

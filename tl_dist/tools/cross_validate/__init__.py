@@ -1,7 +1,5 @@
 """Out-of-fold predictions: every example is predicted by models that have not seen it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tl_dist.runs import request

@@ -1,7 +1,5 @@
 """Cross-validate a classifier on cached features: one extraction, then every fold of every seed in one process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """`tl-dist data inspect`: show what a data set holds: classes, sizes, kinds of files, and a sheet of samples."""
 
-from __future__ import annotations
-
 import io
 import os
 import warnings

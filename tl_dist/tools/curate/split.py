@@ -1,7 +1,5 @@
 """`tl-dist data split`: write the splits or folds of a data set to a manifest."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import suppress

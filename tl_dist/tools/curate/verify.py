@@ -1,7 +1,5 @@
 """`tl-dist data verify`: decode every image, with a progress bar, and list what is wrong."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

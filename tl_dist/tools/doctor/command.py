@@ -3,8 +3,6 @@
 Frameworks are imported in child processes: one that crashes on import must not take the doctor with it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

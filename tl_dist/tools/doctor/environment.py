@@ -1,7 +1,5 @@
 """Describe this machine and this installation for a report about a problem. Imports no framework."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """Evaluate a checkpoint: on a split of its own data set, on corrupted images of a split, or on another data set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Evaluate a checkpoint on the workers of its run: on a split, on corrupted images of it, or on another data set."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Show which part of an image decides its class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`tl-dist explain`: show which part of an image decides its class, as a picture beside it; computed by workers."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Compute heat maps of images with the model of a run: each worker explains its share, rank 0 saves them all."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Export the model of a run as a file for another runtime."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tl_dist.runs import request

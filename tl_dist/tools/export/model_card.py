@@ -4,8 +4,6 @@ Its front matter is what model hubs read. The card is meant to be published: a l
 and text of others, such as the name of a class, is escaped so that neither Markdown nor a terminal interprets it.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Write an export to a directory that is new, or holds nothing but what an earlier export wrote there."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

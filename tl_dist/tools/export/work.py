@@ -1,7 +1,5 @@
 """Export the model of a run for another runtime, and compare it with the run image by image before it is kept."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Compute, list and remove cached feature sets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tl_dist.runs import request

@@ -1,7 +1,5 @@
 """Compute the features of a config with its workers; every run with the same frozen part shares them."""
 
-from __future__ import annotations
-
 import os
 
 from tl_dist.refusal import ExitCode

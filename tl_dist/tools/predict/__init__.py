@@ -4,8 +4,6 @@ Predictions go through small numbered files in a private directory, each removed
 there are, few predictions are in memory.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """`tl-dist predict --sort-into`: copy each image into the folder of its class."""
 
-from __future__ import annotations
-
 import errno
 import filecmp
 import os

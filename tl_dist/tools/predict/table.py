@@ -1,7 +1,5 @@
 """Write predictions to a file with a row for each image, CSV, JSON Lines or Parquet: all of it, or no file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Predict image files with the model of a run, with all workers, and pass predictions on as they are computed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`tl-dist prune`: write the config of a run that starts from another without some channels, and learns from it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tl_dist.config import (

@@ -1,7 +1,5 @@
 """Choose which pretrained network to start from, before any is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The candidates of `tl-dist rank`: named on the command line or in a file, each a change of one config."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each takes features [examples, features] and labels [examples] of at least two c
 without examples are ignored.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any

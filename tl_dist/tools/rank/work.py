@@ -1,7 +1,5 @@
 """Score one network for `tl-dist rank`: all workers extract its features, rank 0 computes the scores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

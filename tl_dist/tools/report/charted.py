@@ -1,7 +1,5 @@
 """Sections with charts: calibration, thresholds, robustness to corrupted images, learning curves, and speed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

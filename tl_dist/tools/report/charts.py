@@ -3,8 +3,6 @@
 All functions return markup in which text is already escaped.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re

@@ -1,7 +1,5 @@
 """`tl-dist report`: write one page about a run, or about several on the same examples; workers compute heat maps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

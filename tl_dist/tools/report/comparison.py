@@ -1,7 +1,5 @@
 """Report on several runs over the same examples: which is better, how surely, and where they disagree."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Choose and order the examples that a report shows, and count which classes are confused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

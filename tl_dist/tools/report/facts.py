@@ -1,7 +1,5 @@
 """Read once, for the report, what a run keeps: config, records, figures and predictions. Nothing is written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -3,8 +3,6 @@
 Thumbnails are `data:` addresses of WebP, made without TensorFlow.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import os

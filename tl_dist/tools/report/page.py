@@ -1,7 +1,5 @@
 """Render sections with Jinja2 into one HTML file that loads nothing and runs no script but its own."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Report on one run: choose the sections, and fill those without charts."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Routes of the server: TensorFlow Serving's REST API, files from a form, health, metrics and the page."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hashlib

@@ -1,7 +1,5 @@
 """`tl-dist serve`: check the command line, take the port, then turn this process into the server."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import os

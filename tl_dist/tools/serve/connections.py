@@ -1,7 +1,5 @@
 """Limit connections to the server: how long one may be silent, how many a peer may have, and which makes room."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Hashable
 from typing import Any

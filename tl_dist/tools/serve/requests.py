@@ -1,7 +1,5 @@
 """Turn the body of a request into images, compute them in batches, and make the body of the answer; without HTTP."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Load the model that is served, of a run or an export, and read image files as the run does."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

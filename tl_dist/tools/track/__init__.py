@@ -5,8 +5,6 @@ any time. What has been sent is noted in RUN/track, so that nothing is sent twic
 address is written there or shown.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """`tl-dist sync`: copy a run to its trackers, at once or by a process beside the run for as long as it trains."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -4,8 +4,6 @@ The library sends the API key to whatever server the file `wandb/settings` in th
 have come with a data set, so the library works in an empty directory.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

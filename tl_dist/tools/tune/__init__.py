@@ -1,7 +1,5 @@
 """Search for the best classifier on cached features."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tl_dist.runs import request

@@ -4,8 +4,6 @@ Successive halving over folds of the training examples: every setting is tried o
 the next, and so on. Test examples are never used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product

@@ -1,7 +1,5 @@
 """Search for a classifier on cached features: one extraction by all workers, then rank 0 tries settings."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 
