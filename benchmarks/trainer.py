@@ -19,7 +19,7 @@ from tl_dist.datasets.arrays import array_source
 from tl_dist.models import classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.parallel.replicas import gpu_of_process
-from tl_dist.training import chunk, loop, optim, step
+from tl_dist.training import chunk, loop, losses, optim, step
 from tl_dist.training.state import Report, TrainState
 
 ENDLESS = 10**9
@@ -72,7 +72,7 @@ class Trainer:
             self.optimizer = optim.Optimizer(cfg.optimizer, self.model.trainable, scale_loss=False)
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})
         rate = partial(optim.learning_rate, cfg.optimizer, steps_per_epoch=32, total_steps=ENDLESS)
-        objective = step.Objective(source.num_classes, cfg.global_batch)
+        objective = losses.Objective(source.num_classes, cfg.global_batch)
         on_gpu = gpu_of_process() is not None
         xla = cfg.runtime.compiles(on_gpu=on_gpu)
         self._run_steps = chunk.train_chunk(

@@ -28,7 +28,7 @@ from tl_dist.config import (
     registry,
 )
 from tl_dist.data.batch import Batch
-from tl_dist.data.order import Order
+from tl_dist.data.order import ByClass, Order
 from tl_dist.data.pipeline import augmented, dropout_masks, evaluation_batches, plain, train_batches
 from tl_dist.data.pipeline import soft_labels as soft_labels_of
 from tl_dist.datasets import Source
@@ -38,7 +38,7 @@ from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.trainer.precise_statistics import averaging
-from tl_dist.training import chunk, evaluation, loop, optim, step
+from tl_dist.training import chunk, evaluation, loop, losses, optim, step
 from tl_dist.training.state import Report, TrainState
 
 NUM_STEPS = 20
@@ -112,9 +112,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "augmentation": AugmentConfig(mixup=0.4, cutmix=1.0),
     },
     "soft_labels": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "soft_labels": True},
+    "focal": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "loss": {"gamma": 2.0}},
+    "logit_adjusted": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "loss": {"adjustment": [-0.2 * k for k in range(10)]},
+    },
+    "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
-        "distillation": step.Distillation(2.0, 0.8),
+        "distillation": losses.Distillation(2.0, 0.8),
     },
 }
 """what a run may add to plain training, one by one"""
@@ -151,7 +157,9 @@ def run_variant(
     model_settings: dict[str, Any] | None = None,
     augmentation: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
     soft_labels: bool = False,
-    distillation: step.Distillation | None = None,
+    loss: dict[str, Any] | None = None,
+    balanced: bool = False,
+    distillation: losses.Distillation | None = None,
     stages: Sequence[tuple[str, int]] = (),
     num_steps: int = NUM_STEPS,
     wire: str = "auto",
@@ -179,12 +187,13 @@ def run_variant(
             stages=[optim.rules(optimizer, view.trainable, built.depths, built.new) for view in views],
         )
     state = TrainState({**net.moving, **opt.variables})
-    order = Order(seed=7, num_examples=NUM_EXAMPLES, global_batch=global_batch)
+    by_class = ByClass.of(source.labels) if balanced else None
+    order = Order(seed=7, num_examples=NUM_EXAMPLES, global_batch=global_batch, by_class=by_class)
     rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=num_steps)
     rows = rows_of(parallel.rank, parallel.world_size, global_batch)
     read = augmented(source, ("flip", "pad_crop"), order.seed, 24, augmentation)
     mixed = augmentation.mixes or soft_labels
-    objective = step.Objective(10, global_batch, mixed=mixed, distillation=distillation)
+    objective = losses.Objective(10, global_batch, mixed=mixed, distillation=distillation, **(loss or {}))
     transforms = [dropout_masks(order, net.mask_features, 0.25)] if net.mask_features else []
     if soft_labels and source.annotations.soft is not None:
         transforms.append(soft_labels_of(order, source.annotations.soft))
@@ -232,7 +241,7 @@ def run_variant(
                 "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // global_batch),
                 parallel.feed(held_out),
                 evaluation.evaluation_step(
-                    net, step.Objective(10, global_batch), parallel, global_batch=global_batch
+                    net, losses.Objective(10, global_batch), parallel, global_batch=global_batch
                 ),
                 parallel, stop_requested=lambda: False,
             )  # fmt: skip

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from tl_dist.features import classifiers, nested
-from tl_dist.training.step import balanced_class_weights
+from tl_dist.training.losses import class_weights
 
 
 def digits(classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ def test_balanced_weights_also_where_a_class_is_absent() -> None:
     few = (labels != 3) & ((labels > 1) | (np.arange(len(labels)) % 4 == 0))
     features, labels = features[few], labels[few]
     present = np.unique(labels)
-    weights = balanced_class_weights(labels, 10)
+    weights = class_weights("balanced", labels, 10)
     np.testing.assert_allclose(
         np.asarray(weights)[present], compute_class_weight("balanced", classes=present, y=labels), rtol=1e-12
     )

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from tl_dist.data.batch import Batch
-from tl_dist.training.step import Distillation, Objective
+from tl_dist.training.losses import Distillation, Objective
 
 ROWS, CLASSES = 7, 5
 DRAWN = np.random.default_rng(3)

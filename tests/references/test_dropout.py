@@ -9,7 +9,7 @@ from scipy import stats
 from tests.doubles import PARALLEL, build, memory_source
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import dropout_masks, evaluation_batches, plain, train_batches
-from tl_dist.training import evaluation, step
+from tl_dist.training import evaluation, losses
 
 SOURCE = memory_source(11, size=32)
 BATCH = 4
@@ -27,7 +27,7 @@ def test_evaluation_gives_exactly_the_logits_of_keras(dropout: float) -> None:
     head.set_weights([kernel.numpy(), bias.numpy()])
 
     batches = evaluation_batches(plain(SOURCE, 32), 11, rows=range(BATCH), global_batch=BATCH)
-    judge = evaluation.evaluation_step(net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH)
+    judge = evaluation.evaluation_step(net, losses.Objective(3, BATCH), PARALLEL, global_batch=BATCH)
     found = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert found is not None and found.logits is not None
     # In the same batches: a kernel may add up a batch of another size in another order.

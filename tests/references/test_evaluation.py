@@ -11,7 +11,7 @@ from sklearn import metrics
 from tests.doubles import PARALLEL, build, memory_source
 from tl_dist.data.pipeline import evaluation_batches, plain
 from tl_dist.parallel import rows_of
-from tl_dist.training import evaluation, step
+from tl_dist.training import evaluation, losses
 
 
 def test_confusion_accuracy_and_loss() -> None:
@@ -22,7 +22,7 @@ def test_confusion_accuracy_and_loss() -> None:
     kernel = net.trainable["head/logits/kernel"]
     kernel.assign(10 * tf.random.stateless_normal(kernel.shape, [1, 2]))
     batches = evaluation_batches(plain(source, 32), 53, rows=rows_of(0, 1, 8), global_batch=8)
-    judge = evaluation.evaluation_step(net, step.Objective(3, 8), PARALLEL, global_batch=8)
+    judge = evaluation.evaluation_step(net, losses.Objective(3, 8), PARALLEL, global_batch=8)
     found = evaluation.evaluate("test", 53, 7, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert found is not None
     logits = net(tf.constant(source.store.images)).numpy()

@@ -18,7 +18,7 @@ from tl_dist.config import ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.models import classifier
-from tl_dist.training import chunk, optim, step
+from tl_dist.training import chunk, losses, optim, step
 
 NUM_STEPS, BATCH, SIZE, CLASSES = 50, 8, 32, 3
 NOISE = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def trained(net: classifier.Classifier, config: OptimizerConfig) -> list[float]:
     optimizer = optim.Optimizer(config, net.trainable, scale_loss=False)
     rate = partial(optim.learning_rate, config, steps_per_epoch=5, total_steps=NUM_STEPS)
     run_steps = chunk.train_chunk(
-        step.TrainStep(net, optimizer, step.Objective(CLASSES, BATCH), PARALLEL, rate)
+        step.TrainStep(net, optimizer, losses.Objective(CLASSES, BATCH), PARALLEL, rate)
     )
     feed, one = iter(batches()), tf.constant(1, tf.int64)
     return [float(run_steps(feed, tf.constant(k, tf.int64), one)["loss"]) / BATCH for k in range(NUM_STEPS)]

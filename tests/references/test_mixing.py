@@ -10,7 +10,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from tl_dist.data.batch import Batch
 from tl_dist.data.mixing import Mixing
-from tl_dist.training.step import Objective
+from tl_dist.training.losses import Objective
 
 PAIRS, SIZE = 1500, 64
 P_MIN = 1e-3  # the draws are fixed: this passes or fails for good

@@ -110,6 +110,9 @@ class DataConfig(Section):
     """blocks only: neighbouring examples that stay together"""
     shuffle_window: PositiveInt = 16
     """blocks only: blocks whose examples are mixed with each other"""
+    balance: bool = False
+    """draw the classes equally often in training: examples of a rare class are seen more than once per epoch, others
+    less; how often is noted at the start"""
     soft_labels: bool = False
     """elpv only: train on the experts' defect probabilities; evaluation keeps the hard labels"""
     max_bad: Annotated[int, Field(ge=0)] | None = None

@@ -80,11 +80,21 @@ class FeaturesConfig(Section):
 
 
 class LossConfig(Section):
-    """Softmax cross-entropy, summed over examples and divided by the global batch."""
+    """The loss of training, summed over examples and divided by the global batch; evaluations show cross-entropy."""
 
+    name: Literal["cross_entropy", "focal", "logit_adjusted"] = "cross_entropy"
+    """focal (arXiv 1708.02002): examples that are right already count less; logit_adjusted (2007.07314): for rare
+    classes, logits are raised in training by the logarithm of the class's share of the training examples"""
+    gamma: Annotated[float, Field(ge=0.5)] = 2.0
+    """focal only: each loss is multiplied by (1 - probability)^gamma"""
+    tau: Annotated[float, Field(gt=0)] = 1.0
+    """logit_adjusted only: factor of the logarithms; 1 balances the classes"""
     label_smoothing: Fraction = 0.0
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """balanced: num_examples / (classes that occur * examples of the class)"""
+    class_weights: Literal["balanced", "effective"] | tuple[float, ...] | None = None
+    """balanced: num_examples / (classes that occur * examples of the class); effective (arXiv 1901.05555): by the
+    effective number of examples, (1 - beta^n) / (1 - beta)"""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    """effective class_weights only: 0 weighs all alike, 1 as balanced"""
 
 
 class ScheduleConfig(Section):

@@ -13,11 +13,11 @@ TensorFlow's own global shuffle: 4 leave traces of the order of the source even 
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tl_dist.data import random as draws
 
@@ -25,6 +25,27 @@ VERSION = 2
 """of the order, in the identity of every run: increase it with any change of which example is at a position"""
 _ROUNDS = 8
 _MOST = 1 << 17  # positions that `batch_deviation` looks at
+
+
+@dataclass(frozen=True, eq=False)
+class ByClass:
+    """The rows of each class that has examples."""
+
+    rows: NDArray[np.int64]
+    """[examples], the first class's first"""
+    classes: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """of rows; shaped as `classes`"""
+
+    @classmethod
+    def of(cls, labels: ArrayLike) -> Self:
+        """Group the rows of examples by their labels."""
+        return cls(np.argsort(labels, kind="stable"), *np.unique(labels, return_counts=True))
+
+    def draws_per_epoch(self) -> list[tuple[int, float]]:
+        """Return, for each class, how often each of its examples is drawn in as many draws as there are examples."""
+        draws = len(self.rows) / len(self.counts) / self.counts
+        return list(zip(self.classes.tolist(), draws.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,8 @@ class Order:
     global_batch: int
     block: int = 0
     window: int = 1
+    by_class: ByClass | None = None
+    """draw classes equally often; without blocks"""
 
     def positions(self, step: Any, rows: Any) -> Any:
         """Return the positions in the infinite stream of `rows` of the batch of `step`; int64, shape of `rows`."""
@@ -50,11 +73,23 @@ class Order:
         positions = tf.convert_to_tensor(positions, tf.int64)
         flat = tf.reshape(positions, [-1])
         epochs, offsets = flat // self.num_examples, flat % self.num_examples
-        if not self.block:
+        if self.by_class is not None:
+            rows = self._balanced(flat, self.by_class)
+        elif not self.block:
             rows = self._shuffled(offsets, self.num_examples, "examples", epochs)
         else:
             rows = self._of_blocks(self._within_windows(offsets, epochs), epochs)
         return tf.reshape(rows, tf.shape(positions))
+
+    def _balanced(self, flat: Any, by_class: ByClass) -> Any:
+        """Permute a list in which each class is as long as the largest, its examples dealt to it in turn."""
+        longest, num_classes = int(by_class.counts.max()), len(by_class.counts)
+        rounds, offsets = flat // (longest * num_classes), flat % (longest * num_classes)
+        places = self._shuffled(offsets, longest * num_classes, "examples", rounds)
+        which, turns = places // longest, rounds * longest + places % longest
+        starts = np.cumsum(by_class.counts) - by_class.counts
+        within = turns % tf.gather(tf.constant(by_class.counts), which)
+        return tf.gather(tf.constant(by_class.rows), tf.gather(tf.constant(starts), which) + within)
 
     def _within_windows(self, offsets: Any, epochs: Any) -> Any:
         size = min(self.block * self.window, self.num_examples)

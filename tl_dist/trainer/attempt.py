@@ -19,6 +19,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 from tl_dist.config import batch_norm, registry
 from tl_dist.config.rules.training import taught_in_steps
@@ -141,6 +142,13 @@ def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
         notes.append(
             f"shuffled in blocks of {order.block:,} and windows of {order.window:,}: the classes of a batch deviate "
             f"by {ours:.3f} from those of the set, {full:.3f} if fully shuffled"
+        )
+    if order.by_class is not None:
+        names, often = setup.splits["train"].class_names, order.by_class.draws_per_epoch()
+        (rare, most), (common, least) = max(often, key=itemgetter(1)), min(often, key=itemgetter(1))
+        notes.append(
+            f"classes are drawn equally often: per epoch, each example of '{names[rare]}' is seen {most:.3g} times, "
+            f"of '{names[common]}' {least:.3g} times"
         )
     if setup.model.statistics and cfg.model.batch_norm == "auto":
         notes.append(f"batch norm: {batch_norm.explained(cfg)}")

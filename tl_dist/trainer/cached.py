@@ -28,7 +28,6 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to
 from tl_dist.trainer import board
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures, setup
-from tl_dist.training.step import balanced_class_weights
 
 PHASE = "extracting features"
 """of heartbeats while features are computed"""
@@ -252,15 +251,12 @@ def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callabl
     """Return the config's classifier, to be fitted to features of this stage; a fit raises `Stopped` on a stop."""
     cfg, model, train = setup.cfg, stage_input.model, setup.splits["train"]
     widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in model.stage_channels]
-    balanced = cfg.loss.class_weights == "balanced"
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
         nested.columns_of(model.stage_names, widths),
         # Counted over the fitted examples alone: held-out labels must not influence the fit.
-        lambda labels, weights: (
-            balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()
-        ),
+        setup.class_weights,
         cfg.data.split_seed,
         watching(stop_requested),
     )

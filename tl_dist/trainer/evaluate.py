@@ -25,7 +25,7 @@ from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer.precise_statistics import PreciseStatistics
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
 from tl_dist.training import evaluation
-from tl_dist.training.step import Objective
+from tl_dist.training.losses import Objective
 
 
 class Evaluator:

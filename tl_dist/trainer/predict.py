@@ -23,7 +23,7 @@ from tl_dist.scores import figures
 from tl_dist.scores.predictions import Predicted
 from tl_dist.trainer.load_model import Loaded
 from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
-from tl_dist.training.step import Objective
+from tl_dist.training.losses import Objective
 
 ROUND_S = 1.0
 """how often the workers exchange results, and rank 0 yields them"""

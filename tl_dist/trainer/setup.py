@@ -13,7 +13,7 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.stages import Stage, plan
 from tl_dist.data import decoded, pipeline
-from tl_dist.data.order import Order
+from tl_dist.data.order import ByClass, Order
 from tl_dist.datasets import Splits
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
@@ -28,10 +28,9 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import examples, load_model
 from tl_dist.trainer.examples import Examples
 from tl_dist.trainer.load_model import refuse_changed_code, start_tensorflow
-from tl_dist.training import monitor, optim
+from tl_dist.training import losses, monitor, optim
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
-from tl_dist.training.step import balanced_class_weights
 
 
 class StopRequested(Refusal):
@@ -137,19 +136,19 @@ class Setup:
         for step in range(self.state.step, self.state.step + num_steps):
             yield from self.order.index(self.order.positions(step, rows)).numpy().tolist()
 
-    def class_weights(self) -> list[float] | None:
-        """Return the loss weight of each class that the config asks for; None without weights."""
-        wanted = self.cfg.loss.class_weights
-        train = self.splits["train"]
-        if wanted == "balanced":
-            return balanced_class_weights(train.labels, train.num_classes, train.annotations.weights)
-        if wanted is not None and len(wanted) != train.num_classes:
+    def class_weights(
+        self, labels: NDArray[np.int32] | Sequence[int], weights: NDArray[np.floating] | None
+    ) -> list[float] | None:
+        """Return the loss weight of each class that the config asks for, of these examples; None without weights."""
+        loss, train = self.cfg.loss, self.splits["train"]
+        wanted = loss.class_weights
+        if isinstance(wanted, tuple) and len(wanted) != train.num_classes:
             raise Refusal(
                 f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",
                 fix=f"give one for each of {', '.join(train.class_names)}.",
                 code=ExitCode.USAGE,
             )
-        return list(wanted) if wanted else None
+        return losses.class_weights(wanted, labels, train.num_classes, weights, beta=loss.beta)
 
 
 @dataclass(frozen=True)
@@ -215,9 +214,9 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
         tf.config.optimizer.set_experimental_options(precision.gpu_graph_options(computed_in))
     data = cfg.data
     block = data.shuffle_block if data.shuffle == "blocks" else 0
-    order = Order(
-        cfg.seed, readable.splits["train"].num_examples, cfg.global_batch, block, data.shuffle_window
-    )
+    train = readable.splits["train"]
+    by_class = ByClass.of(train.labels) if data.balance else None
+    order = Order(cfg.seed, train.num_examples, cfg.global_batch, block, data.shuffle_window, by_class)
     run_stages = plan(cfg, order.steps)
     built = _build(cfg, run_stages, readable.splits, parallel, computed_in)
     if cfg.runtime.decoded_images != "off":

@@ -22,8 +22,9 @@ from tl_dist.trainer.run_writer import RunWriter
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images
 from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
+from tl_dist.training.losses import Distillation, Objective, logit_adjustment
 from tl_dist.training.state import Report
-from tl_dist.training.step import Distillation, Objective, TrainStep, no_clock, weight_checksums
+from tl_dist.training.step import TrainStep, no_clock, weight_checksums
 
 _iterators: list[object] = []
 """keeps iterators alive until the process ends: destroying one waits for its threads, and was seen to hang"""
@@ -36,7 +37,9 @@ class StageTraining:
         self._setup, self._stage_input, self._writer = setup, stage_input, writer
         self._tell = writer.tell if writer else lambda record: None
         self._stage = stage = stage_input.stage
-        cfg, parallel, distill = setup.cfg, setup.parallel, setup.cfg.distill
+        cfg, parallel, distill, loss = setup.cfg, setup.parallel, setup.cfg.distill, setup.cfg.loss
+        train = setup.splits["train"]
+        examples = train.labels, train.num_classes, train.annotations.weights
         self._rate = lambda at: optim.learning_rate(
             stage.optimizer,
             at - stage.first_step,
@@ -44,12 +47,14 @@ class StageTraining:
             total_steps=stage.end - stage.first_step,
         )
         objective = Objective(
-            setup.splits["train"].num_classes,
+            train.num_classes,
             cfg.global_batch,
-            cfg.loss.label_smoothing,
-            setup.class_weights(),
+            loss.label_smoothing,
+            setup.class_weights(train.labels, train.annotations.weights),
             mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
             distillation=Distillation(distill.temperature, distill.weight) if distill else None,
+            gamma=loss.gamma if loss.name == "focal" else 0.0,
+            adjustment=logit_adjustment(*examples, loss.tau) if loss.name == "logit_adjusted" else None,
         )
         self._selection = ModelSelection(cfg, stage, setup.state, setup.optimizer, parallel, self._tell)
         plateau = stage.optimizer.schedule.name == "plateau"

@@ -15,7 +15,8 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.loop import MAX_CHUNK_S
-from tl_dist.training.step import Objective, compiled, counted
+from tl_dist.training.losses import Objective
+from tl_dist.training.step import compiled, counted
 
 MAX_LOGITS = 1 << 26  # of a split that rank 0 gathers: 256 MiB, ImageNet's 50,000 x 1,000 among them
 MOST = -math.log(figures.LEAST)  # that one example adds to the loss, as in the log loss

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.batch import Batch
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.training.losses import Objective
 from tl_dist.training.optim import Optimizer
 
 compiled = partial(tf.function, autograph=False)
@@ -24,59 +24,6 @@ compiled = partial(tf.function, autograph=False)
 def no_clock() -> Any:
     """Return 0 s: in its deterministic mode TensorFlow refuses to read a clock inside a graph."""
     return tf.constant(0.0, tf.float64)
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """The part of the loss that is the divergence from a teacher's probabilities, both softened by `temperature`."""
-
-    temperature: float
-    weight: float
-
-    def losses(self, logits: Any, teacher: Any) -> Any:
-        """Return float32 [rows]: temperature^2 times the Kullback-Leibler divergence, to keep the size of gradients.
-
-        Hinton et al., arXiv 1503.02531, section 2, use the cross-entropy with the teacher. Less the teacher's entropy,
-        it can reach 0, and has the same gradient.
-        """
-        theirs, ours = (tf.nn.log_softmax(values / self.temperature) for values in (teacher, logits))
-        return self.temperature**2 * tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Softmax cross-entropy, weighted and smoothed; its sum over the global batch is divided by `global_batch`."""
-
-    num_classes: int
-    global_batch: int
-    label_smoothing: float = 0.0
-    class_weights: Sequence[float] | None = None
-    mixed: bool = False  # whether each label is a mixture of two classes (mixup, cutmix, soft labels)
-    distillation: Distillation | None = None
-
-    def losses(self, logits: Any, batch: Batch) -> Any:
-        """Return float32 [rows]: the loss of each example times its weight; for a mixture, the mixture of the losses.
-
-        Smoothing and class weights apply to labels, not to the teacher's predictions.
-        """
-        own = self._losses(logits, batch.labels)
-        if self.mixed:
-            own = batch.shares * own + (1 - batch.shares) * self._losses(logits, batch.others)
-        if self.distillation is not None:
-            weight = self.distillation.weight
-            own = (1 - weight) * own + weight * self.distillation.losses(logits, batch.teacher)
-        return own * batch.weights
-
-    def _losses(self, logits: Any, labels: Any) -> Any:
-        if self.label_smoothing:
-            on, off = 1.0 - self.label_smoothing, self.label_smoothing / self.num_classes
-            targets = tf.one_hot(labels, self.num_classes) * on + off
-            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-        else:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        if self.class_weights is not None:
-            losses *= tf.gather(tf.constant(self.class_weights, tf.float32), labels)
-        return losses
 
 
 class Gradients(NamedTuple):
@@ -240,16 +187,3 @@ def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], 
 def counted(batch: Batch) -> Any:
     """Return float32 [rows]: 1 for an example, 0 for padding."""
     return tf.cast(batch.weights > 0, tf.float32)
-
-
-def balanced_class_weights(
-    labels: Sequence[int] | np.ndarray, num_classes: int, weights: np.ndarray | None = None
-) -> list[float]:
-    """Return num_examples / (classes that occur * examples of the class): their mean over the examples is 1.
-
-    A class without examples has weight 0. Examples with `weights` are counted by these, as by scikit-learn's
-    compute_class_weight, so that an example of weight 2 counts like two equal ones.
-    """
-    counts = np.bincount(np.asarray(labels), weights, num_classes)
-    present, total = np.count_nonzero(counts), float(counts.sum())
-    return [total / (present * n) if n else 0.0 for n in counts.tolist()]

@@ -63,6 +63,24 @@ MISTAKES = {
         changed("learning_rate: 1e-3", "learning_rate: 1e-3\n  trust_coefficient: 0.01"),
         "x.yaml:9: trust_coefficient has no effect with optimizer 'sgd'. Fix: write 'name: lars', or remove it.",
     ),
+    "an exponent of another loss": (
+        GOOD + "loss: {gamma: 3}\n",
+        "x.yaml:9: loss.gamma has no effect without 'name: focal'. Fix: add that, or remove it.",
+    ),
+    "two remedies for rare classes": (
+        changed("digits", "digits\n  balance: true") + "loss: {class_weights: effective}\n",
+        "x.yaml:5: loss.class_weights and data.balance each make up for rare classes. Fix: keep one of them.",
+    ),
+    "balanced blocks": (
+        changed("digits", "digits\n  balance: true\n  shuffle: blocks"),
+        "x.yaml:5: balance draws from everywhere in the storage, which shuffle 'blocks' avoids. "
+        "Fix: write 'shuffle: full', or class_weights below 'loss:' instead.",
+    ),
+    "a loss for what is computed": (
+        "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: logistic}\nloss: {name: focal}\n",
+        "x.yaml:4: classifier 'logistic' minimizes the cross-entropy of each example once. "
+        "Fix: remove it (class_weights work there), or write 'name: head' below 'classifier:'.",
+    ),
     "a choice of nothing": (
         "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: nearest_mean, l2: auto}\n",
         "x.yaml:3: classifier 'nearest_mean' has no l2 for the folds to choose. "
@@ -170,7 +188,7 @@ MISTAKES = {
     ),
     "a typo in a value with several types": (
         GOOD + "loss: {class_weights: balancd}\n",
-        "x.yaml:9: loss.class_weights is \"balancd\", but must be 'balanced' or a list of numbers or null. "
+        "x.yaml:9: loss.class_weights is \"balancd\", but must be one of balanced, effective or a list of numbers or null. "
         "Fix: write 'class_weights: balanced'.",
     ),
     "a number for a name": (

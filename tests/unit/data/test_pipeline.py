@@ -26,7 +26,7 @@ from tl_dist.data.pipeline import (
 from tl_dist.datasets import Source
 from tl_dist.datasets.annotations import SoftLabels
 from tl_dist.parallel import rows_of
-from tl_dist.training.step import Objective
+from tl_dist.training.losses import Objective
 
 SOURCE = memory_source(23)
 ORDER = Order(seed=5, num_examples=23, global_batch=5)

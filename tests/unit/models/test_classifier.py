@@ -15,8 +15,8 @@ from tl_dist.data.pipeline import dropout_masks, plain, train_batches
 from tl_dist.models import batch_norm, classifier
 from tl_dist.models.classifier import digest
 from tl_dist.refusal import Refusal
-from tl_dist.training import chunk, optim, step
-from tl_dist.training.step import balanced_class_weights
+from tl_dist.training import chunk, losses, optim, step
+from tl_dist.training.losses import class_weights
 
 
 def train(
@@ -29,7 +29,9 @@ def train(
     )
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
     run = chunk.train_chunk(
-        step.TrainStep(net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), **settings)
+        step.TrainStep(
+            net, optimizer, losses.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), **settings
+        )
     )
     sums = run(iter(batches), tf.constant(0, tf.int64), tf.constant(steps, tf.int64))
     return {key: float(value) for key, value in sums.items()}
@@ -291,13 +293,13 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
     expected = -(targets * log_p).sum(1) * weights[labels]
-    objective = step.Objective(3, 4, label_smoothing=0.1, class_weights=list(weights))
+    objective = losses.Objective(3, 4, label_smoothing=0.1, class_weights=list(weights))
     batch = step.Batch(None, tf.constant(labels, tf.int32), tf.ones(4), None, None, None, None)
     np.testing.assert_allclose(objective.losses(tf.constant(logits), batch), expected, rtol=1e-5)
 
 
 def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
-    assert balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 6, 4 / 2, 0.0])
+    assert class_weights("balanced", [0, 0, 0, 1], 3) == pytest.approx([4 / 6, 4 / 2, 0.0])
 
 
 def test_a_digest_tells_arrays_apart_whose_bytes_are_the_same() -> None:

@@ -19,7 +19,7 @@ from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.parallel.collective import Collective
 from tl_dist.parallel.mirrored import Mirrored
 from tl_dist.parallel.replicas import prefetch_to
-from tl_dist.training import chunk, optim, step
+from tl_dist.training import chunk, losses, optim, step
 
 STEPS = 6
 ADAM = OptimizerConfig(name="adamw", learning_rate=0.01, ema=0.9)
@@ -48,7 +48,12 @@ def trained(device: str | None, *, gpu: bool, parallel: Any = PARALLEL) -> dict[
         net = build(train_from="all")
         optimizer = optim.Optimizer(ADAM, net.trainable, scale_loss=True)
     one = step.TrainStep(
-        net, optimizer, step.Objective(3, 4), parallel, lambda at: 0.01 * tf.cast(at + 1, tf.float32), gpu=gpu
+        net,
+        optimizer,
+        losses.Objective(3, 4),
+        parallel,
+        lambda at: 0.01 * tf.cast(at + 1, tf.float32),
+        gpu=gpu,
     )
     feed = prefetch_to(batches(), device) if parallel is PARALLEL else parallel.feed(batches())
     with tf.device(device):

@@ -18,7 +18,7 @@ from tl_dist.models import classifier
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.trainer.precise_statistics import PreciseStatistics
-from tl_dist.training import chunk, evaluation, optim, step
+from tl_dist.training import chunk, evaluation, losses, optim, step
 
 STEPS, BATCH = 60, 32
 SPLITS = open_digits(DataConfig(name="digits"))
@@ -31,7 +31,7 @@ def trained() -> classifier.Classifier:
         OptimizerConfig(name="adam", learning_rate=0.003), net.trainable, scale_loss=False
     )
     run_steps = chunk.train_chunk(
-        step.TrainStep(net, optimizer, step.Objective(10, BATCH), PARALLEL, lambda k: tf.constant(0.003))
+        step.TrainStep(net, optimizer, losses.Objective(10, BATCH), PARALLEL, lambda k: tf.constant(0.003))
     )
     order = Order(0, SPLITS["train"].num_examples, BATCH)
     batches = train_batches(plain(SPLITS["train"], 32), order, rows=range(BATCH), steps=range(STEPS))
@@ -66,7 +66,7 @@ def precise_of(
 def accuracy(net: classifier.Classifier) -> float:
     num = SPLITS["test"].num_examples
     batches = evaluation_batches(plain(SPLITS["test"], 32), num, rows=range(BATCH), global_batch=BATCH)
-    judge = evaluation.evaluation_step(net, step.Objective(10, BATCH), PARALLEL, global_batch=BATCH)
+    judge = evaluation.evaluation_step(net, losses.Objective(10, BATCH), PARALLEL, global_batch=BATCH)
     computed = evaluation.evaluate(
         "test", num, -(-num // BATCH), iter(batches), judge, PARALLEL, stop_requested=lambda: False
     )

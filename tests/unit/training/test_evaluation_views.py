@@ -14,7 +14,7 @@ from tl_dist.features import views as feature_views
 from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.training import evaluation, step
+from tl_dist.training import evaluation, losses
 
 SOURCE = memory_source(11, size=32)
 BATCH = 4
@@ -31,7 +31,7 @@ def with_a_head(**settings: Any) -> classifier.Classifier:
 def evaluate(net: classifier.Classifier, read: Read, views: int) -> Evaluation:
     batches = evaluation_batches(read, 11, rows=rows_of(0, 1, BATCH), global_batch=BATCH)
     judge = evaluation.evaluation_step(
-        net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views
+        net, losses.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views
     )
     result = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert result is not None

@@ -22,7 +22,7 @@ from tl_dist.config import ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.models import classifier, precision
-from tl_dist.training import chunk, optim, step
+from tl_dist.training import chunk, losses, optim, step
 
 ADAM = OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.01, clip_norm=1.0, ema=0.9)
 # What costs a GPU nothing: views, what the host does, and what only calls something else.
@@ -55,7 +55,7 @@ NO_KERNEL = {
 def trained_by(net: Any, *, image_size: int, **settings: Any) -> tuple[step.TrainStep, Any]:
     """A step, and batches for it."""
     optimizer = optim.Optimizer(ADAM, net.trainable, scale_loss=True)
-    objective = step.Objective(3, 4)
+    objective = losses.Objective(3, 4)
     rate = lambda at: 0.01 * tf.cast(at + 1, tf.float32)  # noqa: E731
     source = memory_source(4, size=image_size)
     batches = train_batches(plain(source, image_size), Order(0, 4, 4), rows=range(4), steps=range(9))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.doubles import OPTIMIZER, PARALLEL, build, memory_source
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
-from tl_dist.training import chunk, optim, step
+from tl_dist.training import chunk, losses, optim, step
 
 
 def sums(delay_s: float, *, timed: bool = True, steps: int = 10, image_size: int = 64) -> dict[str, float]:
@@ -32,7 +32,7 @@ def sums(delay_s: float, *, timed: bool = True, steps: int = 10, image_size: int
         step.TrainStep(
             net,
             optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False),
-            step.Objective(3, 4),
+            losses.Objective(3, 4),
             PARALLEL,
             lambda s: tf.constant(0.1),
             clock=tf.timestamp if timed else chunk.no_clock,

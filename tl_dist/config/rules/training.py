@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tl_dist.config import Config, OptimizerConfig, ScheduleConfig, registry
+from tl_dist.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, registry
 from tl_dist.config.model_selection import FIGURES, SPLIT, figure_of, metrics_of
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
@@ -37,6 +37,43 @@ def trust(cfg: Config) -> Iterator[Broken]:
     if cfg.optimizer.name != "lars" and cfg.optimizer.trust_coefficient != default:
         what = f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'."
         yield Broken(("optimizer", "trust_coefficient"), what, "write 'name: lars', or remove it.")
+
+
+def loss(cfg: Config) -> Iterator[Broken]:
+    """Yield broken rules about variants of the loss, and about two ways to balance classes at once."""
+    loss, fields, computed = cfg.loss, LossConfig.model_fields, cfg.classifier.computed
+    for key, needed, is_set in (
+        ("gamma", "name: focal", loss.name == "focal"),
+        ("tau", "name: logit_adjusted", loss.name == "logit_adjusted"),
+        ("beta", "class_weights: effective", loss.class_weights == "effective"),
+    ):
+        if not is_set and getattr(loss, key) != fields[key].default:
+            yield Broken(
+                ("loss", key), f"loss.{key} has no effect without '{needed}'.", "add that, or remove it."
+            )
+    for path, is_set in (
+        (("loss", "name"), loss.name != "cross_entropy"),
+        (("data", "balance"), cfg.data.balance),
+    ):
+        if is_set and computed:
+            what = f"classifier '{cfg.classifier.name}' minimizes the cross-entropy of each example once."
+            yield Broken(
+                path, what, "remove it (class_weights work there), or write 'name: head' below 'classifier:'."
+            )
+    balancing = {
+        ("loss", "name"): loss.name == "logit_adjusted",
+        ("loss", "class_weights"): loss.class_weights is not None,
+        ("data", "balance"): cfg.data.balance,
+    }
+    used = [path for path, is_set in balancing.items() if is_set]
+    if len(used) > 1:
+        both = " and ".join(".".join(path) for path in used)
+        yield Broken(used[-1], f"{both} each make up for rare classes.", "keep one of them.")
+    if cfg.data.balance and cfg.data.shuffle == "blocks":
+        what = "balance draws from everywhere in the storage, which shuffle 'blocks' avoids."
+        yield Broken(
+            ("data", "balance"), what, "write 'shuffle: full', or class_weights below 'loss:' instead."
+        )
 
 
 def schedule(cfg: Config) -> Iterator[Broken]:
@@ -110,6 +147,7 @@ def distill(cfg: Config) -> Iterator[Broken]:
         what = f"classifier '{cfg.classifier.name}' is computed from labels, so a teacher has no effect."
         yield Broken(("distill",), what, "write 'name: head' below 'classifier:', or remove 'distill'.")
     idle = {
+        ("loss", "name"): cfg.loss.name != "cross_entropy",
         ("loss", "label_smoothing"): cfg.loss.label_smoothing > 0,
         ("loss", "class_weights"): cfg.loss.class_weights is not None,
         ("data", "soft_labels"): cfg.data.soft_labels,
