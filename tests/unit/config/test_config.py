@@ -188,7 +188,8 @@ MISTAKES = {
     ),
     "a typo in a value with several types": (
         GOOD + "loss: {class_weights: balancd}\n",
-        "x.yaml:9: loss.class_weights is \"balancd\", but must be one of balanced, effective or a list of numbers or null. "
+        'x.yaml:9: loss.class_weights is "balancd", '
+        "but must be one of balanced, effective or a list of numbers or null. "
         "Fix: write 'class_weights: balanced'.",
     ),
     "a number for a name": (
