@@ -173,6 +173,21 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     return values
 
 
+def completed(
+    old: Mapping[str, Any], new: Mapping[str, Any], section: type[BaseModel] = Config
+) -> dict[str, Any]:
+    """Return the trajectory `old` with the defaults of keys of `new` that an earlier version did not know."""
+    known = dict(old)
+    for key, field in section.model_fields.items():
+        kind, value = field.annotation, new.get(key)
+        if isinstance(value, Mapping) and isinstance(old.get(key), Mapping):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                known[key] = completed(old[key], value, kind)
+        elif key in new and key not in old and not field.is_required():
+            known[key] = field.get_default()
+    return known
+
+
 def flat(cfg: Config) -> dict[str, Any]:
     """Return every value of the config by its dotted key, as plain data."""
     return {dotted: value for dotted, value in _leaves(cfg.model_dump(mode="json")) if value != {}}

@@ -171,6 +171,8 @@ class RunDir:
             )
             fix = f"{_NEW_RUN}, or finish it with the tl_dist that started it."
             raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
+        if "trajectory" in old and "trajectory" in new:
+            old |= {"trajectory": config_file.completed(old["trajectory"], new["trajectory"])}
         changes = differences(old, new, sorted(old.keys() | new.keys()))
         if changes:
             what = f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}."

@@ -682,3 +682,15 @@ def test_a_worker_whose_config_was_replaced_before_it_had_the_lock_is_refused(tm
     run.refuse_other_config(read)
     create(tmp_path, optimizer={"learning_rate": 0.2})
     refused(ExitCode.CANNOT_CREATE, run.refuse_other_config, read)
+
+
+def test_a_key_that_an_earlier_version_did_not_know_must_have_its_default(tmp_path: Path) -> None:
+    run, values = RunDir(tmp_path), json.loads(json.dumps(config_file.trajectory(experiment())))
+    old = {**values, "loss": {key: v for key, v in values["loss"].items() if key not in ("name", "gamma")}}
+    run.freeze_identity({"trajectory": old})
+    run.freeze_identity({"trajectory": values})
+    changed = {**values, "loss": {**values["loss"], "gamma": 3.0}}
+    with pytest.raises(Refusal, match=r"something else: trajectory\.loss\.gamma: 2\.0 -> 3\.0\."):
+        run.freeze_identity({"trajectory": changed})
+    with pytest.raises(Refusal, match=r"trajectory\.loss\.tau: 1\.0 -> \(none\)"):
+        run.freeze_identity({"trajectory": {**values, "loss": {"name": "cross_entropy"}}})
