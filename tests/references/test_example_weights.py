@@ -17,7 +17,7 @@ from tl_dist.features import classifiers, nested
 from tl_dist.features.nested import Examples, Nested
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.tools.tune import search as tuning
-from tl_dist.training.losses import class_weights
+from tl_dist.training import losses
 
 
 def data(classes: int = 3, num: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def predicted_by_sklearn(
 def test_logistic_regression(classes: int, class_weights: str | Sequence[float] | None) -> None:
     values, labels, weights = data(classes)
     if class_weights == "balanced":
-        ours: Sequence[float] | None = class_weights("balanced", labels, classes, weights)
+        ours: Sequence[float] | None = losses.class_weights("balanced", labels, classes, weights)
         theirs: str | dict[int, float] | None = "balanced"
     else:
         ours = None if class_weights is None else [float(k) for k in class_weights[:classes]]
@@ -72,9 +72,9 @@ def test_logistic_regression(classes: int, class_weights: str | Sequence[float] 
 def test_balanced_classes_are_counted_by_the_weights() -> None:
     _, labels, weights = data()
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels, sample_weight=weights)
-    np.testing.assert_allclose(class_weights("balanced", labels, 3, weights), expected, rtol=1e-12)
-    twice = class_weights("balanced", np.repeat(labels, 2), 3)
-    np.testing.assert_allclose(class_weights("balanced", labels, 3, np.full(len(labels), 2.0)), twice)
+    np.testing.assert_allclose(losses.class_weights("balanced", labels, 3, weights), expected, rtol=1e-12)
+    twice = losses.class_weights("balanced", np.repeat(labels, 2), 3)
+    np.testing.assert_allclose(losses.class_weights("balanced", labels, 3, np.full(len(labels), 2.0)), twice)
 
 
 def test_the_scale_of_the_features() -> None:
@@ -114,7 +114,7 @@ def of_settings(name: str = "logistic", **settings: object) -> Nested:
         ClassifierConfig.model_validate({"name": name, **settings}),
         3,
         nested.columns_of(["a", "b"], [30, 10]),
-        lambda labels, weights: class_weights("balanced", labels, 3, weights),
+        lambda labels, weights: losses.class_weights("balanced", labels, 3, weights),
     )
 
 
