@@ -84,11 +84,8 @@ def refuse_in_use(run: RunDir) -> None:
     """Refuse (73) a run that is being trained: its workers would see our heartbeats, and we their stop file."""
     owner = holder(run)
     if owner is not None:
-        raise Refusal(
-            f"run '{run.name}' is in use by {owner}.",
-            fix="wait for its end; while it trains, metrics.jsonl has its figures.",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        fix = "wait for its end; while it trains, metrics.jsonl has its figures."
+        raise Refusal(f"run '{run.name}' is in use by {owner}.", fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
 def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:

@@ -84,11 +84,9 @@ class Horovod(OneOfMany):
                 raise
             if re.search(r"invalid usage|duplicate gpu", str(error), re.IGNORECASE):
                 # Final, since a restart would only repeat it.
-                raise Refusal(
-                    f"rank {self.rank}: NCCL cannot be used like this ({line}).",
-                    fix="give each worker a GPU of its own: no more workers on a host than it has GPUs.",
-                    code=ExitCode.USAGE,
-                ) from error
+                what = f"rank {self.rank}: NCCL cannot be used like this ({line})."
+                fix = "give each worker a GPU of its own: no more workers on a host than it has GPUs."
+                raise Refusal(what, fix=fix, code=ExitCode.USAGE) from error
             raise self._lost_peer(str(error), line) from error
 
 
@@ -96,11 +94,9 @@ def _import_horovod() -> Any:
     try:
         import horovod.tensorflow as hvd
     except ImportError as error:
-        raise Refusal(
-            f"Horovod cannot be imported ({telling_line(str(error))}).",
-            fix="run ./launch/install_horovod, or use strategy=mirrored.",
-            code=ExitCode.USAGE,
-        ) from error
+        what = f"Horovod cannot be imported ({telling_line(str(error))})."
+        fix = "run ./launch/install_horovod, or use strategy=mirrored."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE) from error
     return hvd
 
 

@@ -125,11 +125,9 @@ def own_address(env: Mapping[str, str]) -> str:
     interface = named or network_interface_towards(rendezvous_of(env)[0])
     address = interface_address(interface)
     if address is None:
-        raise Refusal(
-            f"the network interface '{interface}' has no IPv4 address.",
-            fix="name the interface between the hosts in HOROVOD_GLOO_IFACE.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"the network interface '{interface}' has no IPv4 address."
+        fix = "name the interface between the hosts in HOROVOD_GLOO_IFACE."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     return address
 
 
@@ -162,11 +160,8 @@ def parsed(endpoint: str) -> tuple[str, int]:
             raise ValueError(port)
         return str(ipaddress.IPv4Address(address)), int(port)
     except ValueError as error:
-        raise Refusal(
-            f"the rendezvous names {endpoint[:60]!r} for a worker, which is no address and port.",
-            fix="start the workers again.",
-            code=ExitCode.UNSAFE,
-        ) from error
+        what = f"the rendezvous names {endpoint[:60]!r} for a worker, which is no address and port."
+        raise Refusal(what, fix="start the workers again.", code=ExitCode.UNSAFE) from error
 
 
 def refuse_public(hosts: Sequence[str], env: Mapping[str, str]) -> None:

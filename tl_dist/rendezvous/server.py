@@ -77,11 +77,9 @@ class Rendezvous:
         try:
             self._server = _Server(address, self._plan, self._token)
         except OSError as error:
-            raise Refusal(
-                f"the rendezvous cannot listen on {address}: {error.strerror or error}.",
-                fix="give an address or interface of this host that the workers can reach.",
-                code=ExitCode.CANNOT_CREATE,
-            ) from error
+            what = f"the rendezvous cannot listen on {address}: {error.strerror or error}."
+            fix = "give an address or interface of this host that the workers can reach."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from error
         self.endpoint = f"{address}:{self._server.port}"
 
     def __enter__(self) -> Rendezvous:
