@@ -157,13 +157,7 @@ def _download(requirement: str, target: Path, home: Path) -> Path:
     command = [sys.executable, "-P", "-m", *_PIP, *quiet, "--retries=2", "--dest=.", requirement]
     try:
         done = subprocess.run(
-            command,
-            cwd=target,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_S,
-            check=False,
+            command, cwd=target, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DOWNLOAD_S
         )
     except subprocess.TimeoutExpired:
         raise _unobtainable(requirement, home, f"the download took more than {_DOWNLOAD_S:.0f} s") from None

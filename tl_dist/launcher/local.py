@@ -25,13 +25,9 @@ Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 """opens, for one attempt, what workers need to find each other, and gives the commands to start"""
 
 
-def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
-    """Return a launch of processes on this host; `request` is the file with a task other than training."""
-    return partial(_launch, cfg, run, request)
-
-
 @contextmanager
-def _launch(cfg: Config, run: Path, request: Path | None) -> Iterator[Sequence[Command]]:
+def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Iterator[Sequence[Command]]:
+    """Launch processes on this host; `request` is the file with a task other than training."""
     num = num_processes(cfg, visible_gpus(os.environ))
     if not are_processes(cfg):
         yield local_commands(cfg, run, os.environ, processes=num, request=request)

@@ -120,11 +120,10 @@ def run_task(
     task = place.attempts / f"{what}-{os.getpid()}"
     exit_records, file = ExitRecords(task), task.with_suffix(".request")
     request.save(file)
-    launch = local_launch(cfg, run.path, file)
     try:
         with (
             signals_counted() as signals,
-            launch() as commands,
+            local_launch(cfg, run.path, file) as commands,
             Group(
                 commands,
                 lambda rank: place.logs / f"{what}_rank_{rank:04d}.out",

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,7 +122,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
         return ExitCode.DONE
     prepare_shown(cfg, console)
     with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
-        code = supervise(run, cfg, local_launch(cfg, run.path), progress)
+        code = supervise(run, cfg, partial(local_launch, cfg, run.path), progress)
     if (line := left_for_sync(run, cfg.report.track)) is not None:
         console.say(line, style="yellow")
     if code != ExitCode.DONE:

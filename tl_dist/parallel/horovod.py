@@ -122,8 +122,4 @@ def _line_of_carrier(message: str) -> str | None:
     """Return the line in which Horovod or its transport gives the reason; None if no line names one."""
     lines = [line.strip() for line in message.splitlines()]
     lines = [line for line in lines if not line.startswith(_OF_THE_GRAPH)]
-    for carrier in _CARRIERS:
-        for line in lines:
-            if carrier in line.lower():
-                return line[:200]
-    return None
+    return next((line[:200] for name in _CARRIERS for line in lines if name in line.lower()), None)
