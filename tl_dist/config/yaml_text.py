@@ -147,9 +147,7 @@ class _Loader(yaml.SafeLoader):
         line = node.start_mark.line + 1
         self._lines.setdefault(path, line)
         self._values += 1
-        self._limit(
-            line, self._values, depth
-        )  # again: with aliases, of which one to its own parent ends here
+        self._limit(line, self._values, depth)  # again: with aliases, also one to its own parent
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):

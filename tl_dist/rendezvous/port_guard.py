@@ -31,7 +31,7 @@ from pathlib import Path
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous import peers, port_guard_process
 from tl_dist.rendezvous.barrier import rendezvous_of
-from tl_dist.rendezvous.rank_layout import interface_address, network_interface_towards
+from tl_dist.rendezvous.rank_layout import interface_address, network_interface_towards, no_interface
 
 OPEN_PORT_VARIABLE = "TL_DIST_OPEN_PORT"
 """environment variable; 1 allows public addresses, and kernels that cannot guard the port of TensorFlow's server"""
@@ -125,9 +125,7 @@ def own_address(env: Mapping[str, str]) -> str:
     interface = named or network_interface_towards(rendezvous_of(env)[0])
     address = interface_address(interface)
     if address is None:
-        what = f"the network interface '{interface}' has no IPv4 address."
-        fix = "name the interface between the hosts in HOROVOD_GLOO_IFACE."
-        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
+        raise no_interface(f"the network interface '{interface}' has no IPv4 address.")
     return address
 
 

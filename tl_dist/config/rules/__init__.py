@@ -23,8 +23,8 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
     if not unknown and (imports or not registry.names_others(cfg)):
         for rules in (
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
-            model.features, training.optimizer, training.trust, training.schedule, training.prefix_cache,
-            training.distill, training.deciding, _safety, _profile,
+            model.features, training.optimizer, training.schedule, training.prefix_cache, training.distill,
+            training.deciding, _safety, _profile,
         ):  # fmt: skip
             yield from rules(cfg)
 
