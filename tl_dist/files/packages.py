@@ -170,10 +170,8 @@ def _download(requirement: str, target: Path, home: Path) -> Path:
 def _reason(stderr: str) -> str:
     if re.search(r"Retrying|ConnectionError|Connection refused|timed out", stderr):
         return "the package index cannot be reached"
-    errors = [
-        line.removeprefix("ERROR:").strip() for line in stderr.splitlines() if line.startswith("ERROR:")
-    ]
-    return f"pip says: {errors[0]}" if errors else "pip brought no wheel"
+    errors = re.findall(r"^ERROR:(.*)", stderr, re.MULTILINE)
+    return f"pip says: {errors[0].strip()}" if errors else "pip brought no wheel"
 
 
 def _unobtainable(requirement: str, home: Path, why: str) -> Refusal:

@@ -68,7 +68,7 @@ def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, c
             raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
     require_package(cfg)
     run = train.open_run(wanted.runs, cfg)
-    train.prepare_shown(cfg, console)
+    train.prepare(cfg, console)
     records = NewRecords(run.metrics_file)
     with Progress(console, every_s=cfg.report.every_s) as progress:
 

@@ -17,6 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous.barrier import SILENT_S
 from tl_dist.rendezvous.rank_layout import expected_world_size, rank_in, rank_variable
 from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.console import Console
 
 JOIN_S = 60.0
 """how long a worker waits for rank 0 to make the run directory"""
@@ -39,7 +40,7 @@ def join(
         run = open_run(request.runs, cfg)
         if run.done is None:
             run.clear_stop()  # a stop request for an earlier start
-            prepare(cfg, say=lambda text: None, busy=lambda text: None)
+            prepare(cfg, Console(quiet=True))
     else:
         wait_for_run(run, cfg, who=who)
     if run.done is not None:

@@ -65,9 +65,7 @@ def placements_of(plan: Plan) -> list[Placement]:
     """Return every worker's placement, in rank order. Refuses (78) no hosts, a host without workers or named twice."""
     hosts = [host for host, _ in plan]
     if not plan or any(workers < 1 for _, workers in plan) or len(set(hosts)) != len(hosts):
-        raise _inconsistent(
-            f"a plan needs distinct hosts with one worker or more each, got {plan_text(plan)!r}."
-        )
+        raise _inconsistent(f"a plan needs distinct hosts with workers on each, got {plan_text(plan)!r}.")
     size = sum(workers for _, workers in plan)
     cross_sizes = Counter(local_rank for _, workers in plan for local_rank in range(workers))
     met: Counter[int] = Counter()

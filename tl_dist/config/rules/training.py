@@ -66,9 +66,8 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: floa
     if schedule.name == "plateau" and schedule.metric is None:
         yield Broken(path[:-1], "schedule 'plateau' needs a metric.", "add 'metric: validation.log_loss'.")
     if schedule.min_rate >= rate:
-        what = (
-            f"min_rate {schedule.min_rate:g} is not below the learning rate {rate:g}, which would never drop."
-        )
+        least = schedule.min_rate
+        what = f"min_rate {least:g} is not below the learning rate {rate:g}, which would never drop."
         yield Broken((*section, "min_rate"), what, "write a lower one, or remove it.")
 
 

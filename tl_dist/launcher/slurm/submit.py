@@ -21,7 +21,7 @@ from tl_dist.config import Config, registry
 from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import has_horovod, of_processes, require_package, worker_argv
 from tl_dist.launcher.slurm.driver import srun_command
-from tl_dist.launcher.train import Request, headline, open_run, prepare_shown, with_trained_source
+from tl_dist.launcher.train import Request, headline, open_run, prepare, with_trained_source
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.rank_layout import placements_of
 from tl_dist.runs.directory import RunDir
@@ -139,7 +139,7 @@ def submit_run(
         return ExitCode.DONE
     require_package(cfg)
     run = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)  # on the login node, often the only one with internet access
+    prepare(cfg, console)  # on the login node, often the only one with internet access
     write_atomically(path, script.encode())
     job_id = _sbatch(path)
     run.claim(OwningJob(job_id))
