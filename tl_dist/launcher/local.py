@@ -27,7 +27,7 @@ Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 
 @contextmanager
 def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Iterator[Sequence[Command]]:
-    """Launch processes on this host; `request` is the file with a task other than training."""
+    """Yield the commands of the workers on this host; `request` is the file with a task other than training."""
     num = num_processes(cfg, visible_gpus(os.environ))
     if not are_processes(cfg):
         yield local_commands(cfg, run, os.environ, processes=num, request=request)
