@@ -191,7 +191,7 @@ def test_another_host_is_known_by_the_jobs_token_and_then_by_its_address(
 def test_a_worker_that_is_not_known_is_told_so(
     rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_dist.rendezvous.server._Server.trusts", lambda server, peer: None)
+    monkeypatch.setattr("tl_dist.rendezvous.server.Rendezvous.trusts", lambda server, peer: None)
     env = rendezvous.worker_environment(0)
     with pytest.raises(Refusal, match=r"does not know this worker.*Fix: ") as refusal:
         await_peers(env | {TOKEN: "0" * 32}, timeout_s=5)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from tests import config_reference
 from tl_dist.cli.main import app
 from tl_dist.config import Config, problems, reference, registry
 from tl_dist.config import file as config_file
@@ -42,14 +43,14 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 
 
 def test_the_reference_is_that_of_the_schema() -> None:
-    """`python -m tl_dist.config.reference > docs/pages/reference.md` writes it again."""
-    assert (DOCS / "pages" / "reference.md").read_text() == reference.page()
+    """`python -m tests.config_reference > docs/pages/reference.md` writes it again."""
+    assert (DOCS / "pages" / "reference.md").read_text() == config_reference.page()
 
 
 def test_the_reference_has_every_key() -> None:
     rows = {row.key for row in reference.rows()}
     assert rows == {".".join(path) for path in problems.key_paths(Config)}
-    page = reference.page()
+    page = config_reference.page()
     missing = [key for key in rows if f"| `{key}` |" not in page]
     assert all(key.startswith(("source.data.", "source.optimizer.")) for key in missing)
     assert "`source.data` holds the keys of `data`." in page

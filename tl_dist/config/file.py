@@ -100,7 +100,7 @@ def _checked(
     try:
         cfg = Config.model_validate(_tuples(data), strict=True)
     except ValidationError as error:
-        raise config_problems.refusal(error, Config, data, where) from None
+        raise config_problems.refusal(error, Config, where) from None
     for rule in config_rules.broken(cfg, imports=imports):
         raise _usage(f"{config_problems.place(rule.path, where)}: {rule.what}", rule.fix)
     _refuse_wrong_options(cfg, where, imports=imports)
@@ -134,7 +134,7 @@ def _refuse_wrong_options(cfg: Config, where: Mapping[str, str], *, imports: boo
         try:
             whole.model_validate(values, strict=True)
         except ValidationError as error:
-            raise config_problems.refusal(error, whole, values, where) from None
+            raise config_problems.refusal(error, whole, where) from None
 
 
 def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ SYNONYMS = {
 }
 
 
-def refusal(error: ValidationError, model: type[BaseModel], data: Any, where: Mapping[str, str]) -> Refusal:
+def refusal(error: ValidationError, model: type[BaseModel], where: Mapping[str, str]) -> Refusal:
     """Turn the first problem into a refusal that counts the others.
 
     `where` maps a dotted path to the place that set it ("x.yaml:4"); "" is the file. An unknown key comes before and
@@ -65,7 +65,7 @@ def refusal(error: ValidationError, model: type[BaseModel], data: Any, where: Ma
         del problems[path]
     path, entry = min(problems.items(), key=lambda item: (item[0][:-1] not in typos, _line(item[0], where)))
     path = tuple(entry["ctx"]["path"]) if entry["type"] == "rule" else path
-    what, fix = _sentence(model, data, path, entry)
+    what, fix = _sentence(model, path, entry)
     others = len(problems) - 1
     if others:
         what += f" ({others} more problem{'s' if others > 1 else ''} after this one.)"
@@ -185,8 +185,8 @@ def _line(path: Path, where: Mapping[str, str]) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _sentence(model: type[BaseModel], data: Any, path: Path, entry: Any) -> tuple[str, str]:
-    dotted = ".".join(path)
+def _sentence(model: type[BaseModel], path: Path, entry: Any) -> tuple[str, str]:
+    dotted, value = ".".join(path), entry["input"]
     if entry["type"] == "extra_forbidden":
         return unknown_key(model, path)
     if entry["type"] == "rule":
@@ -199,13 +199,12 @@ def _sentence(model: type[BaseModel], data: Any, path: Path, entry: Any) -> tupl
         dotted = ".".join(path)
     field = field_at(model, path)
     if field is None:
-        return f"{dotted or 'the file'} is {shown(entry['input'])}.", f"{entry['msg']}."
+        return f"{dotted or 'the file'} is {shown(value)}.", f"{entry['msg']}."
     if field_model(model, path) is not None:
-        what = f"{dotted} is {shown(entry['input'])}, but it is a section."
+        what = f"{dotted} is {shown(value)}, but it is a section."
         return what, f"put its keys below '{path[-1]}:'."
-    value = _value_at(data, path)
     words = expects(field)
-    what = f"{dotted} {verb} {shown(entry['input'] if verb == 'holds' else value)}, but must be {words}."
+    what = f"{dotted} {verb} {shown(value)}, but must be {words}."
     return what, _fix(path[-1], field, value, words)
 
 
@@ -237,19 +236,8 @@ def _add(path: Path, field: FieldInfo | None) -> str:
     return f"add '{key}:'{below}" + ("." if words == "a section" else f" with {words}.")
 
 
-def _value_at(data: Any, path: Path) -> Any:
-    for name in path:
-        if isinstance(data, list | tuple) and name.isdigit():
-            data = data[int(name)]
-        else:
-            data = data.get(name) if isinstance(data, dict) else None
-    return list(data) if isinstance(data, tuple) else data
-
-
 def _nearest_literal(annotation: Any, value: Any) -> str | None:
     words = [str(v) for v in _literals(annotation)]
-    if isinstance(value, list):
-        value = next((v for v in value if v not in words), None)
     return nearest(value, words) if words and isinstance(value, str) else None
 
 

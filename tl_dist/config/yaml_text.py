@@ -93,13 +93,9 @@ def parse(text: str, source: str) -> Document:
 
 def dump(data: Any) -> str:
     """Return YAML text that `parse` reads back as `data`, in the same order; safe to print on a terminal."""
-    text = _dumped(data, allow_unicode=True)
-    return text if is_printable(text) else _dumped(data, allow_unicode=False)
-
-
-def _dumped(data: Any, *, allow_unicode: bool) -> str:
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode, width=100)
-    return text
+    options: Any = {"Dumper": _Dumper, "sort_keys": False, "width": 100}
+    text: str = yaml.dump(data, allow_unicode=True, **options)
+    return text if is_printable(text) else yaml.dump(data, allow_unicode=False, **options)
 
 
 class _Loader(yaml.SafeLoader):
@@ -151,9 +147,7 @@ class _Loader(yaml.SafeLoader):
         line = node.start_mark.line + 1
         self._lines.setdefault(path, line)
         self._values += 1
-        self._limit(
-            line, self._values, depth
-        )  # again: with aliases, of which one to its own parent ends here
+        self._limit(line, self._values, depth)  # again: with aliases, also one to its own parent
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):

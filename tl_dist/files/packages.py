@@ -157,13 +157,7 @@ def _download(requirement: str, target: Path, home: Path) -> Path:
     command = [sys.executable, "-P", "-m", *_PIP, *quiet, "--retries=2", "--dest=.", requirement]
     try:
         done = subprocess.run(
-            command,
-            cwd=target,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_S,
-            check=False,
+            command, cwd=target, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DOWNLOAD_S
         )
     except subprocess.TimeoutExpired:
         raise _unobtainable(requirement, home, f"the download took more than {_DOWNLOAD_S:.0f} s") from None
@@ -176,10 +170,8 @@ def _download(requirement: str, target: Path, home: Path) -> Path:
 def _reason(stderr: str) -> str:
     if re.search(r"Retrying|ConnectionError|Connection refused|timed out", stderr):
         return "the package index cannot be reached"
-    errors = [
-        line.removeprefix("ERROR:").strip() for line in stderr.splitlines() if line.startswith("ERROR:")
-    ]
-    return f"pip says: {errors[0]}" if errors else "pip brought no wheel"
+    errors = re.findall(r"^ERROR:(.*)", stderr, re.MULTILINE)
+    return f"pip says: {errors[0].strip()}" if errors else "pip brought no wheel"
 
 
 def _unobtainable(requirement: str, home: Path, why: str) -> Refusal:

@@ -43,19 +43,19 @@ def refuse_unsafe(
         return
     entry = directory.lstat()
     if stat.S_ISLNK(entry.st_mode) and not links:
-        raise _unsafe(directory, "is a symbolic link", f"remove the link, or {instead}.")
+        raise unsafe(directory, "is a symbolic link", f"remove the link, or {instead}.")
     if not directory.is_dir():
-        raise _unsafe(directory, "is not a directory", f"move it away, or {instead}.")
+        raise unsafe(directory, "is not a directory", f"move it away, or {instead}.")
     status = directory.stat()
     if shared:
         if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-            raise _unsafe(directory, "can be written by every user", f"chmod o-w {directory}, or {instead}.")
+            raise unsafe(directory, "can be written by every user", f"chmod o-w {directory}, or {instead}.")
         return
     for owner in (entry.st_uid, status.st_uid):
         if owner != os.geteuid():
-            raise _unsafe(directory, f"belongs to user {owner}", f"use a directory of your own: {instead}.")
+            raise unsafe(directory, f"belongs to user {owner}", f"use a directory of your own: {instead}.")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _unsafe(directory, "can be written by other users", f"chmod go-w {directory}")
+        raise unsafe(directory, "can be written by other users", f"chmod go-w {directory}")
 
 
 def refuse_unsafe_below(directory: Path) -> None:
@@ -72,27 +72,28 @@ def refuse_unsafe_below(directory: Path) -> None:
             for entry in entries:
                 left -= 1
                 if not left:
-                    raise _unsafe(
+                    raise unsafe(
                         directory, f"holds more than {limits.RUN_ENTRIES:,} files", "move some away."
                     )
                 path = Path(entry.path)
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISLNK(status.st_mode):
-                        raise _unsafe(path, "is a symbolic link", "remove the link.")
+                        raise unsafe(path, "is a symbolic link", "remove the link.")
                     if status.st_uid not in (me, 0):
                         fix = f"look at it, then: chown -hR {me} {quoted}"
-                        raise _unsafe(path, f"belongs to user {status.st_uid}, who can have changed it", fix)
+                        raise unsafe(path, f"belongs to user {status.st_uid}, who can have changed it", fix)
                     is_log = stat.S_ISREG(status.st_mode) and path.suffix in _LOGS
                     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_log:
                         fix = f"look at it, then: chmod -R go-w {quoted}"
-                        raise _unsafe(path, "can be written by other users", fix)
+                        raise unsafe(path, "can be written by other users", fix)
                     if stat.S_ISDIR(status.st_mode):
                         waiting.append(path)
 
 
-def _unsafe(directory: Path, what: str, fix: str) -> Refusal:
-    return Refusal(f"{directory} {what}.", fix=fix, code=ExitCode.UNSAFE)
+def unsafe(path: Path, what: str, fix: str) -> Refusal:
+    """Return the refusal (78) of a path of which nothing can be trusted."""
+    return Refusal(f"{path} {what}.", fix=fix, code=ExitCode.UNSAFE)
 
 
 @contextmanager

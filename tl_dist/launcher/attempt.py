@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -59,10 +59,10 @@ class Attempt:
         progress: Progress,
         signals: Signals,
         *,
-        start: Callable[..., Workers] = Group,
+        start: type[Workers] = Group,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Prepare an attempt. `start` builds the Workers from commands; `facts` go into the attempt's record."""
+        """Prepare an attempt. `start` is the class of its workers; `facts` go into the attempt's record."""
         self._run = run
         self._cfg = cfg
         self._progress = progress

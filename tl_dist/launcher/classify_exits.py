@@ -4,8 +4,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode
+from tl_dist.runs.exit_records import Exit
 
 ORDERLY = (ExitCode.DONE, ExitCode.REQUEUE)
 RESTARTABLE = (ExitCode.PEER_LOST, ExitCode.INTERNAL)

@@ -67,9 +67,8 @@ def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
         listed = environment.get(name)
         if listed is not None:
             # CUDA stops at the first entry that is no device: "-1" or an empty one hides all that follow.
-            return next(
-                (k for k, g in enumerate(listed.split(",")) if g.strip() in ("", "-1")), listed.count(",") + 1
-            )
+            entries = [entry.strip() for entry in listed.split(",")]
+            return next((k for k, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
     return len(list(gpus.iterdir())) if gpus.is_dir() else 0
 
 
@@ -82,11 +81,8 @@ def require_package(cfg: Config) -> None:
     """Refuse (64), before anything starts, a strategy whose package is not installed."""
     package = registry.strategy(cfg.strategy).package
     if package == "horovod" and not has_horovod():
-        raise Refusal(
-            "Horovod is not installed in this Python environment.",
-            fix="run ./launch/install_horovod, or use strategy=collective, which needs none.",
-            code=ExitCode.USAGE,
-        )
+        fix = "run ./launch/install_horovod, or use strategy=collective, which needs none."
+        raise Refusal("Horovod is not installed in this Python environment.", fix=fix, code=ExitCode.USAGE)
 
 
 def of_processes(cfg: Config, horovod: bool) -> str:

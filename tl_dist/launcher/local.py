@@ -17,21 +17,17 @@ from tl_dist.config import Config
 from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import Command, are_processes, local_commands, num_processes, visible_gpus
-from tl_dist.launcher.workers import Exit, Workers
+from tl_dist.launcher.workers import Workers
 from tl_dist.rendezvous.server import Rendezvous
-from tl_dist.runs.exit_records import ExitRecords
+from tl_dist.runs.exit_records import Exit
 
 Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 """opens, for one attempt, what workers need to find each other, and gives the commands to start"""
 
 
-def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
-    """Return a launch of processes on this host; `request` is the file with a task other than training."""
-    return partial(_launch, cfg, run, request)
-
-
 @contextmanager
-def _launch(cfg: Config, run: Path, request: Path | None) -> Iterator[Sequence[Command]]:
+def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Iterator[Sequence[Command]]:
+    """Yield the commands of the workers on this host; `request` is the file with a task other than training."""
     num = num_processes(cfg, visible_gpus(os.environ))
     if not are_processes(cfg):
         yield local_commands(cfg, run, os.environ, processes=num, request=request)
@@ -45,19 +41,26 @@ def _launch(cfg: Config, run: Path, request: Path | None) -> Iterator[Sequence[C
 class Group(Workers):
     """Workers as processes. Create it in the main thread: they die with the thread that started them."""
 
-    def __init__(
-        self,
-        commands: Sequence[Command],
-        log: Callable[[int], Path],
-        exit_records: ExitRecords,
-        *,
-        heading: str = "",
-    ) -> None:
-        super().__init__(commands, log, exit_records, heading=heading)
+    def _start(self, commands: Sequence[Command]) -> None:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for command in commands:
-                self._start(command)
+                with os.fdopen(open_to_append(self._log(command.rank)), "ab") as log:
+                    self._processes[command.rank] = subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-I",
+                            "-S",
+                            die_with_parent.__file__,
+                            str(os.getpid()),
+                            *command.argv,
+                        ],
+                        env={**command.environment, **self._exit_records.environment},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
         except BaseException:
             self._ranks = list(self._processes)
             self.end(grace_s=0)
@@ -75,8 +78,7 @@ class Group(Workers):
             if state is not None:
                 code = state.si_status if state.si_code == os.CLD_EXITED else 128 + state.si_status
                 records = [record for record in self._exit_records.read([rank]) if record.code == code]
-                what, fix = (records[0].what, records[0].fix) if records else ("", "")
-                yield Exit(rank, code, self._asked, what, fix)
+                yield (records or [Exit(rank, code)])[0]._replace(asked=self._asked)
 
     def _signal(self, ranks: Sequence[int], number: signal.Signals) -> None:
         for rank in ranks:
@@ -88,14 +90,3 @@ class Group(Workers):
             if process.returncode is None:
                 self._signal([rank], signal.SIGKILL)  # the group: a worker may have left children behind
                 process.wait()
-
-    def _start(self, command: Command) -> None:
-        with os.fdopen(open_to_append(self._log(command.rank)), "ab") as log:
-            self._processes[command.rank] = subprocess.Popen(
-                [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *command.argv],
-                env={**command.environment, **self._exit_records.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )

@@ -43,11 +43,8 @@ def supervise(
     except OSError as error:
         raise cannot_lock(run, error) from error
     if owner is not None and owner.host == socket.gethostname():
-        raise Refusal(
-            f"run '{run.name}' is in use by {owner}.",
-            fix="wait for it, stop it, or use another name=NAME.",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        fix = "wait for it, stop it, or use another name=NAME."
+        raise Refusal(f"run '{run.name}' is in use by {owner}.", fix=fix, code=ExitCode.CANNOT_CREATE)
     run.clear_stop()
     host, restarts = socket.gethostname(), 0
     with signals_counted() as signals:

@@ -68,7 +68,7 @@ def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, c
             raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
     require_package(cfg)
     run = train.open_run(wanted.runs, cfg)
-    train.prepare_shown(cfg, console)
+    train.prepare(cfg, console)
     records = NewRecords(run.metrics_file)
     with Progress(console, every_s=cfg.report.every_s) as progress:
 
@@ -84,11 +84,8 @@ def refuse_in_use(run: RunDir) -> None:
     """Refuse (73) a run that is being trained: its workers would see our heartbeats, and we their stop file."""
     owner = holder(run)
     if owner is not None:
-        raise Refusal(
-            f"run '{run.name}' is in use by {owner}.",
-            fix="wait for its end; while it trains, metrics.jsonl has its figures.",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        fix = "wait for its end; while it trains, metrics.jsonl has its figures."
+        raise Refusal(f"run '{run.name}' is in use by {owner}.", fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
 def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:
@@ -123,11 +120,10 @@ def run_task(
     task = place.attempts / f"{what}-{os.getpid()}"
     exit_records, file = ExitRecords(task), task.with_suffix(".request")
     request.save(file)
-    launch = local_launch(cfg, run.path, file)
     try:
         with (
             signals_counted() as signals,
-            launch() as commands,
+            local_launch(cfg, run.path, file) as commands,
             Group(
                 commands,
                 lambda rank: place.logs / f"{what}_rank_{rank:04d}.out",

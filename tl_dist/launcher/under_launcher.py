@@ -17,6 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous.barrier import SILENT_S
 from tl_dist.rendezvous.rank_layout import expected_world_size, rank_in, rank_variable
 from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.console import Console
 
 JOIN_S = 60.0
 """how long a worker waits for rank 0 to make the run directory"""
@@ -29,11 +30,8 @@ def join(
     rank, size, variable = rank_in(env), expected_world_size(env), rank_variable(env)
     who = f"rank {rank} of {size or 'unknown'} ({variable})"
     if not 0 <= rank < (size or rank + 1):
-        raise Refusal(
-            f"this process would be {who}.",
-            fix=f"unset {variable} where no launcher has started this process.",
-            code=ExitCode.UNSAFE,
-        )
+        fix = f"unset {variable} where no launcher has started this process."
+        raise Refusal(f"this process would be {who}.", fix=fix, code=ExitCode.UNSAFE)
     cfg = request.load("strategy=horovod", f"workers={size or 1}")
     require_package(cfg)
     cfg = with_trained_source(cfg, request.runs)
@@ -42,7 +40,7 @@ def join(
         run = open_run(request.runs, cfg)
         if run.done is None:
             run.clear_stop()  # a stop request for an earlier start
-            prepare(cfg, say=lambda text: None, busy=lambda text: None)
+            prepare(cfg, Console(quiet=True))
     else:
         wait_for_run(run, cfg, who=who)
     if run.done is not None:
@@ -69,11 +67,9 @@ def wait_for_run(run: RunDir, cfg: Config, *, who: str = "this worker", seconds:
                 return
         if time.monotonic() >= deadline:
             why = "is not there" if current is None else "holds another config"
-            raise Refusal(
-                f"{run.config_file} {why} after {seconds:.0f} s.",
-                fix="start all workers with one command line, on storage that all hosts share.",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"{run.config_file} {why} after {seconds:.0f} s."
+            fix = "start all workers with one command line, on storage that all hosts share."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
         if time.monotonic() >= say_at:
             say_at = deadline
             what = f"{who} waits for rank 0 to make {run.path}, at most {seconds:.0f} s"

@@ -9,29 +9,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher.command import Command
-from tl_dist.runs.exit_records import ExitRecords
+from tl_dist.runs.exit_records import Exit, ExitRecords
 
 GRACE_S = 7.0  # for workers to notice a lost peer by themselves: Gloo needs 0.2 s, MPI's shutdown a few
 TERM_S = 2.0  # between TERM and KILL; workers ignore TERM, their children may not
 _STACKS_S = 3.0
 _POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How one worker ended. `code` is 128 + N after signal N, as in a shell."""
-
-    rank: int
-    code: int
-    asked: bool = False  # ended by us: a victim, never the cause
-    what: str = ""  # why, if it could record that
-    fix: str = ""
 
 
 class Workers(ABC):
@@ -55,6 +43,7 @@ class Workers(ABC):
         self._asked = False
         self.exits: list[Exit] = []
         """in order of time"""
+        self._start(commands)
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +96,10 @@ class Workers(ABC):
             file.seek(max(self._log_starts[rank], size - 100_000))
             return file.read().decode(errors="replace").splitlines()[-count:]
         return []
+
+    @abstractmethod
+    def _start(self, commands: Sequence[Command]) -> None:
+        """Start all workers, or none."""
 
     @abstractmethod
     def _newly_ended(self) -> Iterator[Exit]:

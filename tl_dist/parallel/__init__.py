@@ -74,22 +74,16 @@ def started(parallel: Any, name: str) -> DataParallel:
     if not isinstance(parallel, DataParallel):
         parts = [*DataParallel.__annotations__, *(part for part in vars(DataParallel) if part[0] != "_")]
         missing = [part for part in parts if not hasattr(parallel, part)]
-        raise Refusal(
-            f"strategy '{name}' has no {', '.join(missing)}.",
-            fix="implement all of tl_dist.parallel.DataParallel.",
-            code=ExitCode.USAGE,
-        )
+        what = f"strategy '{name}' has no {', '.join(missing)}."
+        raise Refusal(what, fix="implement all of tl_dist.parallel.DataParallel.", code=ExitCode.USAGE)
     return parallel
 
 
 def unresolved(config: Any) -> DataParallel:
     """Refuse (64) `strategy: auto` in a worker: the launcher resolves it before it starts workers."""
     del config
-    raise Refusal(
-        "strategy 'auto' has not become one of the others.",
-        fix="start with 'tl-dist train' or 'tl-dist submit', or name the strategy.",
-        code=ExitCode.USAGE,
-    )
+    fix = "start with 'tl-dist train' or 'tl-dist submit', or name the strategy."
+    raise Refusal("strategy 'auto' has not become one of the others.", fix=fix, code=ExitCode.USAGE)
 
 
 def rows_of(rank: int, world_size: int, global_batch: int) -> range:

@@ -44,11 +44,10 @@ class Collective(OneOfMany):
     """One replica per process; its device is the GPU of its local rank, or the CPU."""
 
     def __init__(self, config: Config) -> None:
-        self.rank: int = 0
-        self.world_size: int = 1
+        place = {"RANK": 0, "SIZE": 1, "LOCAL_RANK": 0, "LOCAL_SIZE": 1}
         if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
-            self.rank = rank_layout.integer(os.environ, "HOROVOD_RANK")
-            self.world_size = rank_layout.integer(os.environ, "HOROVOD_SIZE")
+            place = {name: rank_layout.integer(os.environ, f"HOROVOD_{name}") for name in place}
+        self.rank, self.world_size = place["RANK"], place["SIZE"]
         expected = rank_layout.expected_world_size(os.environ)
         if expected not in (None, self.world_size):
             raise Refusal(
@@ -63,12 +62,7 @@ class Collective(OneOfMany):
         # whose main thread hangs; without a supervisor, a collective times out after the longest phase.
         self._patience_s = max(safety.hang_s, safety.alone_s, safety.first_step_s)
         self._keys: dict[int, Hashable] = {}
-        local_rank, local_size = 0, 1
-        if self.world_size > 1:
-            local_rank, local_size = (
-                rank_layout.integer(os.environ, f"HOROVOD_LOCAL_{x}") for x in ("RANK", "SIZE")
-            )
-        self._on_gpu = bool(gpus.take_own(local_rank, local_size, os.environ))
+        self._on_gpu = bool(gpus.take_own(place["LOCAL_RANK"], place["LOCAL_SIZE"], os.environ))
         if self.world_size > 1:
             self._connect(safety.first_step_s)
 

@@ -84,11 +84,9 @@ class Horovod(OneOfMany):
                 raise
             if re.search(r"invalid usage|duplicate gpu", str(error), re.IGNORECASE):
                 # Final, since a restart would only repeat it.
-                raise Refusal(
-                    f"rank {self.rank}: NCCL cannot be used like this ({line}).",
-                    fix="give each worker a GPU of its own: no more workers on a host than it has GPUs.",
-                    code=ExitCode.USAGE,
-                ) from error
+                what = f"rank {self.rank}: NCCL cannot be used like this ({line})."
+                fix = "give each worker a GPU of its own: no more workers on a host than it has GPUs."
+                raise Refusal(what, fix=fix, code=ExitCode.USAGE) from error
             raise self._lost_peer(str(error), line) from error
 
 
@@ -96,11 +94,9 @@ def _import_horovod() -> Any:
     try:
         import horovod.tensorflow as hvd
     except ImportError as error:
-        raise Refusal(
-            f"Horovod cannot be imported ({telling_line(str(error))}).",
-            fix="run ./launch/install_horovod, or use strategy=mirrored.",
-            code=ExitCode.USAGE,
-        ) from error
+        what = f"Horovod cannot be imported ({telling_line(str(error))})."
+        fix = "run ./launch/install_horovod, or use strategy=mirrored."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE) from error
     return hvd
 
 
@@ -126,8 +122,4 @@ def _line_of_carrier(message: str) -> str | None:
     """Return the line in which Horovod or its transport gives the reason; None if no line names one."""
     lines = [line.strip() for line in message.splitlines()]
     lines = [line for line in lines if not line.startswith(_OF_THE_GRAPH)]
-    for carrier in _CARRIERS:
-        for line in lines:
-            if carrier in line.lower():
-                return line[:200]
-    return None
+    return next((line[:200] for name in _CARRIERS for line in lines if name in line.lower()), None)

@@ -194,11 +194,9 @@ class OneOfMany(OneReplica):
             fate = "died"  # the kernel closes the connections of a process that has ended
         elif re.search(r"heartbeat|deadline exceeded|timed out|timeout", message, re.IGNORECASE):
             fate = "stalled or cannot be reached"
-        return Refusal(
-            f"rank {self.rank}: a collective failed, since another worker {fate} ({line}).",
-            fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
-            code=ExitCode.PEER_LOST,
-        )
+        what = f"rank {self.rank}: a collective failed, since another worker {fate} ({line})."
+        fix = "see the log of the first failing rank; the same command resumes from the last checkpoint."
+        return Refusal(what, fix=fix, code=ExitCode.PEER_LOST)
 
     def _gather_bits(self, flat: Any, name: str) -> Any:
         """Return a row of bfloat16 numbers of each worker, as float16: no strategy's operations support bfloat16."""

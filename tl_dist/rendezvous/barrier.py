@@ -79,11 +79,9 @@ def messages_of_all(env: Mapping[str, str]) -> list[str]:
         raise store.lost(error) from error
     messages = (answer or b"").decode("ascii", "replace").split("\n")
     if answer is None or len(messages) != store.size:
-        raise Refusal(
-            f"rank {store.rank}: {store.where} does not know what {store.size} workers said.",
-            fix="start the workers with tl-dist train or tl-dist submit, or use strategy=horovod.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"rank {store.rank}: {store.where} does not know what {store.size} workers said."
+        fix = "start the workers with tl-dist train or tl-dist submit, or use strategy=horovod."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     return messages
 
 
@@ -127,11 +125,9 @@ class _Store:
         finally:
             connection.close()
         if status == HTTPStatus.FORBIDDEN:
-            raise Refusal(
-                f"rank {self.rank}: {self.where} does not know this worker as one of its run.",
-                fix="let tl-dist submit start all workers, as one user.",
-                code=ExitCode.UNSAFE,
-            )
+            what = f"rank {self.rank}: {self.where} does not know this worker as one of its run."
+            fix = "let tl-dist submit start all workers, as one user."
+            raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
         return body if status == HTTPStatus.OK else None
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous import peers, port_guard_process
 from tl_dist.rendezvous.barrier import rendezvous_of
-from tl_dist.rendezvous.rank_layout import interface_address, network_interface_towards
+from tl_dist.rendezvous.rank_layout import interface_address, network_interface_towards, no_interface
 
 OPEN_PORT_VARIABLE = "TL_DIST_OPEN_PORT"
 """environment variable; 1 allows public addresses, and kernels that cannot guard the port of TensorFlow's server"""
@@ -125,11 +125,7 @@ def own_address(env: Mapping[str, str]) -> str:
     interface = named or network_interface_towards(rendezvous_of(env)[0])
     address = interface_address(interface)
     if address is None:
-        raise Refusal(
-            f"the network interface '{interface}' has no IPv4 address.",
-            fix="name the interface between the hosts in HOROVOD_GLOO_IFACE.",
-            code=ExitCode.UNSAFE,
-        )
+        raise no_interface(f"the network interface '{interface}' has no IPv4 address.")
     return address
 
 
@@ -162,11 +158,8 @@ def parsed(endpoint: str) -> tuple[str, int]:
             raise ValueError(port)
         return str(ipaddress.IPv4Address(address)), int(port)
     except ValueError as error:
-        raise Refusal(
-            f"the rendezvous names {endpoint[:60]!r} for a worker, which is no address and port.",
-            fix="start the workers again.",
-            code=ExitCode.UNSAFE,
-        ) from error
+        what = f"the rendezvous names {endpoint[:60]!r} for a worker, which is no address and port."
+        raise Refusal(what, fix="start the workers again.", code=ExitCode.UNSAFE) from error
 
 
 def refuse_public(hosts: Sequence[str], env: Mapping[str, str]) -> None:

@@ -65,9 +65,7 @@ def placements_of(plan: Plan) -> list[Placement]:
     """Return every worker's placement, in rank order. Refuses (78) no hosts, a host without workers or named twice."""
     hosts = [host for host, _ in plan]
     if not plan or any(workers < 1 for _, workers in plan) or len(set(hosts)) != len(hosts):
-        raise _inconsistent(
-            f"a plan needs distinct hosts with one worker or more each, got {plan_text(plan)!r}."
-        )
+        raise _inconsistent(f"a plan needs distinct hosts with workers on each, got {plan_text(plan)!r}.")
     size = sum(workers for _, workers in plan)
     cross_sizes = Counter(local_rank for _, workers in plan for local_rank in range(workers))
     met: Counter[int] = Counter()
@@ -227,14 +225,14 @@ def network_interface_towards(address: str) -> str:
         try:
             probe.connect((address, 9))  # UDP: only a look-up in the routing table
         except OSError as error:
-            raise _no_interface(
+            raise no_interface(
                 f"no route from {socket.gethostname()} to {address} ({error.strerror or error})."
             ) from error
         own = probe.getsockname()[0]
     for _, name in socket.if_nameindex():
         if interface_address(name) == own or (own.startswith("127.") and name == "lo"):
             return name
-    raise _no_interface(
+    raise no_interface(
         f"{socket.gethostname()} reaches {address} from {own}, which is no interface's first address."
     )
 
@@ -266,7 +264,7 @@ def _inconsistent(what: str) -> Refusal:
     return Refusal(what, fix=fix, code=ExitCode.UNSAFE)
 
 
-def _no_interface(what: str) -> Refusal:
-    return Refusal(
-        what, fix="name the interface between the hosts in HOROVOD_GLOO_IFACE.", code=ExitCode.UNSAFE
-    )
+def no_interface(what: str) -> Refusal:
+    """Return the refusal (78) of a host that the others may not reach."""
+    fix = "name the interface between the hosts in HOROVOD_GLOO_IFACE."
+    return Refusal(what, fix=fix, code=ExitCode.UNSAFE)

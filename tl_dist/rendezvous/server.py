@@ -63,46 +63,6 @@ _SEND_BYTES = 16 << 10
 _RETRY_ACCEPT_S = 0.05  # after the limit of open files was reached
 
 
-class Rendezvous:
-    """Serve the workers of `plan` until the end of a `with` block, however often they start again.
-
-    `address` is the IPv4 address of this host that every worker can reach, loopback if all of them are here.
-    Refuses (73) an address that this host does not have.
-    """
-
-    def __init__(self, plan: Plan, address: str) -> None:
-        self._plan = list(plan)
-        self._token = secrets.token_hex(16)
-        allow_many_open_files()  # each worker keeps a connection while it waits
-        try:
-            self._server = _Server(address, self._plan, self._token)
-        except OSError as error:
-            raise Refusal(
-                f"the rendezvous cannot listen on {address}: {error.strerror or error}.",
-                fix="give an address or interface of this host that the workers can reach.",
-                code=ExitCode.CANNOT_CREATE,
-            ) from error
-        self.endpoint = f"{address}:{self._server.port}"
-
-    def __enter__(self) -> Rendezvous:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.close()
-
-    def job_environment(self) -> dict[str, str]:
-        """Return the variables from which each Slurm task derives its own (`rank_layout.slurm_task_environment`)."""
-        return {
-            rank_layout.PLAN_VARIABLE: rank_layout.plan_text(self._plan),
-            rank_layout.RENDEZVOUS_VARIABLE: self.endpoint,
-            TOKEN_VARIABLE: self._token,
-        }
-
-    def worker_environment(self, rank: int, env: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return Horovod's variables for one worker that is started on this host; see `placement_environment`."""
-        return rank_layout.placement_environment(self._plan, rank, self.endpoint, env or {})
-
-
 class _Request(NamedTuple):
     """The head of a request; `headers` by lower-case name."""
 
@@ -123,16 +83,18 @@ class _Answer(NamedTuple):
     body: bytes = b""
 
 
-class _Server:
-    """The key-value store, and the rules on who may use it; a thread answers from construction to `close`.
+class Rendezvous:
+    """Serve the workers of `plan`, by a thread, until the end of a `with` block, however often they start again.
 
-    By asyncio's sockets, not its streams: so each peer is judged the moment it is accepted. Raises OSError for an
-    address that this host does not have.
+    `address` is the IPv4 address of this host that every worker can reach, loopback if all of them are here.
+    Refuses (73) an address that this host does not have.
     """
 
-    def __init__(self, address: str, plan: Plan, token: str) -> None:
+    def __init__(self, plan: Plan, address: str) -> None:
+        self._plan = list(plan)
         self._address = address
-        self._authorization = authorization(token).encode()
+        self._token = secrets.token_hex(16)
+        self._authorization = authorization(self._token).encode()
         self._known: set[str] = set()  # addresses of other hosts that have shown the token
         self._values: dict[str, dict[str, bytes]] = {}
         self._left: dict[str, set[str]] = {}
@@ -147,9 +109,15 @@ class _Server:
                 (f"cross_{placement.local_rank}", placement.cross_rank),
             ):
                 self._members.setdefault(scope, set()).add(str(rank))
-        self._listener = socket.create_server((address, 0), backlog=4096)
+        allow_many_open_files()  # each worker keeps a connection while it waits
+        try:
+            self._listener = socket.create_server((address, 0), backlog=4096)
+        except OSError as error:
+            what = f"the rendezvous cannot listen on {address}: {error.strerror or error}."
+            fix = "give an address or interface of this host that the workers can reach."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from error
         self._listener.setblocking(False)
-        self.port: int = self._listener.getsockname()[1]
+        self.endpoint = f"{address}:{self._listener.getsockname()[1]}"
         self._closing: Future[None] = Future()
         self._connections: set[asyncio.Task[None]] = set()
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -157,10 +125,24 @@ class _Server:
         self._thread = threading.Thread(target=self._run, name="rendezvous", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop listening, and close every connection."""
+    def __enter__(self) -> Rendezvous:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._closing.set_result(None)
         self._thread.join()
+
+    def job_environment(self) -> dict[str, str]:
+        """Return the variables from which each Slurm task derives its own (`rank_layout.slurm_task_environment`)."""
+        return {
+            rank_layout.PLAN_VARIABLE: rank_layout.plan_text(self._plan),
+            rank_layout.RENDEZVOUS_VARIABLE: self.endpoint,
+            TOKEN_VARIABLE: self._token,
+        }
+
+    def worker_environment(self, rank: int, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return Horovod's variables for one worker that is started on this host; see `placement_environment`."""
+        return rank_layout.placement_environment(self._plan, rank, self.endpoint, env or {})
 
     def _run(self) -> None:
         with self._listener, self._runner:  # which ends all connections
@@ -171,6 +153,7 @@ class _Server:
         await asyncio.wrap_future(self._closing)
 
     def _accept(self) -> None:
+        # By asyncio's sockets, not its streams: so each peer is judged the moment it is accepted.
         for _ in range(_MOST_AT_ONCE):
             try:
                 connection, peer = self._listener.accept()
@@ -244,7 +227,7 @@ class _Server:
             return None
         on_this_host = peer[0].startswith("127.") or peer[0] == self._address
         try:
-            user = user_of(peer, (self._address, self.port))
+            user = user_of(peer, self._listener.getsockname())
         except OSError as error:  # nothing here can tell users apart, or it has no descriptor left to ask
             return error.errno != errno.EMFILE and (on_this_host or None)
         if user is None:

@@ -106,11 +106,9 @@ class Checkpointer:
             what = f"{self._num_failed} saves in a row failed, the last one with"
             if self._missing is not None:
                 what = f"step {self._missing}, which is among the best, could not be saved"
-            raise Refusal(
-                f"{what}: {self._last_failure} ({self._directory}; {self._newest()}).",
-                fix="free space or repair the storage, then start the run again.",
-                code=ExitCode.STORAGE,
-            )
+            what = f"{what}: {self._last_failure} ({self._directory}; {self._newest()})."
+            fix = "free space or repair the storage, then start the run again."
+            raise Refusal(what, fix=fix, code=ExitCode.STORAGE)
         return [self._messages.popleft() for _ in range(len(self._messages))]
 
     def save_best(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:

@@ -18,12 +18,12 @@ from tl_dist.config.registry import nearest
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, open_directory, reason, sweep, write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
+from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below, unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import shape
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.lock.owner import Owner, OwningJob, claim, claimant
+from tl_dist.runs.lock.owner import HEARTBEAT_S, OwningJob, claimant, encoded, this_process
 
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
@@ -141,7 +141,7 @@ class RunDir:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except (OSError, ValueError) as error:
-            raise _unsafe(self.features_file, f"cannot be read ({reason(error)})", "remove it.") from error
+            raise unsafe(self.features_file, f"cannot be read ({reason(error)})", "remove it.") from error
 
     @property
     def begun(self) -> bool:
@@ -151,7 +151,8 @@ class RunDir:
 
     def claim(self, job: OwningJob | None = None) -> None:
         """Record that this process, or `job`, is about to start the run: no other may change its trajectory."""
-        claim(self.claim_file, job)
+        owner = this_process("tl-dist", job, HEARTBEAT_S)
+        write_atomically(self.claim_file, encoded(owner))
 
     def read_identity(self) -> dict[str, Any] | None:
         """Return what `freeze_identity` has recorded; None before."""
@@ -208,7 +209,7 @@ class RunDir:
         """Make `resolved` the config of this run, unless it is bound to another trajectory."""
         with suppress(FileNotFoundError):
             if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
-                if not self.begun and not self._claimant() and not holder(self):
+                if not self.begun and not claimant(self.claim_file, self.attempts) and not holder(self):
                     self.claim()
                 return
         if os.path.lexists(self.config_file):
@@ -227,15 +228,12 @@ class RunDir:
         before = config_file.load(self.config_file, imports=False)
         old, new = config_file.trajectory(before), config_file.trajectory(config)
         changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING, "runtime"))
-        starting = None if self.begun else self._claimant()
+        starting = None if self.begun else claimant(self.claim_file, self.attempts)
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""
             what = f"{self.path} was started with other values{by}: {'; '.join(changes)}."
             fix = "use another name=NAME, or go back to the old values."
             raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
-
-    def _claimant(self) -> Owner | None:
-        return claimant(self.claim_file, self.attempts)
 
 
 def step_name(step: int) -> str:
@@ -264,9 +262,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise _unsafe(path, f"cannot be read ({reason(error)})", "restore the file from a copy.") from error
+        raise unsafe(path, f"cannot be read ({reason(error)})", "restore the file from a copy.") from error
     if not isinstance(value, dict):
-        raise _unsafe(path, "is not a JSON object", "restore the file from a copy.")
+        raise unsafe(path, "is not a JSON object", "restore the file from a copy.")
     return value
 
 
@@ -274,12 +272,8 @@ def _shaped(path: Path, kind: type[Any]) -> dict[str, Any] | None:
     """Read a JSON object as `read_json` does, and refuse (78) a value that does not fit `kind` of `shape`."""
     value = read_json(path)
     if value is not None and (wrong := shape.fault(value, kind)) is not None:
-        raise _unsafe(path, f"is damaged ({wrong})", "restore the file from a copy.")
+        raise unsafe(path, f"is damaged ({wrong})", "restore the file from a copy.")
     return value
-
-
-def _unsafe(path: Path, what: str, fix: str) -> Refusal:
-    return Refusal(f"{path} {what}.", fix=fix, code=ExitCode.UNSAFE)
 
 
 def _cannot_create(path: Path, error: OSError) -> Refusal:

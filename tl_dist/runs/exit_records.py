@@ -15,13 +15,14 @@ from tl_dist.files.foreign import read_file
 _VARIABLE = "TL_DIST_EXIT_RECORDS"
 
 
-class ExitRecord(NamedTuple):
+class Exit(NamedTuple):
     """How one worker ended. `code` is 128 + N after signal N, as in a shell."""
 
     rank: int
     code: int
-    what: str = ""
+    what: str = ""  # why, if it could record that
     fix: str = ""
+    asked: bool = False  # ended by its supervisor: a victim, never the cause
 
 
 class ExitRecords:
@@ -40,19 +41,19 @@ class ExitRecords:
         """Return the variable that tells a worker where to write its record."""
         return {_VARIABLE: str(self._attempt)}
 
-    def write(self, record: ExitRecord) -> None:
+    def write(self, record: Exit) -> None:
         """Write a record; ignore a failure, so that it hides no other error."""
         with suppress(OSError):
             write_atomically(self._file(record.rank), json.dumps(record._asdict()).encode())
 
-    def read(self, ranks: Collection[int]) -> list[ExitRecord]:
+    def read(self, ranks: Collection[int]) -> list[Exit]:
         """Return the records of `ranks` that exist, in order of time by the file server's clock."""
         records = []
         names = {path.name for path in children(self._attempt.parent)}
         for path in (self._file(rank) for rank in ranks):
             if path.name in names:
                 with suppress(OSError, ValueError, TypeError):  # a damaged record counts as none
-                    record = ExitRecord(**json.loads(read_file(path, max_bytes=limits.RUN_JSON)))
+                    record = Exit(**json.loads(read_file(path, max_bytes=limits.RUN_JSON)))
                     records.append((path.stat().st_mtime_ns, record))
         return [record for _, record in sorted(records)]
 

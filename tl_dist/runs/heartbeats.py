@@ -45,9 +45,8 @@ class Heartbeats:
         self._wrote_at = float("-inf")
         self._fds: dict[int, int] = {}
         self._number = 0
-        self._seen: dict[
-            int, tuple[int, float, float]
-        ] = {}  # mtime, its age when first seen, time of that look
+        # By rank: mtime, its age when first seen, time of that look.
+        self._seen: dict[int, tuple[int, float, float]] = {}
 
     def space(self, every_s: float) -> None:
         """Write at most one beat in `every_s` from now on, the last one at the end of that time, by another thread.

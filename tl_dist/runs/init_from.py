@@ -19,37 +19,27 @@ _HEAD = (
 def opened(cfg: Config) -> tuple[RunDir, Config]:
     """Return the run `cfg.source.run` and its config. Refuses another backbone, no checkpoint, an untrained task."""
     if cfg.source is None or cfg.source.run is None:
-        raise Refusal(
-            f"the source task of '{cfg.name}' has not been trained.",
-            fix="'tl-dist train CONFIG' without a launcher trains it first; or write 'source: {run: DIRECTORY}'.",
-            code=ExitCode.USAGE,
-        )
+        fix = "'tl-dist train CONFIG' without a launcher trains it first; or write 'source: {run: DIRECTORY}'"
+        raise _refused(f"the source task of '{cfg.name}' has not been trained", fix)
     run = RunDir.open(cfg.source.run)
     source = config_file.load(run.config_file, imports=False)
     if source.model.backbone != cfg.model.backbone:
-        raise Refusal(
-            f"source.run {run.path} trained {source.model.backbone}, but model.backbone is {cfg.model.backbone}.",
-            fix=f"write 'backbone: {source.model.backbone}', or name a run that trained {cfg.model.backbone}.",
-            code=ExitCode.USAGE,
-        )
+        what = f"trained {source.model.backbone}, but model.backbone is {cfg.model.backbone}"
+        fix = f"write 'backbone: {source.model.backbone}', or name a run that trained {cfg.model.backbone}"
+        raise _refused(f"source.run {run.path} {what}", fix)
     if source.model.prune > cfg.model.prune:
-        raise Refusal(
-            f"source.run {run.path} is pruned by {source.model.prune:g}, more than model.prune {cfg.model.prune:g}.",
-            fix=f"write 'prune: {source.model.prune:g}' or more, or name a run that has all channels.",
-            code=ExitCode.USAGE,
-        )
+        what = f"is pruned by {source.model.prune:g}, more than model.prune {cfg.model.prune:g}"
+        fix = f"write 'prune: {source.model.prune:g}' or more, or name a run that has all channels"
+        raise _refused(f"source.run {run.path} {what}", fix)
     for section, key in _HEAD if cfg.source.head else ():
         theirs, ours = (getattr(getattr(config, section), key) for config in (source, cfg))
         if theirs != ours and (key != "image_size" or cfg.model.pooling == "flatten"):
-            raise Refusal(
-                f"source.head takes the head of {run.path}, where {section}.{key} is {json.dumps(theirs)}; here it is "
-                f"{json.dumps(ours)}.",
-                fix=f"write '{key}: {json.dumps(theirs)}' below '{section}:', or 'head: false' below 'source:'.",
-                code=ExitCode.USAGE,
-            )
+            theirs, ours = json.dumps(theirs), json.dumps(ours)
+            what = f"the head of {run.path}, where {section}.{key} is {theirs}; here it is {ours}"
+            fix = f"write '{key}: {theirs}' below '{section}:', or 'head: false' below 'source:'"
+            raise _refused(f"source.head takes {what}", fix)
     if not steps_in(run.checkpoints):
-        what = f"source.run {run.path} has no checkpoint."
-        raise Refusal(what, fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE)
+        raise _refused(f"source.run {run.path} has no checkpoint", "train it first: tl-dist train CONFIG")
     return run, source
 
 
@@ -57,12 +47,13 @@ def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
     """Return the teacher and its config. Refuses (64) one that may change, or that needs images of another size."""
     assert cfg.distill is not None
     path = Path(cfg.distill.teacher)
+    named = f"distill.teacher {path}"
     if not (path / "config.yaml").is_file():
-        raise _no_teacher(f"{path} is not a run", "say where it lies now: distill.teacher=DIRECTORY")
+        raise _refused(f"{named} is not a run", "say where it lies now: distill.teacher=DIRECTORY")
     run = RunDir.open(path)
     teacher = config_file.load(run.config_file, imports=False)
     if run.done is None:
-        raise _no_teacher(f"{path} has not ended, so its weights may change", "train it to its end first")
+        raise _refused(f"{named} has not ended, so its weights may change", "train it to its end first")
     how, other = "in steps that augment", "augment by flip and dihedral alone"
     if not taught_in_steps(cfg):
         how, other = "with runtime.decoded_images", "decoded_images: off"
@@ -75,10 +66,10 @@ def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
         ("crop_fraction", teacher.data.crop_fraction, cfg.data.crop_fraction),
     ):
         if theirs != ours:
-            what = f"{path} was trained with data.{key} {theirs}, but {how} it sees images of {ours}"
-            raise _no_teacher(what, f"write '{key}: {theirs}' below 'data:', or {other}")
+            what = f"{named} was trained with data.{key} {theirs}, but {how} it sees images of {ours}"
+            raise _refused(what, f"write '{key}: {theirs}' below 'data:', or {other}")
     return run, teacher
 
 
-def _no_teacher(what: str, fix: str) -> Refusal:
-    return Refusal(f"distill.teacher {what}.", fix=f"{fix}.", code=ExitCode.USAGE)
+def _refused(what: str, fix: str) -> Refusal:
+    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.USAGE)

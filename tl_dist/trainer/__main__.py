@@ -24,7 +24,7 @@ from tl_dist.files.process import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous import rank_layout
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import ExitRecord, ExitRecords
+from tl_dist.runs.exit_records import Exit, ExitRecords
 from tl_dist.runs.lock.owner import OwningJob
 from tl_dist.runs.request import Request
 
@@ -149,7 +149,7 @@ def out_of_memory(error: BaseException) -> Refusal | None:
 def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
     """Exit at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
     if (exit_records := ExitRecords.from_env(os.environ)) is not None:
-        exit_records.write(ExitRecord(rank, code, what, fix))
+        exit_records.write(Exit(rank, code, what, fix))
     for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
         with contextlib.suppress(OSError):  # of a full disk
             flush()

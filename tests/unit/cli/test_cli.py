@@ -23,7 +23,6 @@ from tl_dist.config import file as config_file
 from tl_dist.files.packages import user_cache
 from tl_dist.launcher import train, under_launcher
 from tl_dist.launcher.command import Command
-from tl_dist.launcher.local import Launch
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.rank_layout import rank_in
@@ -380,12 +379,9 @@ STOP = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'stop').touch(); sys.e
 def pretend(monkeypatch: pytest.MonkeyPatch, worker: str) -> None:
     """Have `train` start this program for each worker."""
 
-    def local_launch(cfg: Config, run: Path) -> Launch:
-        @contextlib.contextmanager
-        def launch() -> Iterator[Sequence[Command]]:
-            yield [Command(0, (sys.executable, "-c", worker, str(run)), dict(os.environ))]
-
-        return launch
+    @contextlib.contextmanager
+    def local_launch(cfg: Config, run: Path) -> Iterator[Sequence[Command]]:
+        yield [Command(0, (sys.executable, "-c", worker, str(run)), dict(os.environ))]
 
     monkeypatch.setattr(train, "local_launch", local_launch)
 

@@ -72,7 +72,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Started]:
     started: list[Started] = []
 
     def run_task(run: RunDir, cfg: Config, request: Request, **_: Any) -> None:
-        with local_launch(cfg, run.path, run.path / "request")() as commands:
+        with local_launch(cfg, run.path, run.path / "request") as commands:
             started.append((commands, request))
         (run.path / "evaluations" / "test.json").write_text('{"event": "evaluation"}')
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -228,7 +229,7 @@ def test_an_evaluation_is_the_same_command_with_a_split() -> None:
 def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOROVOD_GLOO_IFACE", raising=False)
     cfg = config_of("horovod").model_copy(update={"workers": 2})
-    launch = local_launch(cfg, Path("runs/x"))
+    launch = partial(local_launch, cfg, Path("runs/x"))
     ports = []
     for _ in range(2):
         with launch() as commands:

@@ -443,10 +443,10 @@ sys.exit(max(task.wait() for task in tasks))
 
 TASK = "import json, os, signal, sys, time\nact = json.loads(os.environ['ACTS'])[int(os.environ['SLURM_PROCID'])]\n"
 ACT = """
-from tl_dist.runs.exit_records import ExitRecord, ExitRecords
+from tl_dist.runs.exit_records import Exit, ExitRecords
 if act == "refuse":
     rank = int(os.environ["SLURM_PROCID"])
-    ExitRecords.from_env(os.environ).write(ExitRecord(rank, 65, "x.png is torn.", "restore it."))
+    ExitRecords.from_env(os.environ).write(Exit(rank, 65, "x.png is torn.", "restore it."))
     os._exit(65)
 if act == "lose its node":
     with open(os.environ["READY"], "w") as file:
@@ -466,14 +466,13 @@ sys.exit(act)
 def step_of(tmp_path: Path, *acts: object, srun: str = SRUN) -> Step:
     """A step whose srun is a program of this host."""
     task = (sys.executable, "-m", "tl_dist.launcher.slurm.task", sys.executable, "-c", TASK + ACT)
-    env = os.environ | {"ACTS": json.dumps(acts), "READY": str(tmp_path / "ready")}
+    env = os.environ | {"SLURM_JOB_ID": "7", "ACTS": json.dumps(acts), "READY": str(tmp_path / "ready")}
     command = (sys.executable, "-c", srun, *task)
     (tmp_path / "attempts").mkdir()
     return Step(
         [Command(rank, command, env) for rank in range(3)],
         lambda rank: tmp_path / f"{rank}.out",
         ExitRecords(tmp_path / "attempts" / "0001"),
-        job_id=7,
     )
 
 
@@ -504,7 +503,12 @@ def test_an_srun_that_starts_nothing_is_a_lost_attempt(tmp_path: Path) -> None:
 
 
 def test_a_signal_to_a_task_reaches_its_worker(tmp_path: Path) -> None:
-    env = os.environ | {"ACTS": '["wait"]', "SLURM_PROCID": "0", "READY": str(tmp_path / "ready")}
+    env = os.environ | {
+        "SLURM_JOB_ID": "7",
+        "ACTS": '["wait"]',
+        "SLURM_PROCID": "0",
+        "READY": str(tmp_path / "ready"),
+    }
     env |= ExitRecords(tmp_path / "0001").environment
     argv = [sys.executable, "-m", "tl_dist.launcher.slurm.task", sys.executable, "-c", TASK + ACT]
     with subprocess.Popen(argv, env=env) as task:

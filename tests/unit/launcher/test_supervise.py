@@ -28,10 +28,9 @@ from tl_dist.launcher.classify_exits import classify, first_failure, outcome_of
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.local import Group, Launch
 from tl_dist.launcher.supervise import supervise
-from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import ExitRecords
+from tl_dist.runs.exit_records import Exit, ExitRecords
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.terminal.progress import Progress
 
@@ -39,7 +38,7 @@ ROOT = Path(__file__).parents[3]
 
 WORKER = r"""
 import faulthandler, json, os, pathlib, signal, subprocess, sys, time
-from tl_dist.runs.exit_records import ExitRecord, ExitRecords
+from tl_dist.runs.exit_records import Exit, ExitRecords
 from tl_dist.runs.heartbeats import Heartbeats
 run, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 beats = Heartbeats(run / "heartbeats")
@@ -60,7 +59,7 @@ for act, *args in acts[min(attempt, len(acts)) - 1]:
     elif act == "say":
         print(args[0], flush=True)
     elif act == "end":
-        ExitRecords.from_env(os.environ).write(ExitRecord(rank, *args))
+        ExitRecords.from_env(os.environ).write(Exit(rank, *args))
         os._exit(args[0])
     elif act == "sleep":
         time.sleep(args[0])
@@ -288,7 +287,7 @@ def test_the_run_directory_which_may_be_far_away_is_hardly_looked_at(
     monkeypatch.setattr(watched, "_show", counted("records", None))
 
     class Workers:
-        exits: Sequence[Exit] = [Exit(0, 0, False)]
+        exits: Sequence[Exit] = [Exit(0, 0)]
         pids: Mapping[int, int] = {}
 
         def poll(self) -> list[Exit]:

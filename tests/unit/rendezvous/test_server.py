@@ -92,7 +92,7 @@ def test_a_fault_of_ours_ends_one_answer_alone(rendezvous, monkeypatch, capfd):
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr("tl_dist.rendezvous.server._Server.members", broken)
+        patch.setattr("tl_dist.rendezvous.server.Rendezvous.members", broken)
         with pytest.raises(http.client.RemoteDisconnected):
             ask(rendezvous, "GET", "/global/0")
     assert ask(rendezvous, "GET", "/global/0")[0] == 404

@@ -23,7 +23,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
     if not unknown and (imports or not registry.names_others(cfg)):
         for rules in (
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
-            model.features, training.loss, training.optimizer, training.trust, training.schedule, training.prefix_cache,
+            model.features, training.loss, training.optimizer, training.schedule, training.prefix_cache,
             training.distill, training.deciding, _safety, _profile,
         ):  # fmt: skip
             yield from rules(cfg)
@@ -57,9 +57,8 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
         what = f"a source is either a run or data to train on first; {state}."
         yield Broken(("source",), what, "write 'source: {run: runs/NAME}', or data and a duration instead.")
     elif source.data is None:
-        needless = [
-            key for key in ("epochs", "steps", "optimizer", "name") if getattr(source, key) is not None
-        ]
+        keys = ("epochs", "steps", "optimizer", "name")
+        needless = [key for key in keys if getattr(source, key) is not None]
         if needless:
             what = f"source.{needless[0]} is for a task that is trained first; this source is a run."
             yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")

@@ -13,7 +13,7 @@ FEW_VIEWS = ("flip", "dihedral")
 
 
 def optimizer(cfg: Config) -> Iterator[Broken]:
-    """Yield broken rules about decays and pulls that have no effect, or work against each other."""
+    """Yield broken rules about keys of the update rule that have no effect, or work against each other."""
     optimizer = cfg.optimizer
     if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
         what = "layer_decay has no effect with train_from 'head', which trains no layer below the head."
@@ -29,13 +29,9 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
         what = "l2_sp pulls toward pretrained weights, but the weights are 'random'."
         fix = "write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp."
         yield Broken(("optimizer", "l2_sp"), what, fix)
-
-
-def trust(cfg: Config) -> Iterator[Broken]:
-    """Yield a broken rule about the key that only LARS reads."""
     default = OptimizerConfig.model_fields["trust_coefficient"].default
-    if cfg.optimizer.name != "lars" and cfg.optimizer.trust_coefficient != default:
-        what = f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'."
+    if optimizer.name != "lars" and optimizer.trust_coefficient != default:
+        what = f"trust_coefficient has no effect with optimizer '{optimizer.name}'."
         yield Broken(("optimizer", "trust_coefficient"), what, "write 'name: lars', or remove it.")
 
 
@@ -107,9 +103,8 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: floa
     if schedule.name == "plateau" and schedule.metric is None:
         yield Broken(path[:-1], "schedule 'plateau' needs a metric.", "add 'metric: validation.log_loss'.")
     if schedule.min_rate >= rate:
-        what = (
-            f"min_rate {schedule.min_rate:g} is not below the learning rate {rate:g}, which would never drop."
-        )
+        least = schedule.min_rate
+        what = f"min_rate {least:g} is not below the learning rate {rate:g}, which would never drop."
         yield Broken((*section, "min_rate"), what, "write a lower one, or remove it.")
 
 

@@ -20,12 +20,12 @@ from tl_dist.launcher.attempt import Attempt
 from tl_dist.launcher.command import Command, worker_argv, worker_environment
 from tl_dist.launcher.slurm.job import Allocation, rendezvous_address
 from tl_dist.launcher.supervise import failure, report, signals_counted
-from tl_dist.launcher.workers import Exit, Workers
+from tl_dist.launcher.workers import Workers
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.rank_layout import integer, placements_of, plan_text
 from tl_dist.rendezvous.server import Rendezvous
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import ExitRecords
+from tl_dist.runs.exit_records import Exit
 from tl_dist.terminal.progress import Progress
 
 MPI_VARIABLE = "TL_DIST_MPI"
@@ -45,8 +45,7 @@ def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode
     facts = {"id": job.job_id, "restart_count": job.restart_count, "plan": plan_text(job.plan)}
     run.claim()
     with signals_counted() as signals:
-        start = partial(Step, job_id=job.job_id)
-        outcome = Attempt(run, cfg, progress, signals, start=start, facts={"slurm_job": facts}).watch(launch)
+        outcome = Attempt(run, cfg, progress, signals, start=Step, facts={"slurm_job": facts}).watch(launch)
     if outcome.orderly:
         return ExitCode(outcome.code)
     rank = outcome.rank or 0
@@ -99,19 +98,10 @@ def srun_command(
 class Step(Workers):
     """Workers as the tasks of one srun, which every one of `commands` is. srun's own output goes to the job's log."""
 
-    def __init__(
-        self,
-        commands: Sequence[Command],
-        log: Callable[[int], Path],
-        exit_records: ExitRecords,
-        *,
-        heading: str = "",
-        job_id: int,
-    ) -> None:
-        super().__init__(commands, log, exit_records, heading=heading)
-        self._name = f"{job_id}.0"  # each attempt has one step
+    def _start(self, commands: Sequence[Command]) -> None:
+        environment = {**commands[0].environment, **self._exit_records.environment}
+        self._name = f"{environment['SLURM_JOB_ID']}.0"  # each attempt has one step
         self._look_again = 0.0
-        environment = {**commands[0].environment, **exit_records.environment}
         try:
             self._srun = subprocess.Popen(commands[0].argv, env=environment, stdin=subprocess.DEVNULL)
         except FileNotFoundError:
@@ -125,9 +115,9 @@ class Step(Workers):
             return
         self._look_again = time.monotonic() + _LOOK_S
         missing = set(self.alive)
-        for rank, code, what, fix in self._exit_records.read(missing):
-            missing.discard(rank)
-            yield Exit(rank, code, self._asked, what, fix)
+        for record in self._exit_records.read(missing):
+            missing.discard(record.rank)
+            yield record._replace(asked=self._asked)
         if over is not None:
             for rank in sorted(missing):
                 yield self._unrecorded_exit(rank, over)
@@ -135,7 +125,7 @@ class Step(Workers):
     def _unrecorded_exit(self, rank: int, returncode: int) -> Exit:
         """Return the exit of a task that left no exit record."""
         if returncode == 0 or self._asked:
-            return Exit(rank, _KILLED if self._asked else 0, self._asked)
+            return Exit(rank, _KILLED if self._asked else 0, asked=self._asked)
         what = f"left no exit code, and srun ended with {returncode}: it was killed, lost its node, or never began"
         return Exit(rank, _KILLED, what=what, fix="read what srun says in the log of the job.")
 

@@ -108,11 +108,9 @@ def rendezvous_address(job: Allocation, env: Mapping[str, str]) -> str:
     except OSError:
         address = "no address"
     if not _is_address(address) or address.startswith("127."):
-        raise Refusal(
-            f"node {node} is called {name}, which is {address} here: other nodes cannot reach that.",
-            fix="name the network interface between the nodes with tl-dist submit --interface.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"node {node} is called {name}, which is {address} here: other nodes cannot reach that."
+        fix = "name the network interface between the nodes with tl-dist submit --interface."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     return address
 
 

@@ -21,7 +21,7 @@ from tl_dist.config import Config, registry
 from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import has_horovod, of_processes, require_package, worker_argv
 from tl_dist.launcher.slurm.driver import srun_command
-from tl_dist.launcher.train import Request, headline, open_run, prepare_shown, with_trained_source
+from tl_dist.launcher.train import Request, headline, open_run, prepare, with_trained_source
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.rank_layout import placements_of
 from tl_dist.runs.directory import RunDir
@@ -139,7 +139,7 @@ def submit_run(
         return ExitCode.DONE
     require_package(cfg)
     run = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)  # on the login node, often the only one with internet access
+    prepare(cfg, console)  # on the login node, often the only one with internet access
     write_atomically(path, script.encode())
     job_id = _sbatch(path)
     run.claim(OwningJob(job_id))
@@ -150,11 +150,8 @@ def submit_run(
 def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executable) -> str:
     """Return the batch script's text. Refuses (64) a path that a #SBATCH line cannot hold."""
     if not re.fullmatch(r"[A-Za-z0-9_.,:+=/\-]+", str(run_dir)):
-        raise Refusal(
-            f"run directory '{run_dir}' has characters that a #SBATCH line cannot hold.",
-            fix="use letters, digits and _.,:+=- in its path.",
-            code=ExitCode.USAGE,
-        )
+        what = f"run directory '{run_dir}' has characters that a #SBATCH line cannot hold."
+        raise Refusal(what, fix="use letters, digits and _.,:+=- in its path.", code=ExitCode.USAGE)
     driver = [python, "-P", "-m", "tl_dist.cli.main", "srun", str(run_dir)]
     named = {
         "job_name": run_dir.name,
@@ -184,11 +181,8 @@ def template_text() -> str:
     for path in (beside_package, installed):
         if path.is_file():
             return path.read_text()
-    raise Refusal(
-        f"the batch template is neither {beside_package} nor {installed}.",
-        fix="run from a checkout, or install the package again.",
-        code=ExitCode.INTERNAL,
-    )
+    what = f"the batch template is neither {beside_package} nor {installed}."
+    raise Refusal(what, fix="run from a checkout, or install the package again.", code=ExitCode.INTERNAL)
 
 
 def commands_of(options: SubmitOptions, run_dir: Path) -> list[str]:
@@ -224,16 +218,10 @@ def _sbatch(path: Path) -> str:
             ["sbatch", "--parsable", str(path)], stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
     except FileNotFoundError:
-        raise Refusal(
-            "sbatch is not on this machine.",
-            fix="submit from a login node of the cluster; tl-dist train runs here.",
-            code=ExitCode.USAGE,
-        ) from None
+        fix = "submit from a login node of the cluster; tl-dist train runs here."
+        raise Refusal("sbatch is not on this machine.", fix=fix, code=ExitCode.USAGE) from None
     if done.returncode:
         reason = done.stderr.strip().replace("sbatch: ", "")
-        raise Refusal(
-            f"sbatch refused {path}: {reason}.",
-            fix="change that option of tl-dist submit.",
-            code=ExitCode.USAGE,
-        )
+        what = f"sbatch refused {path}: {reason}."
+        raise Refusal(what, fix="change that option of tl-dist submit.", code=ExitCode.USAGE)
     return done.stdout.strip().partition(";")[0]  # JOB or JOB;CLUSTER

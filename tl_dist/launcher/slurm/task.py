@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from tl_dist.launcher import die_with_parent
-from tl_dist.runs.exit_records import ExitRecord, ExitRecords
+from tl_dist.runs.exit_records import Exit, ExitRecords
 
 _PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
@@ -35,7 +35,7 @@ def main() -> int:
     code = code if code >= 0 else 128 - code
     exit_records, rank = ExitRecords.from_env(os.environ), int(os.environ["SLURM_PROCID"])
     if exit_records is not None and not exit_records.read([rank]):
-        exit_records.write(ExitRecord(rank, code))
+        exit_records.write(Exit(rank, code))
     return code
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.files import limits
-from tl_dist.files.atomic import children, server_time_ns, write_atomically
+from tl_dist.files.atomic import children, server_time_ns
 from tl_dist.files.foreign import read_file
 
 HEARTBEAT_S = 5.0
@@ -39,9 +39,7 @@ class Owner:
     pid: int
     started: int  # clock ticks after boot: a pid may be reused, a pid with its start time is not
     boot: str
-    namespaces: tuple[
-        int, int
-    ]  # pid and time: in other namespaces, pids and start times mean other processes
+    namespaces: tuple[int, int]  # of pids and of time: in others, these numbers mean other processes
     token: str
     job: OwningJob | None = None
     heartbeat_s: float = HEARTBEAT_S
@@ -123,11 +121,6 @@ def still_runs(owner: Owner) -> bool:
 def _stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the third on (proc(5)): state, ..., threads, ..., start time."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def claim(file: Path, job: OwningJob | None = None) -> None:
-    """Record that this process, or `job`, is about to start the run."""
-    write_atomically(file, encoded(this_process("tl-dist", job, HEARTBEAT_S)))
 
 
 def claimant(file: Path, attempts: Path) -> Owner | None:

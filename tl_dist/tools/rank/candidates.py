@@ -117,7 +117,7 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
         try:
             entry = Entry.model_validate(item, strict=True)
         except ValidationError as error:
-            raise problems.refusal(error, Entry, item, where) from None
+            raise problems.refusal(error, Entry, where) from None
         entries.append((entry, line))
     return entries
 
