@@ -10,8 +10,7 @@ import numpy as np
 from tl_dist.scores import evaluation, figures, predictions
 from tl_dist.scores.arrays import Arrays, no_text
 
-OUT_OF_FOLD = "predictions/out_of_fold.npz"
-"""below the directory of a cross-validation"""
+OUT_OF_FOLD = "predictions/out_of_fold.npz"  # below the directory of a cross-validation
 
 
 def name_of(config: str, by: str | None = None) -> str:

@@ -22,7 +22,7 @@ def choose(
 def test_the_stacked_folds_say_what_separate_fits_say(
     classes: int, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nested, "TOLERANCE", 1e-6)
+    monkeypatch.setattr(classifiers, "ROUGH", 1e-6)
     values, labels, fold = drawn(classes)
     if scaling == "none":
         values = (values - values.mean(axis=(0, 1))) / 30
