@@ -101,13 +101,17 @@ def choose(
     """
     columns = columns or {"all": np.arange(train.values.shape[-1])}
     one_class = len(np.unique(train.labels)) == 1
+    weights = classifiers.in_loss(train.labels, class_weights, train.counts)
     choices: list[Choice] = []
     for name, subset in columns.items():
         part = replace(train, values=train.values[:, :, subset], evaluated=train.evaluated[:, :, subset])
-        problem = _Folds(part, fold, class_weights, scaling, watch)
+        solvers = [classifiers.solver() for _ in range(fold.max() + 1)]
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
-            loss = figures.log_loss(train.labels, problem.probabilities(strength), problem.weights)
+            probabilities = held_out_probabilities(
+                part, fold, solvers, l2=strength, scaling=scaling, class_weights=class_weights, watch=watch
+            )
+            loss = figures.log_loss(train.labels, probabilities, weights)
             choices.append(Choice(strength, name, subset, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
@@ -124,51 +128,37 @@ def held_out_classes(
     train: Examples, fold: NDArray[np.int64], l2: float, watch: Watch = unwatched
 ) -> NDArray[np.int32]:
     """Return the class of each example, [examples], as predicted from all views by the regression of the others."""
-    problem = _Folds(replace(train, evaluated=train.values), fold, watch=watch)
-    return problem.probabilities(l2).argmax(axis=1).astype(np.int32)
+    every_view = replace(train, evaluated=train.values)
+    probabilities = held_out_probabilities(
+        every_view, fold, [classifiers.solver() for _ in range(fold.max() + 1)], l2=l2, watch=watch
+    )
+    return probabilities.argmax(axis=1).astype(np.int32)
 
 
-class _Folds:
-    """The classifiers of all folds; each search begins at the solution for the last l2.
+def held_out_probabilities(
+    train: Examples, fold: NDArray[np.int64], solvers: Sequence[Any], **settings: Any
+) -> figures.Probabilities:
+    """Return [examples, classes], each example's by the classifier of the other folds alone.
 
-    `weights` are of the examples in the loss, their classes' included.
+    `solvers` has one for each fold; each begins at its last solution. `settings` as for `classifiers.fit`.
     """
-
-    def __init__(
-        self,
-        train: Examples,
-        fold: NDArray[np.int64],
-        class_weights: Sequence[float] | None = None,
-        scaling: str = "standardize",
-        watch: Watch = unwatched,
-    ) -> None:
-        self._train, self._fold, self._class_weights = train, fold, class_weights
-        self._scaling, self._watch = scaling, watch
-        # About 1, so that float32 can hold their sums.
-        self._counts = np.maximum(train.counts / train.counts.mean(), np.finfo(np.float32).tiny)
-        self.weights = classifiers.in_loss(train.labels, class_weights, self._counts)
-        self._solvers = [classifiers.solver() for _ in range(fold.max() + 1)]
-
-    def probabilities(self, l2: float) -> figures.Probabilities:
-        """Return [examples, classes], each example's by the classifier that was not fitted to it."""
-        train, (_, views, width) = self._train, self._train.values.shape
-        probabilities = np.zeros((len(train.labels), int(train.labels.max()) + 1))
-        for k, solver in enumerate(self._solvers):
-            inside = self._fold != k
-            fitted = classifiers.fit(
-                "logistic",
-                train.values[inside].reshape(-1, width),
-                train.labels[inside].repeat(views),
-                probabilities.shape[1],
-                l2=l2,
-                scaling=self._scaling,
-                class_weights=self._class_weights,
-                weights=self._counts[inside].repeat(views),
-                watch=self._watch,
-                rough=solver,
-            )
-            probabilities[~inside] = mean_over_views(fitted, train.evaluated[~inside])
-        return probabilities
+    views, width = train.values.shape[1:]
+    # About 1, so that float32 can hold their sums.
+    counts = np.maximum(train.counts / train.counts.mean(), np.finfo(np.float32).tiny)
+    probabilities = np.zeros((len(fold), int(train.labels.max()) + 1))
+    for k, solver in enumerate(solvers):
+        inside = fold != k
+        fitted = classifiers.fit(
+            "logistic",
+            train.values[inside].reshape(-1, width),
+            train.labels[inside].repeat(views),
+            probabilities.shape[1],
+            weights=counts[inside].repeat(views),
+            rough=solver,
+            **settings,
+        )
+        probabilities[~inside] = mean_over_views(fitted, train.evaluated[~inside])
+    return probabilities
 
 
 def mean_over_views(fitted: classifiers.Linear, evaluated: NDArray[np.float32]) -> figures.Probabilities:

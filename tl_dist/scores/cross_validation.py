@@ -59,8 +59,8 @@ class OutOfFold(Arrays):
             for key in ("l2", "layers")
             if self.chosen is not None
         }
-        kept = {name: getattr(self, name) for name in self.shapes()}
-        return {**kept, "probabilities": self.probabilities.astype(np.float32), **chosen}
+        arrays = {name: getattr(self, name) for name in self.shapes()}
+        return {**arrays, "probabilities": self.probabilities.astype(np.float32), **chosen}
 
 
 load = OutOfFold.load

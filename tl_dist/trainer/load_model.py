@@ -243,11 +243,6 @@ class Restored:
     trained_in: str  # the precision of the run
     temperature: float | None  # by which the logits of a calibrated checkpoint are divided
 
-    @property
-    def step(self) -> int:
-        """The step of the checkpoint."""
-        return self.checkpoint.step
-
 
 def restored(
     run: RunDir,

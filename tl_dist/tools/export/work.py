@@ -63,7 +63,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
         _write(directory, form, own, request)
         report = {
             "run": run.name,
-            "step": own.step,
+            "step": own.checkpoint.step,
             "to": request.to,
             "numbers": request.numbers,
             "file": form.file,
