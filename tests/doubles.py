@@ -27,7 +27,7 @@ from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer.examples import Examples
 from tl_dist.trainer.run_writer import RunWriter
-from tl_dist.trainer.setup import Built, Setup, StageInput
+from tl_dist.trainer.setup import Setup, StageInput
 from tl_dist.training.state import TrainState
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
@@ -142,9 +142,12 @@ def setup_of(
     run = run or RunDir(Path("runs/x"))
     order = Order(cfg.seed, splits["train"].num_examples, cfg.global_batch)
     examples = Examples(run, splits, splits, list(bad), 100, digest, threads=1)
-    built = Built(net, 32, SimpleNamespace(start={}, variables={}), {}, None, None)  # type: ignore[arg-type]
+    optimizer: Any = SimpleNamespace(start={}, variables={})
     stages = plan(cfg, order.steps)
-    return Setup(run, cfg, parallel, 1, "float32", examples, order, stages, built, TrainState({}, step))
+    return Setup(
+        run, cfg, parallel, 1, "float32", examples, order, stages,
+        net, optimizer, {}, None, None, TrainState({}, step),
+    )  # fmt: skip
 
 
 def given_to(

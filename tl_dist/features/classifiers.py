@@ -1,24 +1,53 @@
 """Classifiers that are computed from features rather than trained by steps. Each is a linear map, and so a head.
 
-NumPy and SciPy; no TensorFlow, no file.
+NumPy and scikit-learn; no TensorFlow, no file.
 """
 
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.features.regressions import Problems, Watch, unwatched
 from tl_dist.scores import figures
 
 Features = NDArray[Any]  # [examples, features], float32 or float64
 Weights = NDArray[np.float64]  # [examples], above 0
 
 TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
+ROUGH = 1e-3  # the same where settings are ranked, not kept
 ROWS_AT_ONCE = 8192  # widened to float64 together
 ABSENT = -1e4  # logit of a class without training examples: its probability is 0
+LOOK_S = 1.0
+MOST_STEPS = 100
+STEPS_AT_ONCE = 2  # of Newton's method between two looks for a stop
+
+Watch = Callable[[], None]  # called in every round of a fit, which it ends by an exception
+
+
+class Stopped(Exception):
+    """Raised by a `Watch` when a stop is requested."""
+
+
+def unwatched() -> None:
+    """Never end a fit."""
+
+
+def watching(stop_requested: Callable[[], bool]) -> Watch:
+    """Return a watch that raises `Stopped` if a stop is requested; it looks every `LOOK_S` at most."""
+    last_look = -LOOK_S
+
+    def watch() -> None:
+        nonlocal last_look
+        if time.monotonic() - last_look >= LOOK_S:
+            last_look = time.monotonic()
+            if stop_requested():
+                raise Stopped
+
+    return watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +82,13 @@ def fit(
     class_weights: Sequence[float] | None = None,
     weights: Weights | None = None,
     watch: Watch = unwatched,
+    rough: Any = None,
 ) -> Linear:
     """Fit the classifier `name` (logistic or nearest_mean) to these features.
 
     `scaling` "standardize" gives each feature mean 0 and variance 1 over the examples first; the returned map takes
     unscaled features. `weights` of the examples are scikit-learn's sample_weight, in the scaling as in the fit: 2
-    counts an example twice, and only ratios matter.
+    counts an example twice, and only ratios matter. `rough` as for `logistic`, which then computes in float32.
     """
     counts = np.ones(len(labels)) if weights is None else weights
     mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
@@ -67,8 +97,16 @@ def fit(
     scaled = features - mean
     scaled /= spread
     if name == "logistic":
+        scaled = scaled if rough is None else scaled.astype(np.float32)
         fitted = logistic(
-            scaled, labels, num_classes, l2=l2, class_weights=class_weights, weights=counts, watch=watch
+            scaled,
+            labels,
+            num_classes,
+            l2=l2,
+            class_weights=class_weights,
+            weights=counts,
+            watch=watch,
+            rough=rough,
         )
     else:
         fitted = nearest_mean(scaled, labels, num_classes, counts)
@@ -90,6 +128,13 @@ def moments(features: Features, weights: Weights) -> tuple[NDArray[np.float64], 
     return mean, spread
 
 
+def solver() -> Any:
+    """Return scikit-learn's Newton's method with conjugate gradients, whose searches begin at its last solution."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(solver="newton-cg", warm_start=True, max_iter=STEPS_AT_ONCE)
+
+
 def logistic(
     features: Features,
     labels: NDArray[np.int32],
@@ -99,33 +144,37 @@ def logistic(
     class_weights: Sequence[float] | None = None,
     weights: Weights | None = None,
     watch: Watch = unwatched,
+    rough: Any = None,
 ) -> Linear:
     """Fit a multinomial logistic regression to the minimum of its loss.
 
     The loss is mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are not penalized. scikit-learn's C is
     1 / (l2 * the sum of the examples' weights). For two classes there is one vector of coefficients, for the difference
-    of the logits.
+    of the logits. `rough` is a `solver` that has fitted these examples with another l2: only near the minimum.
     """
     present = np.unique(labels)
     kernel, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, ABSENT)
     if len(present) == 1:
         bias[present] = 0.0
         return Linear(kernel, bias)
-    num, width = features.shape
-    counts = np.ones(num) if weights is None else weights
-    problem = Problems(
-        features.astype(np.float64, copy=False),
-        np.searchsorted(present, labels).astype(np.int32),
-        in_loss(labels, class_weights, counts)[:, None] / counts.sum(),
-        np.zeros((width, 1)),
-        np.ones((width, 1)),
-        watch,
-    )
-    minimum = problem.minimum(l2, problem.start, TOLERANCE)
-    coefficients, intercepts = (part[..., 0, :] for part in problem.map(minimum.at))
+    counts = np.ones(len(labels)) if weights is None else weights
+    losses = in_loss(labels, class_weights, counts)
+    model = solver() if rough is None else rough
+    model.set_params(C=1 / (l2 * counts.sum()) if l2 else np.inf, tol=ROUGH if rough else TOLERANCE)
+    steps, converged, stuck = 0, False, False
+    while steps < MOST_STEPS and not converged and not stuck:
+        watch()
+        with warnings.catch_warnings(
+            record=True
+        ) as caught:  # every search that ends before the minimum warns
+            warnings.simplefilter("always")
+            model.fit(features, labels, sample_weight=losses)
+        steps += int(model.n_iter_[0])
+        stuck = any(str(warning.message) == "Line Search failed" for warning in caught)
+        converged = model.n_iter_[0] < STEPS_AT_ONCE and not stuck
     halves = [-0.5, 0.5] if len(present) == 2 else 1.0
-    kernel[:, present], bias[present] = coefficients * halves, intercepts * halves
-    return Linear(kernel, bias, minimum.rounds, minimum.converged)
+    kernel[:, present], bias[present] = model.coef_.T * halves, model.intercept_ * halves
+    return Linear(kernel, bias, steps, converged)
 
 
 def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights) -> Weights:

@@ -114,7 +114,7 @@ class Extraction:
         """
         parallel = self.parallel
         temporary = directory.with_name(f".tmp-{directory.name}-{_same_text(parallel, uuid4().hex[:12])}")
-        kept: list[dict[str, Any]] = []
+        reused: list[dict[str, Any]] = []
         if parallel.rank == 0:
             try:
                 make_private(directory.parent)
@@ -124,10 +124,10 @@ class Extraction:
             except OSError as error:
                 raise storage_refusal(directory.parent, error) from error
             if old is not None:
-                kept = _keep(old, damaged, directory, temporary)
-        kept = json.loads(_same_text(parallel, json.dumps(kept)))
+                reused = _reuse(old, damaged, directory, temporary)
+        reused = json.loads(_same_text(parallel, json.dumps(reused)))
         try:
-            shards = self._shards(temporary, old, kept)
+            shards = self._shards(temporary, old, reused)
         except BaseException:
             if parallel.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -171,7 +171,7 @@ class Extraction:
         return manifest if is_expected else None
 
     def _shards(
-        self, temporary: Path, old: Manifest | None, kept: Sequence[dict[str, Any]]
+        self, temporary: Path, old: Manifest | None, reused: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Write the files that are missing, one on each worker at a time; return all."""
         parallel = self.parallel
@@ -179,7 +179,7 @@ class Extraction:
             share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
             shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
             return stored.gather_shards(temporary, shard, parallel)
-        shards = {shard["file"]: shard for shard in kept}
+        shards = {shard["file"]: shard for shard in reused}
         ends = np.cumsum([shard.rows // self.num_views for shard in old.shards]).tolist()
         shares = dict(zip((s.file for s in old.shards), map(range, [0, *ends], ends), strict=False))
         missing = [name for name in shares if name not in shards]
@@ -247,16 +247,18 @@ class Extraction:
                 self.say({**record, "examples_per_s": rate, "eta_s": (total - all_done) / rate})
 
 
-def _keep(old: Manifest, damaged: Sequence[str], directory: Path, temporary: Path) -> list[dict[str, Any]]:
+def _reuse(old: Manifest, damaged: Sequence[str], directory: Path, temporary: Path) -> list[dict[str, Any]]:
     """Link the sound files of an old set into the new one; return those that could be."""
-    kept = []
+    reused = []
     for shard in old.shards:
         # What cannot be linked, or is gone by now, is computed again.
         with suppress(OSError):
             if shard.file not in damaged:
                 os.link(directory / shard.file, temporary / shard.file)
-                kept.append({**shard.model_dump(), **old.model_dump(include={"dtype", "computed", "shape"})})
-    return kept
+                reused.append(
+                    {**shard.model_dump(), **old.model_dump(include={"dtype", "computed", "shape"})}
+                )
+    return reused
 
 
 class _Stopped(Exception):

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers
-from tl_dist.features.regressions import Problems, Watch, unwatched
+from tl_dist.features.classifiers import Watch, unwatched
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures
 
 GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))  # l2 from 3.16 to 0.001, two per decade
 FOLDS = 5
-TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
-CONSTANT = 1e-4  # of its spread over all examples: a feature that varies less within a fold is constant there
 WORSE_IN_A_ROW = 2  # losses after which weaker l2 are not tried
 
 
@@ -102,21 +100,26 @@ def choose(
     out together. Weights of examples, above 0, count in the fits and in the log loss.
     """
     columns = columns or {"all": np.arange(train.values.shape[-1])}
+    one_class = len(np.unique(train.labels)) == 1
+    weights = classifiers.in_loss(train.labels, class_weights, train.counts)
     choices: list[Choice] = []
     for name, subset in columns.items():
         part = replace(train, values=train.values[:, :, subset], evaluated=train.evaluated[:, :, subset])
-        problem = _Folds(part, fold, class_weights, scaling, watch)
+        solvers = [classifiers.solver() for _ in range(fold.max() + 1)]
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
-            loss = figures.log_loss(problem.numbers, problem.probabilities(strength), problem.weights)
+            probabilities = held_out_probabilities(
+                part, fold, solvers, l2=strength, scaling=scaling, class_weights=class_weights, watch=watch
+            )
+            loss = figures.log_loss(train.labels, probabilities, weights)
             choices.append(Choice(strength, name, subset, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
-            if worse == WORSE_IN_A_ROW or len(problem.present) == 1:
+            if worse == WORSE_IN_A_ROW or one_class:
                 break
     best_choice = min(choices, key=lambda choice: choice.log_loss)
     edge: Literal["least", "greatest"] | None = None
-    if len(problem.present) > 1 and min(l2) < max(l2) and best_choice.l2 in (min(l2), max(l2)):
+    if not one_class and min(l2) < max(l2) and best_choice.l2 in (min(l2), max(l2)):
         edge = "least" if best_choice.l2 == min(l2) else "greatest"
     return replace(best_choice, num_tried=len(choices), edge=edge)
 
@@ -125,67 +128,43 @@ def held_out_classes(
     train: Examples, fold: NDArray[np.int64], l2: float, watch: Watch = unwatched
 ) -> NDArray[np.int32]:
     """Return the class of each example, [examples], as predicted from all views by the regression of the others."""
-    problem = _Folds(replace(train, evaluated=train.values), fold, watch=watch)
-    return problem.present[problem.probabilities(l2).argmax(axis=1)]
+    every_view = replace(train, evaluated=train.values)
+    probabilities = held_out_probabilities(
+        every_view, fold, [classifiers.solver() for _ in range(fold.max() + 1)], l2=l2, watch=watch
+    )
+    return probabilities.argmax(axis=1).astype(np.int32)
 
 
-class _Folds:
-    """The classifiers of all folds as one problem, whose solution is the start for the next l2.
+def held_out_probabilities(
+    train: Examples, fold: NDArray[np.int64], solvers: Sequence[Any], **settings: Any
+) -> figures.Probabilities:
+    """Return [examples, classes], each example's by the classifier of the other folds alone.
 
-    Each scales the features by its own training rows. `present` are the classes, `numbers` [examples] index them, and
-    `weights` are of the examples in the loss, their classes' included.
+    `solvers` has one for each fold; each begins at its last solution. `settings` as for `classifiers.fit`.
     """
+    views, width = train.values.shape[1:]
+    # About 1, so that float32 can hold their sums.
+    counts = np.maximum(train.counts / train.counts.mean(), np.finfo(np.float32).tiny)
+    probabilities = np.zeros((len(fold), int(train.labels.max()) + 1))
+    for k, solver in enumerate(solvers):
+        inside = fold != k
+        fitted = classifiers.fit(
+            "logistic",
+            train.values[inside].reshape(-1, width),
+            train.labels[inside].repeat(views),
+            probabilities.shape[1],
+            weights=counts[inside].repeat(views),
+            rough=solver,
+            **settings,
+        )
+        probabilities[~inside] = mean_over_views(fitted, train.evaluated[~inside])
+    return probabilities
 
-    def __init__(
-        self,
-        train: Examples,
-        fold: NDArray[np.int64],
-        class_weights: Sequence[float] | None = None,
-        scaling: str = "standardize",
-        watch: Watch = unwatched,
-    ) -> None:
-        _, views, width = train.values.shape
-        self.present, numbers = np.unique(train.labels, return_inverse=True)
-        self.numbers = numbers.astype(np.int32)
-        # About 1, so that float32 can hold their sums.
-        counts = np.maximum(train.counts / train.counts.mean(), np.finfo(np.float32).tiny)
-        self.weights = classifiers.in_loss(train.labels, class_weights, counts)
-        rows, self._evaluated, self._fold = train.values.reshape(-1, width), train.evaluated, fold
-        if scaling == "standardize":
-            # First by all rows, so that float32 loses no feature, however far from 0 or small beside the others.
-            moments = classifiers.moments(rows, counts.repeat(views))
-            centre, unit = (np.float32(moment) for moment in moments)
-            rows, self._evaluated = ((x - centre) / unit for x in (rows, self._evaluated))
-        rows = np.ascontiguousarray(rows, np.float32)
-        self._evaluated = self._evaluated.astype(np.float32)
-        problems = np.arange(fold.max() + 1)
-        in_training = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
-        row_counts = in_training * counts.repeat(views).astype(np.float32)[:, None]
-        total = row_counts.sum(axis=0)
-        share = in_training * self.weights.repeat(views).astype(np.float32)[:, None] / total
-        mean, spread = (filled((width, len(problems)), np.float32) for filled in (np.zeros, np.ones))
-        if scaling == "standardize":
-            mean = rows.T @ row_counts / total
-            square = (rows**2).T @ row_counts / total - mean**2
-            spread = np.sqrt(np.maximum(square, 0))
-            spread[spread < CONSTANT] = np.inf  # in the training rows of this fold
-        self._problems = Problems(rows, self.numbers.repeat(views), share, mean, spread, watch)
-        self._solution = self._problems.start
 
-    def probabilities(self, l2: float) -> figures.Probabilities:
-        """Return [examples, classes], each example's by the classifier that was not fitted to it."""
-        self._solution = self._problems.minimum(l2, self._solution, TOLERANCE).at
-        kernel, bias = self._problems.map(self._solution)
-        num, views, width = self._evaluated.shape
-        probabilities = np.zeros((num, max(2, len(self.present))))
-        for k in range(kernel.shape[1]):
-            held_out = self._fold == k
-            logits = self._evaluated[held_out].reshape(-1, width) @ kernel[:, k] + bias[k]
-            if self._problems.num_logits == 1:
-                logits = np.concatenate([-logits / 2, logits / 2], axis=1)
-            predicted = figures.softmax(logits).reshape(-1, views, probabilities.shape[1])
-            probabilities[held_out] = predicted.mean(axis=1)
-        return probabilities
+def mean_over_views(fitted: classifiers.Linear, evaluated: NDArray[np.float32]) -> figures.Probabilities:
+    """Return the mean probabilities [examples, classes] of features [examples, views, features]."""
+    num, views, width = evaluated.shape
+    return fitted.probabilities(evaluated.reshape(-1, width)).reshape(num, views, -1).mean(axis=1)
 
 
 @dataclass(frozen=True)
@@ -249,9 +228,7 @@ class Nested:
     ) -> tuple[figures.Probabilities, classifiers.Linear, Choice | None]:
         """Return the probabilities of the held-out examples by a classifier of the others alone, it, and its choice."""
         fitted, choice = self.fit(examples.only(~held_out))
-        evaluated = examples.evaluated[held_out]
-        predicted = fitted.probabilities(evaluated.reshape(-1, evaluated.shape[-1]))
-        return predicted.reshape(len(evaluated), evaluated.shape[1], -1).mean(axis=1), fitted, choice
+        return mean_over_views(fitted, examples.evaluated[held_out]), fitted, choice
 
 
 def described(choice: Choice, settings: ClassifierConfig) -> str:

@@ -22,8 +22,7 @@ class Arrays:
     ValueError names the arrays that do not fit.
     """
 
-    WHAT: ClassVar[str]
-    """in messages, such as: predictions"""
+    WHAT: ClassVar[str]  # in messages, such as: predictions
     FIX: ClassVar[str]
 
     def __post_init__(self) -> None:

@@ -20,8 +20,7 @@ from tl_dist.scores.figures import Labels
 
 Logits = NDArray[np.float32]
 FILE = "calibration.npz"
-MOST = 100.0
-"""the temperature lies between 1 / MOST and MOST"""
+MOST = 100.0  # the temperature lies between 1 / MOST and MOST
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +31,8 @@ class Calibration(Arrays):
     FIX = "calibrate the run again: tl-dist calibrate RUN; or remove the file."
 
     step: int
-    sha256: str
-    """of the checkpoint"""
-    views: Annotated[NDArray[np.str_], "U views?"]
-    """over which the logits are averaged"""
+    sha256: str  # of the checkpoint
+    views: Annotated[NDArray[np.str_], "U views?"]  # over which the logits are averaged
     temperature: float
     labels: Annotated[NDArray[np.int32], "iu examples"]
     of_true: Annotated[NDArray[np.floating], "f examples"]

@@ -19,8 +19,7 @@ CONFIDENCE = 0.95
 EXACT = 2e9
 """most steps of `sign_flip`, some seconds; beyond, there are tens of thousands of groups, and the normal limit holds"""
 
-Groups = Sequence[str] | NDArray[Any]
-"""the name of the group of each example; empty without groups"""
+Groups = Sequence[str] | NDArray[Any]  # the name of the group of each example; empty without groups
 Numbers = NDArray[np.int64]
 OfClasses = Sequence[list[float] | None] | None
 """an interval for each class that has an example; None without groups"""

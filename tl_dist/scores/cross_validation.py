@@ -10,8 +10,7 @@ import numpy as np
 from tl_dist.scores import evaluation, figures, predictions
 from tl_dist.scores.arrays import Arrays, no_text
 
-OUT_OF_FOLD = "predictions/out_of_fold.npz"
-"""below the directory of a cross-validation"""
+OUT_OF_FOLD = "predictions/out_of_fold.npz"  # below the directory of a cross-validation
 
 
 def name_of(config: str, by: str | None = None) -> str:
@@ -60,8 +59,8 @@ class OutOfFold(Arrays):
             for key in ("l2", "layers")
             if self.chosen is not None
         }
-        kept = {name: getattr(self, name) for name in self.shapes()}
-        return {**kept, "probabilities": self.probabilities.astype(np.float32), **chosen}
+        arrays = {name: getattr(self, name) for name in self.shapes()}
+        return {**arrays, "probabilities": self.probabilities.astype(np.float32), **chosen}
 
 
 load = OutOfFold.load

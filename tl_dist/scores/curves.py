@@ -41,11 +41,9 @@ class Bin(NamedTuple):
     low: float
     high: float
     num_examples: int
-    confidence: float
-    """their mean"""
+    confidence: float  # their mean
     accuracy: float
-    interval: list[float]
-    """of the accuracy, 95 % (Wilson, or over groups)"""
+    interval: list[float]  # of the accuracy, 95 % (Wilson, or over groups)
 
 
 def reliability(

@@ -9,8 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tl_dist.scores import clusters, figures
 
-MAX_GROUPS = 1000
-"""most groups in a record: those with the lowest accuracy"""
+MAX_GROUPS = 1000  # most groups in a record: those with the lowest accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +23,7 @@ class Evaluation:
     confusion: NDArray[np.int64]  # [true class, predicted class]
     logits: NDArray[np.float32] | None = field(default=None, repr=False)
     """[examples, classes] in the order of the split, on rank 0; None on other ranks, and if there are too many"""
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """`figures.figures` of these examples, on rank 0"""
+    figures: Mapping[str, Any] = field(default_factory=dict)  # `figures.figures` of these examples, on rank 0
     class_intervals: clusters.OfClasses = None
     """intervals of the recalls, on rank 0"""
 

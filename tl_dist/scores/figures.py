@@ -9,14 +9,11 @@ from numpy.typing import NDArray
 from tl_dist.scores import clusters
 
 Labels = NDArray[np.int32]
-Probabilities = NDArray[np.float64]
-"""[examples, classes]; rows sum to 1"""
-Said = NDArray[np.floating]
-"""the same, of any precision, as in a file"""
+Probabilities = NDArray[np.float64]  # [examples, classes]; rows sum to 1
+Said = NDArray[np.floating]  # the same, of any precision, as in a file
 
 NUM_BINS = 15
-TOP_CLASSES = 20
-"""with more classes than this, top-5 accuracy is reported as well"""
+TOP_CLASSES = 20  # with more classes than this, top-5 accuracy is reported as well
 CONFIDENCE, wilson = clusters.CONFIDENCE, clusters.wilson
 RESAMPLES = 10_000
 LEAST = float(np.finfo(np.float64).eps)

@@ -12,8 +12,7 @@ class Suspects(NamedTuple):
     """Examples whose label is likely wrong, the most suspicious first."""
 
     examples: NDArray[np.int64]
-    likely: NDArray[np.int64]
-    """a more likely class for each"""
+    likely: NDArray[np.int64]  # a more likely class for each
 
 
 def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspects:

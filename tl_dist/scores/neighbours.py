@@ -26,12 +26,9 @@ class Neighbours(Arrays):
     WHAT = "neighbours"
     FIX = "make it again: tl-dist calibrate RUN --unknown; or remove the file."
 
-    sha256: str
-    """of the checkpoint"""
-    features: Annotated[NDArray[np.float32], "f4 images width"]
-    """each of length 1"""
-    of_known: Annotated[NDArray[np.float32], "f4 known"]
-    """the distance of each validation image"""
+    sha256: str  # of the checkpoint
+    features: Annotated[NDArray[np.float32], "f4 images width"]  # each of length 1
+    of_known: Annotated[NDArray[np.float32], "f4 known"]  # the distance of each validation image
 
     def distances(self, features: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
         """Return the distance of each row to its k-th nearest neighbour; `batch` as in the function `distances`."""

@@ -51,14 +51,11 @@ load = Predictions.load
 class Predicted:
     """A run's predictions for images from outside its data; `step` is the step of the weights."""
 
-    ids: np.ndarray
-    """text [N]: the files, in the order of the request"""
-    probabilities: np.ndarray
-    """float32 [N, classes]"""
+    ids: np.ndarray  # text [N]: the files, in the order of the request
+    probabilities: np.ndarray  # float32 [N, classes]
     class_names: np.ndarray
     step: int
-    errors: Mapping[str, str]
-    """files that cannot be decoded, which have no row, and the reasons"""
+    errors: Mapping[str, str]  # files that cannot be decoded, which have no row, and the reasons
 
 
 def file_of(run: Path, split: str) -> Path:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from tl_dist.scores import clusters
 from tl_dist.scores.arrays import Arrays, no_text
 
-GEOMETRY = ("shift", "rotate", "resize")
-"""shown, but never part of a mean corruption error"""
+GEOMETRY = ("shift", "rotate", "resize")  # shown, but never part of a mean corruption error
 NUM_SEVERITIES = 5
 ALEXNET: Mapping[str, float] = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
@@ -37,8 +36,7 @@ class Hits(Arrays):
     FIX = "make it: tl-dist eval RUN --corruptions all."
 
     ids: Annotated[NDArray[np.str_], "U examples"]
-    names: Annotated[NDArray[np.str_], "U names"]
-    """of the corruptions"""
+    names: Annotated[NDArray[np.str_], "U names"]  # of the corruptions
     severities: Annotated[NDArray[np.int64], "iu severities"]
     clean: Annotated[NDArray[np.bool_], "b examples"]
     right: Annotated[NDArray[np.bool_], "b names severities examples"]

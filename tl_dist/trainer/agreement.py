@@ -56,7 +56,7 @@ def code_of(parallel: DataParallel) -> str:
 
 def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
     """Refuse workers whose code, config, data set or plan of collectives differs from another's, or from the run's."""
-    cfg, examples, built = setup.cfg, setup.examples, setup.built
+    cfg, examples = setup.cfg, setup.examples
     facts: dict[str, Any] = {
         "trajectory": config_file.trajectory(cfg),
         "precision": setup.precision,
@@ -64,7 +64,7 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
         "decoding": preprocess.VERSION,
         "data": {name: source.fingerprint for name, source in examples.opened.items()},
         "class_names": list(setup.splits["train"].class_names),
-        "weights_sha256": built.weights_sha256,
+        "weights_sha256": setup.weights_sha256,
         "frozen_sha256": setup.model.frozen_digest(),
         "start_sha256": digest({path: v.numpy() for path, v in setup.optimizer.start.items()}),
         "collectives": plan(setup.model.moving),
@@ -72,8 +72,8 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
     if cfg.model.batch_norm == "train":
         # Batch statistics of a replica depend on these: the only setting in which the worker count shows.
         facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
-    if built.origin_sha256 is not None:
-        facts["source_sha256"] = built.origin_sha256
+    if setup.origin_sha256 is not None:
+        facts["source_sha256"] = setup.origin_sha256
     if teacher_sha256 is not None:
         facts["teacher_sha256"] = teacher_sha256
     if examples.split_digest is not None:

@@ -21,7 +21,7 @@ from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.features import extraction, nested
 from tl_dist.features import views as feature_views
-from tl_dist.features.regressions import Stopped, watching
+from tl_dist.features.classifiers import Stopped, watching
 from tl_dist.features.stored import FeatureSet
 from tl_dist.parallel import rows_of
 from tl_dist.runs.directory import RunDir
@@ -29,10 +29,8 @@ from tl_dist.runs.records import append_to
 from tl_dist.trainer import board
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures, setup
 
-PHASE = "extracting features"
-"""of heartbeats while features are computed"""
-LARGEST_ROW = 8
-"""times the bytes of its image: reading a larger row is not much faster than computing it"""
+PHASE = "extracting features"  # of heartbeats while features are computed
+LARGEST_ROW = 8  # times the bytes of its image: reading a larger row is not much faster than computing it
 
 
 @contextmanager
@@ -148,7 +146,7 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
         facts["code"] = registry.code_of(registry.BACKBONE, backbone)["code"]
     return extraction.Prefix(
         stage_input.model.prefix,
-        setup.built.image_size,
+        setup.image_size,
         facts,
         setup.cfg.features.dtype,
         setup.cfg.data.kept_fraction,
@@ -199,7 +197,7 @@ def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
             passes=_passes(setup, stage_input),
             missing=_missing(setup, stage_input),
             row_bytes=prod(stage_input.model.prefix_shape) * (4 if setup.precision == "float32" else 2),
-            image_bytes=3 * setup.built.image_size**2,
+            image_bytes=3 * setup.image_size**2,
             free_bytes=int(setup.parallel.total({"free": free})["free"]),  # on the disk that rank 0 sees
         )
     if setup.is_first:

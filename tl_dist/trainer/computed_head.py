@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tl_dist.features import extraction, nested
-from tl_dist.features.regressions import Stopped
+from tl_dist.features.classifiers import Stopped
 from tl_dist.files.failpoint import failpoint
 from tl_dist.trainer.cached import classifier_of, examples_of, normalized
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested

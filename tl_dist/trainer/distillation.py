@@ -36,10 +36,8 @@ class Teacher:
     run: RunDir
     cfg: Config
     model: Classifier
-    columns: Sequence[int]
-    """of the teacher's logits, one for each class of the student"""
-    facts: dict[str, Any]
-    """all that determines the logits"""
+    columns: Sequence[int]  # of the teacher's logits, one for each class of the student
+    facts: dict[str, Any]  # all that determines the logits
 
     def in_order(self, logits: Any) -> Any:
         """Return the teacher's logits, float32 [rows, classes], with the classes in the student's order."""

@@ -20,16 +20,11 @@ class Examples:
     """The splits of a run."""
 
     run: RunDir
-    opened: Splits
-    """all examples of the data set"""
-    splits: Splits
-    """the examples that can be read"""
-    bad: list[quarantine.Bad]
-    """the examples that cannot"""
-    budget: int
-    """how many examples may be bad"""
-    split_digest: str | None
-    """of the manifest that divided the data set, where there is one"""
+    opened: Splits  # all examples of the data set
+    splits: Splits  # the examples that can be read
+    bad: list[quarantine.Bad]  # the examples that cannot
+    budget: int  # how many examples may be bad
+    split_digest: str | None  # of the manifest that divided the data set, where there is one
     threads: int
 
     @contextmanager

@@ -75,6 +75,18 @@ def image_size_of(cfg: Config) -> int:
     return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)
 
 
+def untrained(cfg: Config, num_classes: int) -> Classifier:
+    """Return the classifier of a config with random weights; to be called in the strategy's scope."""
+    return Classifier(
+        registry.backbone(cfg.model.backbone),
+        cfg.model,
+        image_size=image_size_of(cfg),
+        num_classes=num_classes,
+        seed=cfg.seed,
+        carried=cfg.source is not None,
+    )
+
+
 def load_run(
     run: RunDir,
     cfg: Config,
@@ -94,14 +106,7 @@ def load_run(
         keras.config.set_dtype_policy(precision)
     saved = None
     with nullcontext() if parallel is None else parallel.scope():
-        built = Classifier(
-            registry.backbone(cfg.model.backbone),
-            cfg.model,
-            image_size=image_size_of(cfg),
-            num_classes=len(identity_of(run)["class_names"]),
-            seed=cfg.seed,
-            carried=cfg.source is not None,
-        )
+        built = untrained(cfg, len(identity_of(run)["class_names"]))
         variables = {**built.moving, **built.frozen}
         if parallel is None or parallel.rank == 0:
             saved = _restore(run, cfg, built.network, variables, at)
@@ -171,12 +176,10 @@ class Loaded:
     cfg: Config
     parallel: DataParallel
     threads: int
-    model: Classifier
-    """with the weights that the run evaluates: their averages, where it keeps these"""
+    model: Classifier  # with the weights that the run evaluates: their averages, where it keeps these
     class_names: Sequence[str]
     step: int
-    sha256: str = ""
-    """of the checkpoint"""
+    sha256: str = ""  # of the checkpoint
     calibration: Calibration | None = None
     """of this checkpoint, where the run was calibrated: probabilities are computed with its temperature"""
     moving_statistics: bool = False
@@ -232,21 +235,13 @@ def loaded(
 class Restored:
     """A trained model of one process, and what is known of it."""
 
-    model: Any
-    """uint8 images [batch, size, size, 3] -> probabilities [batch, classes]"""
+    model: Any  # uint8 images [batch, size, size, 3] -> probabilities [batch, classes]
     config: Config
     class_names: Sequence[str]
     checkpoint: Checkpoint
     precision: str
-    trained_in: str
-    """the precision of the run"""
-    temperature: float | None
-    """by which the logits of a calibrated checkpoint are divided"""
-
-    @property
-    def step(self) -> int:
-        """The step of the checkpoint."""
-        return self.checkpoint.step
+    trained_in: str  # the precision of the run
+    temperature: float | None  # by which the logits of a calibrated checkpoint are divided
 
 
 def restored(

@@ -64,26 +64,10 @@ class ModelSelection:
     tell: Callable[[Mapping[str, Any]], None]
 
     def __post_init__(self) -> None:
-        self._monitor: Monitor | None = None
+        self._decides = bool(metrics_of(self.cfg))
         self._kept_step = -1
-        if metrics_of(self.cfg):
-            self._monitor = Monitor(self.cfg, self.stage, self.state.history)
-            self.optimizer.lower_rate(self._monitor.factor)
-
-    @property
-    def factor(self) -> float:
-        """The factor of schedule 'plateau' on the learning rate."""
-        return self._monitor.factor if self._monitor else 1.0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the stage ends at this step."""
-        return self._monitor is not None and self._monitor.stopped
-
-    @property
-    def best(self) -> list[tuple[int, float]]:
-        """The best steps of the stage with their figures, the best first; none where no best is kept."""
-        return self._monitor.best if self._monitor else []
+        self.monitor = Monitor(self.cfg, self.stage, self.state.history if self._decides else {})
+        self.optimizer.lower_rate(self.monitor.factor)
 
     @property
     def keeps_step(self) -> bool:
@@ -92,29 +76,29 @@ class ModelSelection:
 
     def is_open(self, *, due: bool) -> bool:
         """Return whether this step is yet to be decided on: an evaluation is `due`, or the stage ends."""
-        step = self.state.step
-        if self._monitor is None or self.stopped or not self.stage.first_step < step:
+        step, monitor = self.state.step, self.monitor
+        if not self._decides or monitor.stopped or not self.stage.first_step < step:
             return False
-        return self._monitor.step < step and (due or step == self.stage.end)
+        return monitor.step < step and (due or step == self.stage.end)
 
     def decide(self, result: Evaluation) -> None:
         """Decide by the figures of an evaluation, and record what follows from them."""
-        step, monitor = self.state.step, self._monitor
-        if monitor is None or result.split != SPLIT or step <= monitor.step:
+        step, monitor = self.state.step, self.monitor
+        if not self._decides or result.split != SPLIT or step <= monitor.step:
             return
         decision = monitor.feed(step, self._shared(result))
         failpoint("selection.decided")
         if decision.among_best:
             self._kept_step = step
         self.optimizer.lower_rate(monitor.factor)
-        for text in self._messages(monitor, lowered=decision.lowered):
+        for text in self._messages(lowered=decision.lowered):
             self.tell({"event": "note", "step": step, "text": text})
 
     def improved(self, result: Evaluation) -> float | None:
         """Return the figure by which the best is chosen, if it is better than the best."""
         figure = figure_of(self._metric)
         value = self._shared(result)[figure]
-        return value if better(figure, value, self.best[0][1]) else None
+        return value if better(figure, value, self.monitor.best[0][1]) else None
 
     def ending(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Record a note on the weights that the run ends with; return their entry for the run's summary."""
@@ -142,9 +126,9 @@ class ModelSelection:
         total = self.parallel.total({"figures": mine})["figures"]
         return dict(zip(names, total.tolist(), strict=True))
 
-    def _messages(self, monitor: Monitor, *, lowered: bool) -> Iterator[str]:
+    def _messages(self, *, lowered: bool) -> Iterator[str]:
         """Yield what the user wants to know of the decision."""
-        cfg, settings = self.cfg, self.stage.optimizer
+        cfg, settings, monitor = self.cfg, self.stage.optimizer, self.monitor
         if cfg.checkpoint.best is not None and monitor.best:
             yield f"best so far: {described(monitor.best[0], self._metric)}"
         if lowered:

@@ -148,7 +148,7 @@ def audit(setup: Setup) -> dict[str, Any] | None:
     statistics moved, and the largest absolute difference of a worker's statistics from the mean over all workers.
     """
     model, parallel, policy = setup.model, setup.parallel, setup.cfg.model.batch_norm
-    start, now = setup.built.statistics, moving_statistics(model)
+    start, now = setup.statistics, moving_statistics(model)
     if not now:
         return None
     mean = {path: total / parallel.world_size for path, total in parallel.total(now).items()}

@@ -25,23 +25,18 @@ from tl_dist.trainer.load_model import Loaded
 from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
 from tl_dist.training.losses import Objective
 
-ROUND_S = 1.0
-"""how often the workers exchange results, and rank 0 yields them"""
+ROUND_S = 1.0  # how often the workers exchange results, and rank 0 yields them
 
-_iterators: list[object] = []
-"""keeps iterators that a fault has ended until the process ends, as in `stage`"""
+_iterators: list[object] = []  # keeps iterators that a fault has ended until the process ends, as in `stage`
 
 
 class Found(NamedTuple):
     """Some examples of a source, each yielded once: their logits, or why they cannot be decoded."""
 
     examples: NDArray[np.int64]
-    logits: NDArray[np.float32]
-    """[examples, classes] on rank 0 alone"""
-    faults: Mapping[int, str]
-    """the reason by example, for examples without logits"""
-    features: NDArray[np.float32]
-    """[examples, features] on rank 0 alone; no columns unless asked for"""
+    logits: NDArray[np.float32]  # [examples, classes] on rank 0 alone
+    faults: Mapping[int, str]  # the reason by example, for examples without logits
+    features: NDArray[np.float32]  # [examples, features] on rank 0 alone; no columns unless asked for
 
 
 def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterator[Found]:

@@ -19,8 +19,7 @@ from tl_dist.trainer.load_model import load_run
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
-KEY = "refit"
-"""of the number of fitted layers, in the history of a state"""
+KEY = "refit"  # of the number of fitted layers, in the history of a state
 _GROUP_BYTES = 2**27
 """bound on the size of a layer's inputs for a group of images, unless a single image exceeds it"""
 
@@ -55,7 +54,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
 def _sums(setup: Setup, fit: pruning.Fit, num_images: int) -> dict[str, Any]:
     """Return the sums over all images that determine the solution, and whether to stop."""
     parallel, source = setup.parallel, setup.splits["train"]
-    size, crop = setup.built.image_size, setup.cfg.data.kept_fraction
+    size, crop = setup.image_size, setup.cfg.data.kept_fraction
     chosen = np.linspace(0, source.num_examples - 1, num_images).round().astype(np.int64)
     at_once = max(1, min(32, _GROUP_BYTES // (4 * fit.rows * fit.num_inputs)))
     groups = rows_of(parallel.rank, parallel.world_size, -(-num_images // at_once))

@@ -17,7 +17,7 @@ from tl_dist.data.order import ByClass, Order
 from tl_dist.datasets import Splits
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
-from tl_dist.models import classifier, precision, weights
+from tl_dist.models import precision, weights
 from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
 from tl_dist.parallel.replicas import gpu_of_process
@@ -27,7 +27,7 @@ from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import examples, load_model
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.load_model import refuse_changed_code, start_tensorflow
+from tl_dist.trainer.load_model import image_size_of, refuse_changed_code, start_tensorflow
 from tl_dist.training import losses, monitor, optim
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
@@ -39,22 +39,6 @@ class StopRequested(Refusal):
     def __init__(self, what: str = "the work") -> None:
         fix = "run the same command again."
         super().__init__(f"{what} was stopped.", fix=fix, code=ExitCode.REQUEUE)
-
-
-@dataclass(frozen=True)
-class Built:
-    """A model and its optimizer with their initial values, and where these come from."""
-
-    model: Classifier
-    """takes images; trains every variable that any stage trains"""
-    image_size: int
-    optimizer: Optimizer
-    statistics: Mapping[str, NDArray[Any]]
-    """initial statistics of batch norm"""
-    weights_sha256: str | None
-    """digest of the file of pretrained weights"""
-    origin_sha256: str | None
-    """digest of the backbone that was carried over from another run"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +56,11 @@ class Setup:
     examples: Examples
     order: Order
     stages: Sequence[Stage]
-    built: Built
+    model: Classifier  # takes images; trains every variable that any stage trains
+    optimizer: Optimizer  # of all stages
+    statistics: Mapping[str, NDArray[Any]]  # initial statistics of batch norm
+    weights_sha256: str | None  # digest of the file of pretrained weights
+    origin_sha256: str | None  # digest of the backbone that was carried over from another run
     state: TrainState
     on_gpu: bool = False
 
@@ -82,14 +70,9 @@ class Setup:
         return self.examples.splits
 
     @property
-    def model(self) -> Classifier:
-        """The model that takes images, and trains every variable that any stage trains."""
-        return self.built.model
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer of all stages."""
-        return self.built.optimizer
+    def image_size(self) -> int:
+        """The side in pixels of the square images that the model takes."""
+        return image_size_of(self.cfg)
 
     @property
     def is_first(self) -> bool:
@@ -156,8 +139,7 @@ class TrainFeatures:
     """The features of the training split."""
 
     found: FeatureSet
-    rows: np.ndarray | None
-    """the rows of the split in the set; None: all"""
+    rows: np.ndarray | None  # the rows of the split in the set; None: all
 
     def values(self) -> np.ndarray:
         """Return them as float32 [examples, views, features]."""
@@ -171,10 +153,8 @@ class StageInput:
     stage: Stage
     model: Classifier
     read_train: pipeline.Read
-    read: Mapping[str, pipeline.Read]
-    """how evaluation reads each split"""
-    features: TrainFeatures | None = None
-    """where features are read instead of images"""
+    read: Mapping[str, pipeline.Read]  # how evaluation reads each split
+    features: TrainFeatures | None = None  # where features are read instead of images
     look_up: pipeline.LookUp | None = None
     """the teacher's logits of training examples, where they are computed once"""
     teacher: Callable[[Any], Any] | None = None
@@ -183,7 +163,7 @@ class StageInput:
 
 def from_images(setup: Setup, stage: Stage) -> StageInput:
     """Return the input of a stage that reads images; training images are augmented."""
-    cfg, size = setup.cfg, setup.built.image_size
+    cfg, size = setup.cfg, setup.image_size
     data, crop = cfg.data, cfg.data.kept_fraction
     return StageInput(
         stage,
@@ -218,14 +198,20 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     by_class = ByClass.of(train.labels) if data.balance else None
     order = Order(cfg.seed, train.num_examples, cfg.global_batch, block, data.shuffle_window, by_class)
     run_stages = plan(cfg, order.steps)
-    built = _build(cfg, run_stages, readable.splits, parallel, computed_in)
+    model, optimizer, weights_sha256, origin_sha256 = _build(
+        cfg, run_stages, readable.splits, parallel, computed_in
+    )
+    statistics = moving_statistics(model)
     if cfg.runtime.decoded_images != "off":
         with readable.naming_bad("train", lambda: range(readable.splits["train"].num_examples)):
             crop = cfg.data.kept_fraction
-            splits = decoded.in_memory(readable.splits, built.image_size, threads, crop_fraction=crop)
+            splits = decoded.in_memory(readable.splits, image_size_of(cfg), threads, crop_fraction=crop)
         readable = replace(readable, splits=splits)
-    state = TrainState({**built.model.moving, **built.optimizer.variables})
-    return Setup(run, cfg, parallel, threads, computed_in, readable, order, run_stages, built, state, on_gpu)
+    state = TrainState({**model.moving, **optimizer.variables})
+    return Setup(
+        run, cfg, parallel, threads, computed_in, readable, order, run_stages,
+        model, optimizer, statistics, weights_sha256, origin_sha256, state, on_gpu,
+    )  # fmt: skip
 
 
 def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Checkpoint | None:
@@ -247,24 +233,16 @@ def moving_statistics(model: Classifier) -> dict[str, NDArray[Any]]:
 
 def _build(
     cfg: Config, run_stages: Sequence[Stage], splits: Splits, parallel: DataParallel, computed_in: str
-) -> Built:
+) -> tuple[Classifier, Optimizer, str | None, str | None]:
+    """Return the model, its optimizer, and the digests of the weights' file and of the backbone of another run."""
     keras.config.set_dtype_policy(computed_in)
-    backbone = registry.backbone(cfg.model.backbone)
     file = origin_sha256 = None
     if cfg.source is None:
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
-    image_size = cfg.data.image_size or backbone.input_size
     with parallel.scope():
-        model = classifier.Classifier(
-            backbone,
-            cfg.model,
-            image_size=image_size,
-            num_classes=splits["train"].num_classes,
-            seed=cfg.seed,
-            carried=cfg.source is not None,
-        )
+        model = load_model.untrained(cfg, splits["train"].num_classes)
         views = [model.trained_from(stage.train_from) for stage in run_stages]
-        whole = classifier.widest(views)
+        whole = max(views, key=lambda view: len(view.trainable))  # the others train subsets of its variables
         for view in views:
             view.refuse_frozen_random()
         with whole.keeping_new():
@@ -275,7 +253,6 @@ def _build(
                 heads = () if cfg.source.head else ("head/",)
                 carried = {path: v for path, v in every.items() if not path.startswith(heads)}
                 origin_sha256 = load_model.carry(model.network, carried, cfg, splits["train"].class_names)
-        statistics = moving_statistics(whole)
         optimizer = Optimizer(
             cfg.optimizer,
             whole.trainable,
@@ -286,4 +263,4 @@ def _build(
                 for stage, view in zip(run_stages, views, strict=True)
             ],
         )
-    return Built(whole, image_size, optimizer, statistics, file.sha256 if file else None, origin_sha256)
+    return whole, optimizer, file.sha256 if file else None, origin_sha256

@@ -95,7 +95,7 @@ class StageTraining:
         with closing(self._profile), setup.examples.naming_bad("train", next_epoch):
             self._profile.reached(setup.state.step)
             self._decide_on_current_step()  # a kill may have come between the save and the decision
-            if not self._selection.stopped:
+            if not self._selection.monitor.stopped:
                 self._train()
             self._decide_on_current_step()
         if self._writer:  # before figures, or the frozen part of the next stage, take time
@@ -119,7 +119,7 @@ class StageTraining:
     def _finish_run(self) -> None:
         if (record := audit(self._setup)) is not None:
             self._tell(record)
-        if self._selection.best:
+        if self._selection.monitor.best:
             self._end_with_best()
         for split in ("validation", "test"):
             if split in self._setup.splits:
@@ -148,7 +148,7 @@ class StageTraining:
             cadence=loop.Cadence(
                 [cfg.report.every_steps, *every.values(), save_every], self._stage.end, self._profiled
             ),
-            rate=lambda at: float(self._rate(tf.constant(at, tf.int64))) * self._selection.factor,
+            rate=lambda at: float(self._rate(tf.constant(at, tf.int64))) * self._selection.monitor.factor,
             stop_requested=partial(setup.stop_requested, "stepping"),
         ):
             if report.step == self._stage.end:
@@ -164,7 +164,7 @@ class StageTraining:
             for event, period in every.items():
                 if loop.is_due(report.step, period):
                     event()
-            if self._selection.stopped:
+            if self._selection.monitor.stopped:
                 self._settle_statistics()
                 break
             # After the evaluation, so that no checkpoint lacks the decision on its own step; `run` saves the last step.
@@ -185,8 +185,8 @@ class StageTraining:
 
     def _go_back_to_best(self) -> None:
         """Set the state to the best step of the stage, where one is kept, with batch statistics that fit it."""
-        if self._selection.best:
-            (step, _), *_ = self._selection.best
+        if best := self._selection.monitor.best:
+            step = best[0][0]
             self._setup.beat("saving", alone=True)
             if self._writer:
                 self._writer.save(wait=True)
@@ -200,8 +200,8 @@ class StageTraining:
         self._go_back_to_best()
         if self._writer:
             self._writer.nothing_to_save()
-        steps = [step for step, _ in selection.best]
-        choice = {"step": setup.state.step, "value": selection.best[0][1], "average_of": []}
+        steps = [step for step, _ in selection.monitor.best]
+        choice = {"step": setup.state.step, "value": selection.monitor.best[0][1], "average_of": []}
         changed = self._precise.needed and setup.state.step != last
         if setup.cfg.checkpoint.average is not None and len(steps) > 1:
             average(setup, steps)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tl_dist.features import classifiers, regressions
+from tl_dist.features import classifiers
 
 
 def drawn(classes: int = 3, num: int = 240) -> tuple[np.ndarray, np.ndarray]:
@@ -57,5 +57,5 @@ def test_without_a_penalty_the_loss_alone_is_at_its_minimum() -> None:
 
 def test_a_fit_that_was_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = drawn()
-    monkeypatch.setattr(regressions, "NEWTON_STEPS", 1)
+    monkeypatch.setattr(classifiers, "MOST_STEPS", 1)
     assert not classifiers.fit("logistic", features, labels, 3, l2=1e-3).converged

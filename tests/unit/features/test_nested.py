@@ -14,7 +14,7 @@ from tl_dist.config import ClassifierConfig, Config
 from tl_dist.config import file as config_file
 from tl_dist.datasets import pool_of
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.features import nested, regressions
+from tl_dist.features import classifiers, nested
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
@@ -153,7 +153,7 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_pa
 
 def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup, stage_input = a_run(tmp_path, drawn(2)[1])
-    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
+    monkeypatch.setattr(classifiers, "LOOK_S", 0.0)
     looks = 0
 
     def stop_requested(run: RunDir) -> bool:

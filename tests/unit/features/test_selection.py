@@ -22,14 +22,19 @@ def choose(
 def test_the_stacked_folds_say_what_separate_fits_say(
     classes: int, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nested, "TOLERANCE", 1e-6)
+    monkeypatch.setattr(classifiers, "ROUGH", 1e-6)
     values, labels, fold = drawn(classes)
     if scaling == "none":
         values = (values - values.mean(axis=(0, 1))) / 30
     weights = [0.5, 2.0, 1.0][:classes]
-    problem = nested._Folds(nested.Examples(values, values, labels, labels), fold, weights, scaling)
+    examples, solvers = (
+        nested.Examples(values, values, labels, labels),
+        [classifiers.solver() for _ in range(4)],
+    )
     for l2 in (1.0, 0.03):
-        predicted = problem.probabilities(l2)
+        predicted = nested.held_out_probabilities(
+            examples, fold, solvers, l2=l2, scaling=scaling, class_weights=weights
+        )
         for k in range(4):
             fitted = classifiers.fit(
                 "logistic",

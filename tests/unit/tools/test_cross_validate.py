@@ -11,8 +11,8 @@ from tests.doubles import given_to, memory_source, setup_of
 from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfig, ModelConfig
 from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
-from tl_dist.features import classifiers, extraction, regressions
-from tl_dist.features.regressions import Stopped
+from tl_dist.features import classifiers, extraction
+from tl_dist.features.classifiers import Stopped
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as cross_validation
@@ -99,8 +99,8 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tupl
 
 
 def test_a_stop_ends_it_in_the_middle_of_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
-    asked, told = iter([False] * 50 + [True]), list[Any]()
+    monkeypatch.setattr(classifiers, "LOOK_S", 0.0)
+    asked, told = iter([False] * 20 + [True]), list[Any]()
     with pytest.raises(Stopped):
         cross_validation.cross_validate(setup(), 3, 2, lambda: next(asked), told.append)
     assert next(asked, None) is None and 0 < len(told) < 6

@@ -9,8 +9,8 @@ import pytest
 
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
+from tl_dist.features.classifiers import Stopped, unwatched
 from tl_dist.features.nested import Examples, Nested
-from tl_dist.features.regressions import Stopped, unwatched
 from tl_dist.tools.tune import search as tuning
 
 

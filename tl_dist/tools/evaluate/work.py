@@ -91,7 +91,7 @@ def evaluate_corrupted(
     Images are corrupted at the size of the model, seeded by their place in the split: the same on any number of
     workers. Refuse (64) a model whose images are too small to be corrupted.
     """
-    source, size, cfg = evaluate.split_of(setup, split), setup.built.image_size, setup.cfg
+    source, size, cfg = evaluate.split_of(setup, split), setup.image_size, setup.cfg
     if size < corruptions.LEAST_SIDE:
         raise Refusal(
             f"the model takes images of {size} pixels; the corruptions are made for {corruptions.LEAST_SIDE} or more.",

@@ -58,7 +58,7 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
         train_from=_code(cfg.model.train_from),
         taught=f", taught by run '{_name(cfg.distill.teacher)}'" if cfg.distill else "",
         run=_code(run.name),
-        step=own.step,
+        step=own.checkpoint.step,
         num_parameters=own.model.count_params(),
         precision=identity.get("precision", "float32"),
         calibrated=calibrated,

@@ -63,7 +63,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
         _write(directory, form, own, request)
         report = {
             "run": run.name,
-            "step": own.step,
+            "step": own.checkpoint.step,
             "to": request.to,
             "numbers": request.numbers,
             "file": form.file,
@@ -113,7 +113,7 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
 
     Refuse (65) one that its runtime cannot run, or that agrees with the run on too few images.
     """
-    split, size = request.check, data.built.image_size
+    split, size = request.check, data.image_size
     try:
         predict = opened(request.to, file, threads=data.threads)
         predict(np.zeros((1, size, size, 3), np.uint8))
@@ -165,7 +165,7 @@ def _images(data: Setup, split: str, examples: list[int] | None = None) -> Itera
     """Yield the images of a split, or some examples, as the run evaluates them: uint8 [up to BATCH, size, size, 3]."""
     source = data.splits[split] if examples is None else data.splits[split].subset(np.array(examples))
     batches = pipeline.evaluation_batches(
-        pipeline.plain(source, data.built.image_size, data.cfg.data.kept_fraction),
+        pipeline.plain(source, data.image_size, data.cfg.data.kept_fraction),
         source.num_examples,
         rows=range(BATCH),
         global_batch=BATCH,

@@ -61,7 +61,9 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
     shape, kept = own.model.input_shape, cfg.data.kept_fraction
     decode = decoder(int(shape[1]), kept)
     answer, calibrated = compiled(predict, shape), temperature is not None
-    return _checked(Served(run.name, own.step, own.class_names, int(shape[1]), answer, decode, calibrated))
+    return _checked(
+        Served(run.name, own.checkpoint.step, own.class_names, int(shape[1]), answer, decode, calibrated)
+    )
 
 
 def of_export(directory: Path, *, cores: int) -> Served:
