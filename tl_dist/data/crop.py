@@ -110,10 +110,7 @@ def _decoded_crop(
         image = decode_rgb(encoded)
         return _sliced(image, crop_boxes(numbers, tf.shape(image)[:2], area)[0])
 
-    branches = [
-        *(lambda r=r: at(r) for r in _RATIOS),
-        whole_then_crop,
-    ]
+    branches = [*(lambda r=r: at(r) for r in _RATIOS), whole_then_crop]
     return tf.switch_case(tf.where(is_jpeg, wanted, len(_RATIOS)), branches)
 
 
