@@ -68,7 +68,7 @@ def sizes_in(wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, int]]
     _ = current.before  # read it before the threads start
     # Two pools: a thread that looks after a folder waits for those that ask for its files.
     with ThreadPoolExecutor(_THREADS) as folders, ThreadPoolExecutor(_THREADS) as files:
-        sizes = folders.map(lambda item: current.sizes(*item, files.map), wanted.items())
+        sizes = folders.map(lambda path: current.sizes(path, wanted[path], files.map), wanted)
         return dict(zip(wanted, sizes, strict=True))
 
 
@@ -198,13 +198,12 @@ class _Listings:
 
     def dump(self) -> bytes:
         """Serialise the settled listings for the cache."""
-        settled = {path: entry for path, entry in sorted(self._now.items()) if entry[0] != _UNSETTLED}
-        return json.dumps(
-            {
-                path: [stamp, names, [*kinds], sizes]
-                for path, (stamp, (_, names, kinds, sizes)) in settled.items()
-            }
-        ).encode()
+        settled = {
+            path: [stamp, names, [*kinds], sizes]
+            for path, (stamp, (_, names, kinds, sizes)) in sorted(self._now.items())
+            if stamp != _UNSETTLED
+        }
+        return json.dumps(settled).encode()
 
 
 _current: ContextVar[_Listings | None] = ContextVar("listings", default=None)
