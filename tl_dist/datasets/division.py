@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Source, Splits, directory_cache, pool_of
 from tl_dist.datasets.concatenated import concatenated
-from tl_dist.datasets.csv_columns import columns_of, values_of
+from tl_dist.datasets.csv_columns import opened, wrong
 from tl_dist.datasets.files import unusable
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.files import limits
@@ -203,12 +203,17 @@ def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]
 
 def _in_column(pool: Source, name: str) -> Sequence[str] | None:
     """Return a column of the examples' table in their order; None without a table, or for a regular expression."""
-    table = pool.table
+    table, column = pool.table, name.strip().lower()
     if table is None:
         return None
-    columns = columns_of(table)
-    if name.strip().lower() in columns:
-        return values_of(table, name.strip().lower(), pool.ids)
+    with opened(table) as reader:
+        columns = list(reader.fieldnames or ())
+        if column in columns:
+            rows = {(row["path"] or "").strip(): (reader.line_num, row[column] or "") for row in reader}
+            for line, value in map(rows.__getitem__, pool.ids):
+                if not value.strip():
+                    raise wrong(table, line, f"the {column} is empty")
+            return [rows[path][1].strip() for path in pool.ids]
     if re.fullmatch(r"[\w .-]*\w", name):
         fix = f"name one of the columns {', '.join(columns)}, or a regular expression on the paths."
         raise Refusal(f"group {name!r} is no column of {table}.", fix=fix, code=ExitCode.USAGE)
