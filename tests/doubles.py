@@ -63,8 +63,8 @@ class HeldFiles(EncodedStore):
     def fingerprint(self, source: Source) -> str:
         return hashlib.sha256(b"".join(self.contents)).hexdigest()
 
-    def encoded(self, row: Any) -> Any:
-        return tf.gather(tf.constant(self.contents), row)
+    def encoded_rows(self, rows: Any) -> Any:
+        return tf.gather(tf.constant(self.contents), rows)
 
     def encoded_bytes(self, row: int) -> bytes:
         return self.contents[row]

@@ -12,7 +12,7 @@ from timm.data import auto_augment
 from torchvision.transforms import InterpolationMode, RandAugment, functional
 from torchvision.transforms.autoaugment import _apply_op
 
-from tl_dist.data.colour import jittered
+from tl_dist.data.augment import jittered
 from tl_dist.data.rand_augment import OPERATIONS as OPERATIONS_BY_NAME
 from tl_dist.data.rand_augment import rand_augmented
 

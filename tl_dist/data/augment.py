@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
 from tl_dist.data import random as draws
-from tl_dist.data.colour import clipped, jittered
-from tl_dist.data.rand_augment import rand_augmented
-from tl_dist.data.resize import stretch
+from tl_dist.data.rand_augment import GREY, rand_augmented
+from tl_dist.data.resize import clipped, stretch
+
+_TO_YIQ = np.array([GREY, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
 
 Draw = Callable[[int], Any]
 """draw(num) -> float32 [rows, num] in [0, 1), the same for the same positions"""
@@ -134,6 +135,40 @@ def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
     most = tf.minimum([height, width], tf.round([width * 4 / 3, height * 4 / 3]))
     centred = tf.concat([(height - most[0]) // 2, (width - most[1]) // 2, most[0], most[1]], 1)
     return tf.cast(tf.where(tf.reduce_any(fits, 1, keepdims=True), boxes, centred), tf.int32)
+
+
+def jittered(images: Any, drawn: Any, strength: float, hue: float) -> Any:
+    """Multiply brightness, contrast and saturation by up to 1 +- `strength`; rotate the hue by up to +- `hue` turns.
+
+    `images` uint8 [rows, h, w, 3]; `drawn` float32 [rows, 4] in [0, 1). The order is fixed and values are clipped once,
+    at the end, so that all four are one linear map of a pixel's colour, applied in one pass over the image.
+    """
+    factors = 1 + strength * (2 * drawn[:, :3, None] - 1)
+    bright, contrast, saturation = factors[:, 0, :, None], factors[:, 1, :, None], factors[:, 2, :, None]
+    identity, to_grey = tf.eye(3), tf.constant(np.outer(np.ones(3, np.float32), GREY))
+    turned = saturation * identity + (1 - saturation) * to_grey
+    angle = 2 * np.pi * hue * (2 * drawn[:, 3] - 1)
+    matrix = tf.matmul(_hue(angle), turned) * bright
+    values = tf.cast(images, tf.float32)
+    middle = tf.reduce_mean(tf.matmul(_pixels(values), tf.constant(GREY[:, None])), axis=1, keepdims=True)
+    moved = tf.matmul(_pixels(values), matrix * contrast, transpose_b=True) + bright * (1 - contrast) * middle
+    return clipped(tf.reshape(moved, tf.shape(images)))
+
+
+def _hue(angle: Any) -> Any:
+    """Return rotations [rows, 3, 3] of the two colour axes, which leave grey unchanged."""
+    zeros, ones = tf.zeros_like(angle), tf.ones_like(angle)
+    turn = [
+        [ones, zeros, zeros],
+        [zeros, tf.cos(angle), -tf.sin(angle)],
+        [zeros, tf.sin(angle), tf.cos(angle)],
+    ]
+    rotation = tf.transpose(tf.stack([tf.stack(row) for row in turn]), [2, 0, 1])
+    return tf.constant(np.linalg.inv(_TO_YIQ)) @ rotation @ tf.constant(_TO_YIQ)
+
+
+def _pixels(images: Any) -> Any:
+    return tf.reshape(images, [tf.shape(images)[0], -1, 3])
 
 
 def random_erasing(images: Any, draw: Draw, settings: AugmentConfig) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from tl_dist.data import displacements
 from tl_dist.files.packages import fetch
@@ -51,20 +52,16 @@ def named(asked: str) -> list[str]:
 
     Their order is fixed, so that two runs can be compared whatever the order in the text.
     """
-    names: list[str] = []
+    known = {"all": tuple(CORRUPTIONS), **CATEGORIES, **{name: (name,) for name in CORRUPTIONS}}
+    names: set[str] = set()
     for word in asked.split(","):
-        if word == "all":
-            names += CORRUPTIONS
-        elif word in CATEGORIES:
-            names += CATEGORIES[word]
-        elif word in CORRUPTIONS:
-            names.append(word)
-        else:
+        if word not in known:
             raise Refusal(
                 f"'{word}' is not a corruption.",
                 fix=f"use all, {', '.join(CATEGORIES)}, or one of {', '.join(CORRUPTIONS)}.",
                 code=ExitCode.USAGE,
             )
+        names |= set(known[word])
     return [name for name in CORRUPTIONS if name in names]
 
 
@@ -189,8 +186,6 @@ def contrast(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 def pixelate(x: Image, level: int, rng: np.random.Generator) -> Any:
     """Shrink the image, and enlarge it without smoothing."""
-    from PIL import Image as Pillow
-
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
     picture, (height, width) = Pillow.fromarray(_bytes(x)), x.shape[:2]
     small = picture.resize((int(width * share), int(height * share)), Pillow.Resampling.BOX)
@@ -199,8 +194,6 @@ def pixelate(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 def jpeg_compression(x: Image, level: int, rng: np.random.Generator) -> Any:
     """Compress as JPEG of low quality."""
-    from PIL import Image as Pillow
-
     file = io.BytesIO()
     Pillow.fromarray(_bytes(x)).save(file, "JPEG", quality=(25, 18, 15, 10, 7)[level])
     return np.asarray(Pillow.open(file)) / 255

@@ -5,7 +5,6 @@ workers. Labels remain two numbers and a share: the loss of the mixture is exact
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,6 @@ class Mixing:
     cutmix: float
 
     @staticmethod
-    def first_of_pair(position: Any) -> Any:
-        """Return the even position at or before `position`."""
-        return position - position % 2
-
-    @staticmethod
     def whole_pairs(rows: range, global_batch: int) -> range:
         """Return a range of rows, from the first of a pair, that covers the pairs of `rows` at any step."""
         if global_batch % 2:  # the parity of a row changes from step to step
@@ -46,7 +40,7 @@ class Mixing:
     def mixed(self, images: Any, labels: Any, positions: Any) -> tuple[Any, Any, Any]:
         """Mix whole pairs, uint8 [rows, h, w, 3]; returns images, the partners' labels and shares of the own labels."""
         drawn = draws.uniform(self.seed, positions // 2, "mixing", 5)
-        cut = drawn[:, 0] < self._part_cut
+        cut = drawn[:, 0] < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
         alphas = (self._quantiles(self.mixup), self._quantiles(self.cutmix))
         at = tf.cast(drawn[:, 1] * (_QUANTILES - 1), tf.int32)
         share = tf.where(cut, tf.gather(alphas[1], at), tf.gather(alphas[0], at))
@@ -59,10 +53,6 @@ class Mixing:
         )
         images = tf.where(cut[:, None, None, None], tf.where(inside, partners, images), blended)
         return images, _swapped(labels), tf.where(cut, 1 - pasted, share)
-
-    @cached_property
-    def _part_cut(self) -> float:
-        return 0.5 if self.mixup and self.cutmix else float(self.cutmix > 0)
 
     @staticmethod
     def _quantiles(alpha: float) -> Any:

@@ -169,7 +169,7 @@ def train_batches(
     def numbers(step: Any) -> tuple[Any, Any]:
         first = order.positions(step, rows.start)
         if mixing is not None:
-            first = mixing.first_of_pair(first)
+            first -= first % 2
         positions = first + tf.range(len(read_rows), dtype=tf.int64)
         return order.index(positions), positions
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from tl_dist.data.colour import GREY, clipped
+from tl_dist.data.resize import clipped
 
+GREY = np.array([0.299, 0.587, 0.114], np.float32)
+"""luma of ITU-R BT.601"""
 MAX_MAGNITUDE = 30
 
 
@@ -73,10 +76,8 @@ def _sharpness(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _posterize(image: Any, strength: float, sign: Any) -> Any:
-    drop = round(4 * strength)  # of 8 bits
-    return tf.bitwise.left_shift(
-        tf.bitwise.right_shift(image, tf.constant(drop, tf.uint8)), tf.constant(drop, tf.uint8)
-    )
+    dropped_bits = round(4 * strength)
+    return tf.bitwise.bitwise_and(image, tf.constant(256 - (1 << dropped_bits), tf.uint8))
 
 
 def _solarize(image: Any, strength: float, sign: Any) -> Any:

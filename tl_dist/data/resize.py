@@ -7,9 +7,12 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.data.colour import clipped
-
 cv2.setNumThreads(1)  # tf.data runs many at once
+
+
+def clipped(images: Any) -> Any:
+    """Round floats to uint8."""
+    return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)
 
 
 def resize(image: Any, size: int, crop_fraction: float | None = None) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,9 +105,11 @@ class Source:
         row = self._row(index)
         if isinstance(self.store, PixelStore):
             return self.store.pixels(row), self._label(index)
+        import tensorflow as tf
+
         from tl_dist.datasets.decoding import decode_rgb
 
-        return decode_rgb(self.store.encoded(row)), self._label(index)
+        return decode_rgb(self.store.encoded_rows(tf.reshape(row, [1]))[0]), self._label(index)
 
     @property
     def reads_many(self) -> bool:
@@ -118,12 +121,8 @@ class Source:
         """Tell if the examples are encoded images: files or parts of files."""
         return isinstance(self.store, EncodedStore)
 
-    def encoded(self, index: Any) -> tuple[Any, Any]:
-        """Read the bytes of the image file, a scalar string, and the label; only if `is_encoded`."""
-        return self._files.encoded(self._row(index)), self._label(index)
-
     def encoded_rows(self, indices: Any) -> tuple[Any, Any]:
-        """Read image files string [rows] and labels int32 [rows] at int64 [rows]."""
+        """Read image files string [rows] and labels int32 [rows] at int64 [rows]; only if `is_encoded`."""
         return self._files.encoded_rows(self._row(indices)), self._label(indices)
 
     def encoded_bytes(self, index: int) -> bytes:
@@ -195,14 +194,6 @@ def host_tensor(values: Any) -> Any:
         return tf.constant(values)
 
 
-class _WritableView:
-    """Expose an array's memory as writable, since NumPy exports no read-only DLPack. Keeps the array alive."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self._array = array
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-
-
 def tensor_in_place(array: NDArray[Any]) -> Any:
     """Return an array or mapped file of any size as an eager tensor over the same memory, without a copy.
 
@@ -211,7 +202,10 @@ def tensor_in_place(array: NDArray[Any]) -> Any:
     """
     import tensorflow as tf
 
-    return tf.experimental.dlpack.from_dlpack(np.asarray(_WritableView(array)).__dlpack__())
+    # The same memory as writable, since NumPy exports no read-only DLPack; the namespace keeps the array alive.
+    interface = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+    writable = np.asarray(SimpleNamespace(__array_interface__=interface, array=array))
+    return tf.experimental.dlpack.from_dlpack(writable.__dlpack__())
 
 
 def manifest(splits: Splits) -> dict[str, Any]:

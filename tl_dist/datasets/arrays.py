@@ -16,10 +16,7 @@ from tl_dist.datasets.store import PixelStore
 
 @dataclass(frozen=True, eq=False)
 class ArrayStore(PixelStore):
-    """Hold images of one size: uint8 [N, height, width, 3].
-
-    The fingerprint covers every pixel and label and the class names, so it is the same for any file format.
-    """
+    """Hold images of one size: uint8 [N, height, width, 3]."""
 
     images: NDArray[np.uint8]
 
@@ -38,7 +35,7 @@ class ArrayStore(PixelStore):
         return image
 
     def fingerprint(self, source: Source) -> str:
-        """Return a hex digest of pixels, labels and class names."""
+        """Return a hex digest of pixels, labels and class names: the same for any file format."""
         digest = hashlib.sha256(json.dumps([self.images.shape, list(source.class_names)]).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(source.labels.astype("<i4").tobytes())

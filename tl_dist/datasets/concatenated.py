@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,14 @@ class _Joined(Store):
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.parts[part], row - int(self._starts[part])
 
-    def of_part(self, row: Any, reads: Sequence[Callable[[Any], tuple[Any, Any]]]) -> Any:
-        """Read an image from its part, with the function of that part in `reads`."""
+    def of_part(self, row: Any, read: Callable[[Source, Any], Any]) -> Any:
+        """Return `read(part, index)` of an image."""
         import tensorflow as tf
 
         starts = host_tensor(self._starts[:-1])
         part = tf.reduce_sum(tf.cast(row >= starts, tf.int32)) - 1
         offset = row - tf.gather(starts, part)
-        return tf.switch_case(part, [lambda read=read: read(offset)[0] for read in reads])
+        return tf.switch_case(part, [partial(read, source, offset) for source in self.parts])
 
 
 class _JoinedPixels(_Joined, PixelStore):
@@ -69,13 +69,18 @@ class _JoinedPixels(_Joined, PixelStore):
     def pixels(self, row: Any) -> Any:
         import tensorflow as tf
 
-        image = self.of_part(row, [part.read for part in self.parts])
+        image = self.of_part(row, lambda part, index: part.read(index)[0])
         return tf.ensure_shape(image, [None, None, 3])
 
 
 class _JoinedFiles(_Joined, EncodedStore):
-    def encoded(self, row: Any) -> Any:
-        return self.of_part(row, [part.encoded for part in self.parts])
+    def encoded_rows(self, rows: Any) -> Any:
+        import tensorflow as tf
+
+        def read(part: Source, index: Any) -> Any:
+            return part.encoded_rows(index[None])[0][0]
+
+        return tf.stack([self.of_part(row, read) for row in tf.unstack(rows)])
 
     def encoded_bytes(self, row: int) -> bytes:
         part, index = self.place(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -36,22 +36,6 @@ def _lines(file: TextIO) -> Iterator[str]:
         if len(line) > limits.TABLE_LINE:
             raise csv.Error(f"the line has more than {limits.TABLE_LINE:,} characters")
         yield line
-
-
-def columns_of(table: Path) -> list[str]:
-    """Return the column names of the first line, in lower case."""
-    with opened(table) as reader:
-        return list(reader.fieldnames or ())
-
-
-def values_of(table: Path, column: str, paths: Sequence[str]) -> list[str]:
-    """Return the value of a column for each of these images; refuses (65) an empty value."""
-    with opened(table) as reader:
-        rows = {(row["path"] or "").strip(): ((row[column] or "").strip(), reader.line_num) for row in reader}
-    for path in paths:
-        if not rows[path][0]:
-            raise wrong(table, rows[path][1], f"the {column} is empty")
-    return [rows[path][0] for path in paths]
 
 
 def wrong(table: Path, line: int | None, why: str, fix: str = "correct the file, or data.path") -> Refusal:

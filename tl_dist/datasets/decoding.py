@@ -200,9 +200,7 @@ def _text(encoded: Any, at: Any, num: int) -> Any:
 
 def _numbers(encoded: Any, at: Any, num: Any) -> Any:
     """Return int32 [rows, num]: the bytes of each of string [rows] from `at`, padded with zeros."""
-    at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
-    part = tf.strings.substr(encoded, at, tf.fill(tf.shape(at), num))
-    return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=num), tf.int32)
+    return tf.cast(tf.io.decode_raw(_text(encoded, at, num), tf.uint8, fixed_length=num), tf.int32)
 
 
 def _value(numbers: Any, little: Any) -> Any:

@@ -10,13 +10,13 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tl_dist.files import limits
 from tl_dist.files.atomic import open_directory, write_atomically
@@ -65,12 +65,11 @@ def folder(path: Path) -> Folder:
 def sizes_in(wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, int]]:
     """Return the sizes in bytes of files by folder and name, perhaps of more; without files that cannot be read."""
     current = _current.get() or _Listings(dict)
-    # Under its path with a slash at the end, a folder is cached with only the files that were asked for.
-    listings = current.some_of({os.path.join(path, ""): names for path, names in wanted.items()})
-    return {
-        path: dict(zip(listed.names, listed.sizes, strict=True))
-        for path, listed in zip(wanted, listings, strict=True)
-    }
+    _ = current.before  # read it before the threads start
+    # Two pools: a thread that looks after a folder waits for those that ask for its files.
+    with ThreadPoolExecutor(_THREADS) as folders, ThreadPoolExecutor(_THREADS) as files:
+        sizes = folders.map(lambda path: current.sizes(path, wanted[path], files.map), wanted)
+        return dict(zip(wanted, sizes, strict=True))
 
 
 def look_at(paths: Sequence[Path]) -> None:
@@ -151,24 +150,25 @@ class _Listings:
             listed = self._first.get(_looked_before(path)[0]) or self._new(path, _scanned(path))
         return self._first.setdefault(listed.identity, listed)
 
-    def some_of(self, wanted: Mapping[str, Collection[str]]) -> list[Folder]:
-        """List at least these files of each folder, whose path ends with a slash."""
-
-        def known(path: str) -> Folder | None:
-            with suppress(OSError):  # it is gone
-                return self._now_or_before(path)
-            return None
-
-        _ = self.before  # read it before the threads start
-        with ThreadPoolExecutor(_THREADS) as pool:
-            before = dict(zip(wanted, pool.map(known, wanted), strict=True))
-            missing = {
-                path: {*names, *(listed.names if listed else ())}
-                for path, names in wanted.items()
-                if (listed := before[path]) is None or not set(names) <= set(listed.names)
-            }
-            new = {path: self._new(path, entry) for path, entry in _asked(missing, pool.map)}
-        return [listed for path in wanted if (listed := new.get(path) or before[path])]
+    def sizes(
+        self, folder: str, names: Collection[str], mapped: Callable[..., Iterable[int | None]]
+    ) -> dict[str, int]:
+        """Return the sizes of at least these files of a folder, without those that cannot be read."""
+        path = os.path.join(folder, "")  # with a slash, it is cached with only the files that were asked for
+        listed = None
+        with suppress(OSError):  # it is gone
+            listed = self._now_or_before(path)
+        known = dict(zip(listed.names, listed.sizes, strict=True)) if listed else {}
+        if not known.keys() >= set(names):
+            identity, stamp = (0, 0), _UNSETTLED
+            with suppress(OSError, ValueError):  # it is gone, or there is a NUL: reading a file reports that
+                identity, stamp = _looked_before(path)
+            wanted = [*{*names, *known}]
+            sizes = zip(wanted, mapped(_size_of, [path + name for name in wanted]), strict=True)
+            known = {name: size for name, size in sizes if size is not None}
+            listed = Folder(identity, [*known], bytes([FILE] * len(known)), [*known.values()])
+            self._new(path, (stamp, listed))
+        return known
 
     def _now_or_before(self, path: str) -> Folder | None:
         entry = self._now.get(path) or self._as_before(path)
@@ -198,13 +198,12 @@ class _Listings:
 
     def dump(self) -> bytes:
         """Serialise the settled listings for the cache."""
-        settled = {path: entry for path, entry in sorted(self._now.items()) if entry[0] != _UNSETTLED}
-        return json.dumps(
-            {
-                path: [stamp, names, [*kinds], sizes]
-                for path, (stamp, (_, names, kinds, sizes)) in settled.items()
-            }
-        ).encode()
+        settled = {
+            path: [stamp, names, [*kinds], sizes]
+            for path, (stamp, (_, names, kinds, sizes)) in sorted(self._now.items())
+            if stamp != _UNSETTLED
+        }
+        return json.dumps(settled).encode()
 
 
 _current: ContextVar[_Listings | None] = ContextVar("listings", default=None)
@@ -218,30 +217,10 @@ def _scanned(path: str) -> tuple[_Stamp, Folder]:
     return stamp, Folder(identity, names, bytes(kinds), sizes)
 
 
-def _asked(
-    wanted: Mapping[str, Collection[str]], mapped: Callable[..., Iterator[Any]]
-) -> Iterator[tuple[str, tuple[_Stamp, Folder]]]:
-    """Yield as `_scanned` does for only these names, omitting missing files. `mapped` is a `map`."""
-
-    def place(path: str) -> tuple[tuple[int, int], _Stamp]:
-        with suppress(OSError, ValueError):  # it is gone, or there is a NUL: reading it reports that
-            return _looked_before(path)
-        return (0, 0), _UNSETTLED
-
-    def size_of(file: tuple[str, str]) -> int | None:
-        with suppress(OSError, ValueError):
-            return os.stat("".join(file)).st_size
-        return None
-
-    places = list(mapped(place, wanted))
-    files = [(path, name) for path, names in wanted.items() for name in names]
-    sizes: dict[str, dict[str, int]] = {path: {} for path in wanted}
-    for (path, name), size in zip(files, mapped(size_of, files), strict=True):
-        if size is not None:
-            sizes[path][name] = size
-    for (path, existing), (identity, stamp) in zip(sizes.items(), places, strict=True):
-        kinds = bytes([FILE] * len(existing))
-        yield path, (stamp, Folder(identity, [*existing], kinds, [*existing.values()]))
+def _size_of(path: str) -> int | None:
+    with suppress(OSError, ValueError):
+        return os.stat(path).st_size
+    return None
 
 
 def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:

@@ -1,4 +1,4 @@
-"""Record splits and folds in a manifest: ids and a digest, for any run to use.
+"""Group examples, and record splits and folds in a manifest: ids and a digest, for any run to use.
 
 {"schema": 1, "digest": ..., "seed": ..., "group": ..., "splits": {"train": [ids], ...}}   or "folds": [[ids], ...]
 """
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Source, Splits, directory_cache, pool_of
 from tl_dist.datasets.concatenated import concatenated
-from tl_dist.datasets.csv_columns import columns_of, values_of
+from tl_dist.datasets.csv_columns import opened, wrong
+from tl_dist.datasets.files import unusable
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
@@ -159,14 +160,60 @@ def group_names(pool: Source, group: str | None) -> Sequence[str] | None:
     return _in_column(pool, group) or _matches(pool, group)
 
 
+def groupings(source: Source, by: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Return the group of each example by each name in `by`: "type", "group", "any", a column, a regular expression.
+
+    Refuses (65) what the data set does not have.
+    """
+    types, groups = source.annotations.types, source.annotations.groups
+    existing = {"type": types or None, "group": groups}
+    own = {name: column for name, column in existing.items() if column is not None}
+    names: dict[str, Sequence[str]] = {}
+    for name in by:
+        if name == "any" and own:
+            names |= own
+        elif name in ("any", "type", "group") and name not in own:
+            what = "neither types nor groups" if name == "any" else f"no {name} for its examples"
+            raise unusable(
+                f"the data set has {what}",
+                "name a column of its table or a regular expression on its paths, as by --by '^([^/]*)/'",
+            )
+        else:
+            names[name] = own.get(name) or group_names(source, name) or ()
+    return names
+
+
+def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the fold of each example with one fold for each group, and the names of the groups.
+
+    Refuses (65) a single group, and groups of whole classes, which training without that group never sees.
+    """
+    ((_, groups),) = groupings(source, [by]).items()
+    names, fold = np.unique(np.asarray(groups, np.str_), return_inverse=True)
+    pairs = set(zip(source.labels.tolist(), fold.tolist(), strict=True))
+    why = ""
+    if len(names) < 2:
+        why = f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out"
+    elif len(pairs) == len(np.unique(source.labels)):
+        why = "each class is in one group alone: a model of the others has never seen it"
+    if why:
+        raise unusable(why, "group them by something else with --by, or use --folds")
+    return fold.astype(np.int64), names.tolist()
+
+
 def _in_column(pool: Source, name: str) -> Sequence[str] | None:
     """Return a column of the examples' table in their order; None without a table, or for a regular expression."""
-    table = pool.table
+    table, column = pool.table, name.strip().lower()
     if table is None:
         return None
-    columns = columns_of(table)
-    if name.strip().lower() in columns:
-        return values_of(table, name.strip().lower(), pool.ids)
+    with opened(table) as reader:
+        columns = list(reader.fieldnames or ())
+        if column in columns:
+            rows = {(row["path"] or "").strip(): (reader.line_num, row[column] or "") for row in reader}
+            for line, value in map(rows.__getitem__, pool.ids):
+                if not value.strip():
+                    raise wrong(table, line, f"the {column} is empty")
+            return [rows[path][1].strip() for path in pool.ids]
     if re.fullmatch(r"[\w .-]*\w", name):
         fix = f"name one of the columns {', '.join(columns)}, or a regular expression on the paths."
         raise Refusal(f"group {name!r} is no column of {table}.", fix=fix, code=ExitCode.USAGE)

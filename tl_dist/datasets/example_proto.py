@@ -18,19 +18,13 @@ _FILENAMES = (b"image/filename", b"file_name")
 class Keys:
     """Name the keys of image and label, the first present one wins; the defaults cover the usual writers."""
 
-    image: tuple[str, ...] = ("image/encoded", "image")
-    label: tuple[str, ...] = ("image/class/label", "label")
-
-    @cached_property
-    def as_bytes(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """Return the keys of the image and of the label as bytes."""
-        return tuple(key.encode() for key in self.image), tuple(key.encode() for key in self.label)
+    image: tuple[bytes, ...] = (b"image/encoded", b"image")
+    label: tuple[bytes, ...] = (b"image/class/label", b"label")
 
     @cached_property
     def wanted(self) -> frozenset[bytes]:
         """Return every key that `parse` reads."""
-        image, label = self.as_bytes
-        return frozenset((*image, *label, _SYNSET, _TEXT, *_FILENAMES))
+        return frozenset((*self.image, *self.label, _SYNSET, _TEXT, *_FILENAMES))
 
 
 KEYS = Keys()
@@ -50,25 +44,20 @@ class Parsed(NamedTuple):
 def parse(data: bytes, keys: Keys = KEYS) -> Parsed:
     """Parse an Example with an encoded image and one integer label; raises ValueError that says what is missing."""
     try:
-        return _parse(data, keys)
+        features = _features(data, keys.wanted)
+        image, label = _first(features, keys.image), _first(features, keys.label)
+        if image is None:
+            raise ValueError(f"it has no {keys.image[0].decode()}")
+        if label is None:
+            raise ValueError(f"it has no {keys.label[0].decode()}")
+        begin, end = _bytes(data, *image)
+        if begin == end:
+            raise ValueError(f"its {keys.image[0].decode()} is empty")
+        synset, text = _text(data, features.get(_SYNSET)), _text(data, features.get(_TEXT))
+        filename = _text(data, _first(features, _FILENAMES))
+        return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
     except IndexError:
         raise ValueError("it is cut off inside") from None
-
-
-def _parse(data: bytes, keys: Keys) -> Parsed:
-    features = _features(data, keys.wanted)
-    image_keys, label_keys = keys.as_bytes
-    image, label = _first(features, image_keys), _first(features, label_keys)
-    if image is None:
-        raise ValueError(f"it has no {keys.image[0]}")
-    if label is None:
-        raise ValueError(f"it has no {keys.label[0]}")
-    begin, end = _bytes(data, *image)
-    if begin == end:
-        raise ValueError(f"its {keys.image[0]} is empty")
-    synset, text = _text(data, features.get(_SYNSET)), _text(data, features.get(_TEXT))
-    filename = _text(data, _first(features, _FILENAMES))
-    return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
 
 
 def _features(data: bytes, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
@@ -86,10 +75,7 @@ def _features(data: bytes, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, i
 
 
 def _first(features: dict[bytes, tuple[int, int]], keys: tuple[bytes, ...]) -> tuple[int, int] | None:
-    for key in keys:
-        if key in features:
-            return features[key]
-    return None
+    return next((features[key] for key in keys if key in features), None)
 
 
 def _field(data: bytes, position: int, end: int, tag: int) -> tuple[int, int]:

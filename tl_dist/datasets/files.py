@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, host_tensor
-from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.store import EncodedStore, Location
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
@@ -27,11 +26,7 @@ if TYPE_CHECKING:  # helper processes of `shard_index` start in half the time wi
 
 @dataclass(frozen=True, eq=False)
 class FileStore(EncodedStore):
-    """Read image files at `paths` below `root`, of `sizes` int64 [N] bytes.
-
-    The fingerprint covers path, size and label of each file in order, the class names, and `facts`, a digest of all
-    other metadata. It reads no image and does not depend on where `root` is.
-    """
+    """Read image files at `paths` below `root`, of `sizes` int64 [N] bytes; `facts` digests all other metadata."""
 
     root: Path
     paths: Sequence[str]
@@ -39,7 +34,7 @@ class FileStore(EncodedStore):
     facts: str = ""
 
     def fingerprint(self, source: Source) -> str:
-        """Return a hex digest of paths, sizes, labels, class names and `facts`."""
+        """Return a hex digest of paths, sizes, labels, class names and `facts`, wherever `root` is; reads no image."""
         digest = hashlib.sha256(json.dumps([list(source.class_names), self.facts]).encode())
         for name, size, label in zip(self.paths, self.sizes, source.labels, strict=True):
             digest.update(os.fsencode(name) + f"\0{size}\0{label}\n".encode())
@@ -53,11 +48,11 @@ class FileStore(EncodedStore):
     def _path_tensor(self) -> Any:
         return host_tensor([os.fsencode(self.root / name) for name in self.paths])
 
-    def encoded(self, row: Any) -> Any:
-        """Read the bytes of an image file, a scalar string."""
+    def encoded_rows(self, rows: Any) -> Any:
+        """Read image files string [rows]."""
         import tensorflow as tf
 
-        return tf.io.read_file(tf.gather(self._path_tensor, row))
+        return tf.stack([tf.io.read_file(path) for path in tf.unstack(tf.gather(self._path_tensor, rows))])
 
     def encoded_bytes(self, row: int) -> bytes:
         """Read the bytes of an image file without TensorFlow; raises OSError if that fails."""
@@ -68,26 +63,10 @@ Folders = dict[tuple[int, int], str]
 """first path of each folder by its identity"""
 
 
-def file_source(
-    root: Path,
-    ids: Sequence[str],
-    sizes: NDArray[np.int64],
-    labels: NDArray[np.int32],
-    class_names: Sequence[str],
-    *,
-    facts: str = "",
-    annotations: Annotations = Annotations(),  # noqa: B008  (frozen)
-    table: Path | None = None,
-) -> Source:
-    """Make a source of image files, with their paths below `root` as ids."""
-    store = FileStore(root, ids, sizes, facts)
-    return Source(store, labels, ids, class_names, annotations, table=table)
-
-
 def unlabelled(paths: Sequence[str], class_names: Sequence[str]) -> Source:
     """Make a source of image files of unknown class, with label 0. Relative paths are from the working directory."""
     zeros = np.zeros(len(paths), np.int64)
-    return file_source(Path.cwd(), paths, zeros, zeros.astype(np.int32), class_names)
+    return Source(FileStore(Path.cwd(), paths, zeros), zeros.astype(np.int32), paths, class_names)
 
 
 def directory_of(data: DataConfig, expected: str) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.example_proto import serialize
@@ -27,13 +28,7 @@ from tl_dist.datasets.preprocess import VERSION, rgb
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.shard_index import framed
 from tl_dist.datasets.store import PixelStore
-from tl_dist.files.atomic import (
-    fsync_directory,
-    reason,
-    temporary_name,
-    write_atomically,
-    write_file,
-)
+from tl_dist.files.atomic import fsync_directory, reason, temporary_name, write_atomically, write_file
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.packages import locked
 from tl_dist.refusal import ExitCode, Refusal
@@ -206,8 +201,6 @@ def _publish(path: Path, content: Any) -> None:
 
 
 def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
-    from PIL import UnidentifiedImageError
-
     try:
         content = source.encoded_bytes(k) if source.is_encoded else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
@@ -220,8 +213,6 @@ def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
 
 
 def _png(source: Source, k: int) -> bytes:
-    from PIL import Image
-
     pixels = source.store.kept(source.row(k)) if isinstance(source.store, PixelStore) else None
     if pixels is None:
         raise ValueError("the images of this data set are kept nowhere")
@@ -231,8 +222,6 @@ def _png(source: Source, k: int) -> bytes:
 
 
 def _scaled(content: bytes, size: int, quality: int) -> bytes:
-    from PIL import Image
-
     header = checked(content)  # before Pillow, whose header readers have no bound
     sides = header.width, header.height
     scale = size / min(sides)

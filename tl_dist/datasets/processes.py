@@ -17,28 +17,21 @@ class Pool(ProcessPoolExecutor):
     """
 
     def submit(self, *work: Any, **options: Any) -> Future[Any]:
-        """Submit as ProcessPoolExecutor does, with Ctrl-C deferred while a process starts."""
-        with _interrupts_deferred():
+        """Submit as ProcessPoolExecutor does; defers Ctrl-C while a process starts, which keeps it blocked.
+
+        A process that is half started is in no list of processes to end. Blocking alone is not enough, since another
+        thread would take the signal.
+        """
+        signals: list[int] = []
+        handler = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
             return super().submit(*work, **options)
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Defer Ctrl-C to the end of this context; a process that is started here keeps it blocked.
-
-    A process that is half started is in no list of processes to end. Blocking alone is not enough, since another thread
-    would take the signal.
-    """
-    signals: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        for number in signals:
-            signal.raise_signal(number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.signal(signal.SIGINT, handler)
+            for number in signals:
+                signal.raise_signal(number)
 
 
 @contextmanager

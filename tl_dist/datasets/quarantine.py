@@ -7,7 +7,7 @@ workers sees the same pixels. The run records bad examples in its quarantine.jso
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.files import FileStore, unusable
-from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.headers import fault
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
@@ -47,7 +47,7 @@ class Bad(NamedTuple):
 
 
 def screen(
-    splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather | None = None
+    splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather = lambda text: [text]
 ) -> list[Bad]:
     """Check the header of every example; returns those that cannot be decoded, in the order of splits and examples.
 
@@ -55,7 +55,6 @@ def screen(
     the fingerprints of the splits and the times of their files, so a second call only reads times. Raises `Changed` on
     all ranks if a file changed since it was listed.
     """
-    gather = gather or (lambda text: [text])
     files = {split: source for split, source in splits.items() if source.is_encoded}
     if not files:
         return []
@@ -99,7 +98,10 @@ def left_out(splits: Splits) -> list[Bad]:
 def read(file: Path) -> list[Bad]:
     """Read a quarantine.jsonl; empty if there is none. Refuses (78) a file with other content."""
     try:
-        return list(_parse(_read(file)))
+        lines = read_file(file, max_bytes=limits.QUARANTINE).splitlines()
+        return [Bad(**json.loads(line)) for line in lines if line]
+    except FileNotFoundError:
+        return []
     except (ValueError, TypeError, KeyError) as error:
         raise Refusal(
             f"{file} is not what tl-dist wrote ({error}).",
@@ -110,7 +112,7 @@ def read(file: Path) -> list[Bad]:
 
 def write(file: Path, bad: Sequence[Bad]) -> None:
     """Replace the content of the file by `bad`."""
-    write_atomically(file, _format(bad))
+    write_atomically(file, "".join(json.dumps(entry._asdict()) + "\n" for entry in bad).encode())
 
 
 def merged(*lists: Sequence[Bad]) -> list[Bad]:
@@ -141,26 +143,21 @@ def without(splits: Splits, bad: Sequence[Bad]) -> Splits:
 
     Refuses (65) a split, or a class of "train", in which no good example is left.
     """
-    usable: dict[str, Source] = {}
+    usable = dict(splits)
     for split, source in splits.items():
         names = {example.id for example in bad if example.split == split}
         good = np.array([name not in names for name in source.ids]) if names else np.ones(0, bool)
         if good.all():
-            usable[split] = source
             continue
-        usable_rows = np.flatnonzero(good)
-        lost = set(source.labels) - set(source.labels[usable_rows]) if split == "train" else set()
-        if lost or not usable_rows.size:
-            what = (
-                f"class '{source.class_names[min(lost)]}'"
-                if lost and usable_rows.size
-                else f"split '{split}'"
-            )
+        rows = np.flatnonzero(good)
+        lost = set(source.labels) - set(source.labels[rows]) if split == "train" else set()
+        if lost or not rows.size:
+            what = f"class '{source.class_names[min(lost)]}'" if lost and rows.size else f"split '{split}'"
             raise unusable(
                 f"no example of {what} can be decoded: {bad[0].id} {bad[0].reason}",
                 "restore the files that quarantine.jsonl names",
             )
-        usable[split] = source.subset(substitutes(good) if split == "train" else usable_rows)
+        usable[split] = source.subset(substitutes(good) if split == "train" else rows)
     return usable
 
 
@@ -211,28 +208,16 @@ def _check(split: str, source: Source, rank: int, world_size: int) -> list[Bad]:
     with ThreadPoolExecutor(_THREADS) as pool:
         faults = pool.map(lambda index: fault(source.location(index), thorough=False), share, chunksize=64)
         return [
-            bad_example(split, source, index, reason)
+            Bad(split, source.ids[index], *reason)
             for index, reason in zip(share, faults, strict=True)
             if reason is not None
         ]
 
 
-def bad_example(split: str, source: Source, index: int, fault: Fault) -> Bad:
-    """Make the entry for one example."""
-    return Bad(split, source.ids[index], fault.offset, fault.reason)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return read_file(file, max_bytes=limits.QUARANTINE)
-    except FileNotFoundError:
-        return b""
-
-
 def _cached(file: Path) -> bytes:
     """Read an earlier result; empty if it is unreadable, and then all headers are checked again."""
     try:
-        text = _read(file)
+        text = read_file(file, max_bytes=limits.QUARANTINE)
         _entries(text)
     except (OSError, ValueError, TypeError, KeyError):
         return b""
@@ -241,13 +226,3 @@ def _cached(file: Path) -> bytes:
 
 def _entries(text: bytes) -> list[Bad]:
     return [Bad(*entry) for entry in json.loads(text)]
-
-
-def _parse(text: bytes) -> Iterator[Bad]:
-    for line in text.splitlines():
-        if line:
-            yield Bad(**json.loads(line))
-
-
-def _format(bad: Sequence[Bad]) -> bytes:
-    return "".join(json.dumps(entry._asdict()) + "\n" for entry in bad).encode()

@@ -23,8 +23,7 @@ class RecordStore(EncodedStore):
     """Read image k, called `names[k]`, from `sizes[k]` bytes at `offsets[k]` of `files[shards[k]]`.
 
     `files` are paths below `root`. `checks` uint32 [N] are the CRC-32C of the images, compared at each read: a changed
-    image raises InvalidArgumentError when the graph runs. The fingerprint covers them, the sizes and the source's
-    metadata, but not where the files lie.
+    image raises InvalidArgumentError when the graph runs.
     """
 
     root: Path
@@ -36,7 +35,7 @@ class RecordStore(EncodedStore):
     names: Sequence[str]
 
     def fingerprint(self, source: Source) -> str:
-        """Return a hex digest of sizes, checksums, labels, ids, annotations and class names."""
+        """Return a hex digest of sizes, checksums and the source's metadata, wherever the files lie."""
         digest = hashlib.sha256(json.dumps([list(source.class_names)]).encode())
         for column, kind in ((self.sizes, "<i8"), (self.checks, "<u4"), (source.labels, "<i4")):
             digest.update(column.astype(kind).tobytes())
@@ -76,12 +75,6 @@ class RecordStore(EncodedStore):
             return content
 
         return read
-
-    def encoded(self, row: Any) -> Any:
-        """Read the bytes of an image, a scalar string."""
-        import tensorflow as tf
-
-        return self.encoded_rows(tf.reshape(row, [1]))[0]
 
     def encoded_rows(self, rows: Any) -> Any:
         """Read images string [rows] in one call of Python; the number of rows may be dynamic."""

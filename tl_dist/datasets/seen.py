@@ -5,12 +5,10 @@ as another lossless file; a copy that was scaled or recompressed is another imag
 labels could have reached its weights, and all that its source and teacher have seen, so the last of a chain suffices.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import product
@@ -51,11 +49,6 @@ class Seen(NamedTuple):
     """images whose labels chose among weights: best step, early stop, learning rate"""
     validation: Numbers = _NONE
     """the run's own validation split, to which temperature, thresholds and prediction sets are fitted"""
-
-    def beside(self, starts: Iterable[Seen]) -> Seen:
-        """Add all that the runs this one starts from have seen."""
-        trained, chosen, _ = (np.unique(np.concatenate(parts)) for parts in zip(self, *starts, strict=True))
-        return Seen(trained, chosen, self.validation)
 
 
 def numbers(source: Source, root: Path) -> Numbers:
@@ -158,8 +151,9 @@ def record(run: RunDir, cfg: Config, splits: Splits) -> None:
     """Write the record of what a run has seen, unless it exists."""
     if not os.path.lexists(run.path / FILE):
         root = run.path.parent
-        own = _learnt(cfg, splits, root)
-        save_npz(run.path / FILE, **own.beside(seen for *_, seen in _starts(cfg, root))._asdict())
+        own, starts = _learnt(cfg, splits, root), [seen for *_, seen in _starts(cfg, root)]
+        trained, chosen, _ = (np.unique(np.concatenate(parts)) for parts in zip(own, *starts, strict=True))
+        save_npz(run.path / FILE, trained=trained, chosen=chosen, validation=own.validation)
 
 
 def flattered(

@@ -86,10 +86,11 @@ def build_missing(files: Sequence[Path], indexes: Sequence[Path], keys: Keys) ->
 
 def _build(file: Path, index: Path, keys: Keys) -> None:
     if not index.exists():
-        temporary = temporary_name(index)
+        temporary, built = temporary_name(index), read_shard(file, keys)
+        content = json.dumps([np.stack(built[:5], 1).tolist(), *built[5:]]).encode()
         # No fsync, which for many small files takes longer than building them: an index that a power cut damages is
         # built again.
-        write_file(temporary, [_dump(read_shard(file, keys))], sync=False)
+        write_file(temporary, [content], sync=False)
         os.rename(temporary, index)
         with suppress(FileNotFoundError):
             index.with_suffix(".lock").unlink()
@@ -133,22 +134,15 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     bad: list[Bad] = []
     lost = 0
     size = file.stat().st_size
-
-    def reject(start: int, reason: str) -> None:
-        bad.append(Bad(f"{file.name}:{start}", start, reason))
-
     for start, data, problem in _records(file, size):
-        if data is None:
-            reject(start, problem)
-            lost += max(1, (size - start) * len(rows) // max(1, start))
-            continue
         try:
-            if problem:
+            if data is None or problem:
                 raise ValueError(problem)
             example = parse(data, keys)
         except ValueError as error:
-            reject(start, str(error))
-            lost += 1
+            bad.append(Bad(f"{file.name}:{start}", start, str(error)))
+            # After a wrong length, as many as lie before it for each byte.
+            lost += 1 if data is not None else max(1, (size - start) * len(rows) // max(1, start))
             continue
         check = google_crc32c.value(data[example.offset : example.offset + example.size])
         rows.append((start + 12 + example.offset, example.size, example.label, check, start))
@@ -210,10 +204,6 @@ def _key(file: Path, keys: Keys) -> str:
     facts = f"{SCHEMA}\0{file}\0{status.st_size}\0{status.st_mtime_ns}"
     facts += "" if keys == KEYS else f"\0{keys}"
     return hashlib.sha256(os.fsencode(facts)).hexdigest()[:40]
-
-
-def _dump(index: ShardIndex) -> bytes:
-    return json.dumps([np.stack(index[:5], 1).tolist(), *index[5:]]).encode()
 
 
 def _load(path: Path) -> ShardIndex:

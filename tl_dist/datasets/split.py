@@ -141,7 +141,8 @@ def hold_out(
         part = deal(names, strata, [1 - share, share], seed=seed) if share < 1 else np.zeros(len(indices))
         if not 0 < part.sum() < len(indices):
             why = f"{len(np.unique(names))} groups, of which each stays whole"
-            raise _cannot(what, why, f"set {key} so that both parts hold a group, or use 0")
+            fix = f"set {key} so that both parts hold a group, or use 0"
+            raise unusable(f"{what} cannot be held out: {why}", fix)
         return np.sort(indices[part == 0]), np.sort(indices[part == 1])
     num_held_out = int(total * fraction + 0.5)
     sizes = np.unique(strata, return_counts=True)[1]
@@ -150,7 +151,7 @@ def hold_out(
     if single or smaller < max(1, len(sizes)):
         why = "the smallest class has only 1" if single else f"{max(0, smaller)} for {len(sizes)} classes"
         fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0"
-        raise _cannot(what, why, fix)
+        raise unusable(f"{what} cannot be held out: {why}", fix)
     rest, held_out = train_test_split(indices, test_size=num_held_out, stratify=strata, random_state=seed)
     return np.sort(rest), np.sort(held_out)
 
@@ -186,21 +187,19 @@ def deal(
     return part[(excess**2).sum(axis=(1, 2)).argmin()][numbers]
 
 
-def beside_official(
-    official: Mapping[str, Source], data: DataConfig, validation: str, instead: str = ""
+def completed(
+    sources: Mapping[str, Source], data: DataConfig, validation: str = "", instead: str = ""
 ) -> dict[str, Source]:
-    """Add a validation split held out of "train" to the official splits; never a test split, which is official.
+    """Add a validation split held out of "train" to official splits, never a test split; divide a single source, "".
 
     Refuses (64) a validation fraction beside a validation split; `validation` is a clause that says where that is.
     """
-    if "validation" in official and data.validation_fraction > 0:
+    if "" in sources:
+        return divide(sources[""], data)
+    if "validation" in sources and data.validation_fraction > 0:
         raise Refusal(
             f"{validation}, and data.validation_fraction is {data.validation_fraction}.",
             fix="set data.validation_fraction to 0" + (f", {instead}." if instead else "."),
             code=ExitCode.USAGE,
         )
-    return {**official, **divide(official["train"], data, test=False)}
-
-
-def _cannot(part: str, why: str, fix: str) -> Refusal:
-    return unusable(f"{part} cannot be held out: {why}", fix)
+    return {**sources, **divide(sources["train"], data, test=False)}

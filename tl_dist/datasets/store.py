@@ -62,14 +62,8 @@ class EncodedStore(Store):
     """Hold images encoded as PNG, JPEG, GIF, BMP, WebP or TIFF."""
 
     @abstractmethod
-    def encoded(self, row: Any) -> Any:
-        """Read the bytes of an image file, a scalar string."""
-
     def encoded_rows(self, rows: Any) -> Any:
         """Read image files string [rows] at int64 [rows], whose static shape must be known."""
-        import tensorflow as tf
-
-        return tf.stack([self.encoded(row) for row in tf.unstack(rows)])
 
     @abstractmethod
     def encoded_bytes(self, row: int) -> bytes:

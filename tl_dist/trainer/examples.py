@@ -42,7 +42,7 @@ class Examples:
                 faults = undecodable(source, indices(), self.threads)
                 if not faults:
                     raise
-                bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
+                bad = [quarantine.Bad(split, source.ids[index], *fault) for index, fault in faults.items()]
                 file = self.run.quarantine_file
                 known = quarantine.merged(quarantine.read(file), bad)
                 quarantine.write(file, known)

@@ -75,7 +75,7 @@ def test_every_layout_of_the_validation_images(truth: Any, tmp_path: Path) -> No
     assert list(splits["train"].class_names) == list(splits["validation"].class_names) == WNIDS
     assert splits["train"].labels.tolist() == [k // 5 for k in range(20)]
     validation = splits["validation"]
-    found = tf.data.Dataset.range(8).map(validation.encoded)
+    found = tf.data.Dataset.range(8).batch(8, drop_remainder=True).map(validation.encoded_rows).unbatch()
     for name, (encoded, label) in zip(validation.ids, found.as_numpy_iterator(), strict=True):
         k = int(Path(name).stem[-8:]) - 1
         assert (encoded, WNIDS[label]) == (IMAGES[20 + k], VALIDATION[k])

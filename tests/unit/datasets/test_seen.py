@@ -11,7 +11,7 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, seen
 from tl_dist.datasets.arrays import array_source
 from tl_dist.datasets.concatenated import concatenated
-from tl_dist.datasets.files import file_source
+from tl_dist.datasets.files import FileStore
 from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.formats.synthetic import open_synthetic
 from tl_dist.datasets.packing import pack
@@ -39,7 +39,7 @@ def in_files(place: Path, ending: str = "png", pixels: np.ndarray = PIXELS) -> S
     for name, image in zip(names, pixels, strict=True):
         Image.fromarray(image).save(place / name, **({"lossless": True} if ending == "webp" else {}))
     sizes = np.array([(place / name).stat().st_size for name in names], np.int64)
-    return file_source(place, names, sizes, LABELS[: len(pixels)], ["a", "b"])
+    return Source(FileStore(place, names, sizes), LABELS[: len(pixels)], names, ["a", "b"])
 
 
 def test_the_same_pixels_have_the_same_number_in_every_format(tmp_path: Path, root: Path) -> None:
@@ -91,13 +91,8 @@ def test_what_cannot_be_decoded_is_like_nothing_else(tmp_path: Path, root: Path)
     files = in_files(tmp_path / "a")
     for k in (1, 2):
         os.truncate(tmp_path / "a" / files.ids[k], 40)
-    files = file_source(
-        tmp_path / "a",
-        files.ids,
-        np.array([(tmp_path / "a" / n).stat().st_size for n in files.ids]),
-        LABELS,
-        ["a", "b"],
-    )
+    sizes = np.array([(tmp_path / "a" / n).stat().st_size for n in files.ids])
+    files = Source(FileStore(tmp_path / "a", files.ids, sizes), LABELS, files.ids, ["a", "b"])
     found = seen.numbers(files, root)
     assert [k for k in range(NUM) if not found[k]] == [1, 2]
     assert seen.among(files, root, found) == NUM - 2

@@ -68,23 +68,20 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
     }
 
 
-class Twins(NamedTuple):
-    """Name two images in different splits that are equal or nearly so: (split, index in it) of each."""
+def across_splits(
+    splits: Splits, *, workers: int, distance: int
+) -> list[tuple[bool, tuple[str, int], tuple[str, int]]]:
+    """Find images in different splits that are equal, then those whose hashes differ in at most `distance` bits.
 
-    first: tuple[str, int]
-    second: tuple[str, int]
-    equal: bool
-
-
-def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]:
-    """Find equal images, then those whose perceptual hashes differ in at most `distance` bits; decodes every image."""
+    Returns (if they are equal, (split, index in it) of each). Decodes every image.
+    """
     places, checked = _check_all(splits, workers, lambda done, total: None)
     equal, near = _twins(checked, distance)
     # The first of equal images in each split represents all.
     firsts = [list({places[k][0]: k for k in reversed(group)}.values()) for group in equal]
     pairs = [(pair, True) for group in firsts for pair in combinations(sorted(group), 2)]
     pairs += [((i, j), False) for i, j in near if places[i][0] != places[j][0]]
-    return [Twins(places[i], places[j], is_equal) for (i, j), is_equal in pairs]
+    return [(is_equal, places[i], places[j]) for (i, j), is_equal in pairs]
 
 
 def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]], list[tuple[int, int]]]:

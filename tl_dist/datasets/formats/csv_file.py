@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits, directory_cache
+from tl_dist.datasets import Source, Splits, directory_cache
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.csv_columns import opened, wrong
-from tl_dist.datasets.files import file_source, size_of
-from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
+from tl_dist.datasets.files import FileStore, size_of
+from tl_dist.datasets.split import SPLIT_NAMES, completed
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = ("path", "label", "weight", "split", "group")
@@ -45,29 +45,21 @@ def open_csv(data: DataConfig) -> Splits:
     if len(names) < 2:
         raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
     number = {name: k for k, name in enumerate(names)}
-    facts = repr([(row.weight, row.split, row.group) for row in rows]).encode()
+    facts = hashlib.sha256(repr([(row.weight, row.split, row.group) for row in rows]).encode()).hexdigest()
     weights = np.array([row.weight for row in rows], np.float32)
-    pool = file_source(
-        root=table.parent,
-        ids=tuple(row.path for row in rows),
-        sizes=np.array(_sizes(table, rows), np.int64),
-        labels=np.array([number[row.label] for row in rows], np.int32),
-        class_names=tuple(names),
-        facts=hashlib.sha256(facts).hexdigest(),
-        annotations=Annotations(
-            weights=weights if (weights != 1).any() else None,
-            groups=tuple(row.group for row in rows) if any(row.group for row in rows) else None,
-        ),
-        table=table,
-    )
+    ids, groups = tuple(row.path for row in rows), tuple(row.group for row in rows)
+    store = FileStore(table.parent, ids, np.array(_sizes(table, rows), np.int64), facts)
+    labels = np.array([number[row.label] for row in rows], np.int32)
+    annotations = Annotations(weights if (weights != 1).any() else None, groups if any(groups) else None)
+    pool = Source(store, labels, ids, tuple(names), annotations, table=table)
     splits = np.array([row.split for row in rows])
     if not splits.astype(bool).any():
-        return divide(pool, data)
+        return completed({"": pool}, data)
     present = [name for name in ("train", "validation", "test") if (splits == name).any()]
     if "train" not in present:
         raise wrong(table, None, "no row is of split 'train'")
     official = {name: pool.subset(np.flatnonzero(splits == name)) for name in present}
-    return beside_official(official, data, f"{table} has rows of split validation")
+    return completed(official, data, f"{table} has rows of split validation")
 
 
 def is_csv(path: Path, names: Set[str]) -> bool:

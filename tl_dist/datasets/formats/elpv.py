@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
+from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import Annotations, SoftLabels
-from tl_dist.datasets.files import directory_of, file_source, size_of, text_in, unusable
+from tl_dist.datasets.files import FileStore, directory_of, size_of, text_in, unusable
 from tl_dist.datasets.split import divide
 from tl_dist.files.packages import fetch
 from tl_dist.refusal import Refusal
@@ -47,18 +47,14 @@ def open_elpv(data: DataConfig) -> Splits:
         raise _wrong(
             root / "labels.csv", f"{len(cells)} cells, {labels.sum()} defective: not those of {PACKAGE}"
         )
-    source = file_source(
-        root=root,
-        ids=[cell.path for cell in cells],
-        sizes=np.array([size_of(root / cell.path) for cell in cells], np.int64),
-        labels=labels,
-        class_names=("functional", "defective"),
-        facts=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
-        annotations=Annotations(
-            types=[cell.type for cell in cells], soft=_soft_labels(cells) if data.soft_labels else None
-        ),
+    ids = [cell.path for cell in cells]
+    sizes = np.array([size_of(root / path) for path in ids], np.int64)
+    facts = hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest()
+    types, soft = [cell.type for cell in cells], _soft_labels(cells) if data.soft_labels else None
+    store = FileStore(root, ids, sizes, facts)
+    return divide(
+        Source(store, labels, ids, ("functional", "defective"), Annotations(types=types, soft=soft)), data
     )
-    return divide(source, data)
 
 
 def is_elpv(path: Path, names: Set[str]) -> bool:

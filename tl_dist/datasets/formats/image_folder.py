@@ -10,8 +10,8 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, directory_cache
-from tl_dist.datasets.files import Folders, count_folders, directory_of, file_source, unusable
-from tl_dist.datasets.split import beside_official, divide
+from tl_dist.datasets.files import FileStore, Folders, count_folders, directory_of, unusable
+from tl_dist.datasets.split import completed
 from tl_dist.files import limits
 from tl_dist.refusal import Refusal
 
@@ -39,19 +39,19 @@ def open_image_folder(data: DataConfig) -> Splits:
     root = directory_of(data, _EXPECTED)
     folders, met = folders_in(root), Folders()
     if _FOLDERS.keys().isdisjoint(folders) or _is_class(root, folders):
-        return divide(_source(root, root, met), data)
+        return completed({"": _source(root, root, met)}, data)
     official = {
         split: _source(root, root / name, met) for name, split in _split_folders(root, folders).items()
     }
-    train = official["train"]
+    names = official["train"].class_names
     for name, source in official.items():
-        if source.class_names != train.class_names:
-            different = sorted(set(source.class_names) ^ set(train.class_names))
+        if source.class_names != names:
+            different = sorted(set(source.class_names) ^ set(names))
             raise unusable(
                 f"{root}: train and {name} have different classes ({_few(different)})",
                 "make the class folders of all splits agree",
             )
-    return beside_official(official, data, f"{root} has a validation folder", "or remove the folder")
+    return completed(official, data, f"{root} has a validation folder", "or remove the folder")
 
 
 def is_image_folder(path: Path, names: Set[str]) -> bool:
@@ -128,7 +128,8 @@ def _source(root: Path, folder: Path, met: Folders) -> Source:
         names = _few([classes[label] for label in empty])
         raise unusable(f"{folder} has class folders without an image: {names}", "add images or delete them")
     ids, sizes = zip(*images, strict=True)
-    return file_source(root, ids, np.array(sizes, np.int64), np.array(labels, np.int32), tuple(classes))
+    store = FileStore(root, ids, np.array(sizes, np.int64))
+    return Source(store, np.array(labels, np.int32), ids, tuple(classes))
 
 
 def images_below(

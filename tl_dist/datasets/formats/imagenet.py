@@ -9,18 +9,10 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, directory_cache
 from tl_dist.datasets.csv_columns import opened
-from tl_dist.datasets.files import (
-    Folders,
-    count_folders,
-    directory_of,
-    file_source,
-    size_of,
-    text_in,
-    unusable,
-)
+from tl_dist.datasets.files import FileStore, Folders, count_folders, directory_of, size_of, text_in, unusable
 from tl_dist.datasets.formats.image_folder import folders_in, visible
-from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
-from tl_dist.datasets.split import beside_official, divide
+from tl_dist.datasets.formats.tfrecord import class_names, find_shards, shard_sources
+from tl_dist.datasets.split import completed
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGE = (".jpeg", ".jpg", ".png")  # one image of ILSVRC is a PNG named .JPEG
@@ -45,7 +37,8 @@ def open_imagenet(data: DataConfig) -> Splits:
     shards = find_shards(root)
     if shards:
         names = class_names(root)
-        return open_shards(root, shards, data, names[-1000:] if names and len(names) == 1001 else names)
+        names = names[-1000:] if names and len(names) == 1001 else names
+        return completed(shard_sources(root, shards, data, names), data, f"{root} has a validation split")
     base = next((root / p for p in _PLACES if (root / p / "train").is_dir()), None)
     if base is None:
         raise unusable(
@@ -61,11 +54,11 @@ def open_imagenet(data: DataConfig) -> Splits:
     train = _by_folder(base, "train", wnids, met)
     folder = next((name for name in ("val", "validation") if (base / name).is_dir()), None)
     if folder is None:
-        return divide(train, data, test=False)
+        return completed({"train": train}, data)
     flat = _images(base / folder)
     validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids, met)
     official = {"train": train, "validation": validation}
-    return beside_official(official, data, f"{base / folder} is a validation split")
+    return completed(official, data, f"{base / folder} is a validation split")
 
 
 def _by_folder(base: Path, split: str, wnids: list[str], met: Folders) -> Source:
@@ -104,7 +97,8 @@ def _source(base: Path, files: Mapping[str, int], labels: list[int], wnids: list
     sizes = np.fromiter(files.values(), np.int64)
     for name in (name for name, size in files.items() if not size):
         size_of(base / name)  # refuses it
-    return file_source(base, tuple(files), sizes, np.array(labels, np.int32), tuple(wnids))
+    ids = tuple(files)
+    return Source(FileStore(base, ids, sizes), np.array(labels, np.int32), ids, tuple(wnids))
 
 
 def _truth_file(root: Path, base: Path, split: str) -> Path:

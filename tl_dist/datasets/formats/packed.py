@@ -20,7 +20,7 @@ from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import Annotations, texts
 from tl_dist.datasets.files import directory_of, size_of, unusable
 from tl_dist.datasets.formats.tfrecord import shard_sources
-from tl_dist.datasets.split import beside_official, divide
+from tl_dist.datasets.split import completed
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
@@ -54,8 +54,8 @@ def open_packed(data: DataConfig) -> Splits:
     )
     annotated = {split: _annotated(root, source, shards[split]) for split, source in sources.items()}
     if list(annotated) == ["train"]:
-        return divide(annotated["train"], data)
-    return beside_official(annotated, data, f"{root} has a validation split")
+        annotated = {"": annotated["train"]}
+    return completed(annotated, data, f"{root} has a validation split")
 
 
 def is_packed(path: Path, names: Set[str]) -> bool:
@@ -81,9 +81,8 @@ def _manifest(root: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
         if not all(splits.values()):
             raise ValueError("a split has no files")
     except FileNotFoundError:
-        raise _wrong(
-            f"there is no {path}", "run 'tl-dist data pack' to its end, or correct data.path"
-        ) from None
+        fix = "run 'tl-dist data pack' to its end, or correct data.path"
+        raise unusable(f"there is no {path}", fix) from None
     except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise _wrong(f"{path} is no manifest of a packed set: {reason(error)}") from error
     return class_names, splits
@@ -116,5 +115,5 @@ def _annotated(root: Path, source: Source, shards: Mapping[str, tuple[list[str],
     return replace(source, annotations=Annotations.joined(annotations, sizes).of_rows(rows))
 
 
-def _wrong(what: str, fix: str = "pack the set again, or restore the file") -> Refusal:
-    return unusable(what, fix)
+def _wrong(what: str) -> Refusal:
+    return unusable(what, "pack the set again, or restore the file")

@@ -16,8 +16,8 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, text_in, unusable
-from tl_dist.datasets.formats.tfrecord import open_shards
-from tl_dist.datasets.split import SPLIT_NAMES
+from tl_dist.datasets.formats.tfrecord import shard_sources
+from tl_dist.datasets.split import SPLIT_NAMES, completed
 from tl_dist.datasets.unlabelled import matching
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
@@ -58,19 +58,14 @@ def open_tfds(data: DataConfig) -> Splits:
     numbers = {name: n for shards in splits.values() for name, n in shards.items()}
     # Classes of tensorflow_datasets begin at 0, even if no example has that label.
     data = data.model_copy(update={"first_label": 0})
-    return open_shards(root, files, data, names, keys=keys, numbers=numbers)
+    sources = shard_sources(root, files, data, names, keys=keys, numbers=numbers)
+    return completed(sources, data, f"{root} has a validation split")
 
 
 def is_tfds(path: Path, names: Set[str]) -> bool:
     """Tell if a directory looks like a prepared set, or like the parent of its versions or configs."""
-    if not path.is_dir():
-        return False
-    versions = (child for child in path.glob("[0-9]*.[0-9]*.[0-9]*") if (child / INFO).is_file())
-    return (
-        (path / INFO).is_file()
-        or (path / ".config" / "metadata.json").is_file()
-        or next(versions, None) is not None
-    )
+    versions = path.glob(f"[0-9]*.[0-9]*.[0-9]*/{INFO}")
+    return any(file.is_file() for file in (path / INFO, path / ".config" / "metadata.json", *versions))
 
 
 def _prepared(root: Path) -> Path:
@@ -151,7 +146,7 @@ def _features(root: Path, info: Mapping[str, Any]) -> tuple[Keys, Sequence[str] 
     kind = str(image.spec["image"].get("dtype", ""))
     if kind not in _READABLE_TYPES:
         raise unusable(f"{root}: its images hold numbers of type {kind}", "choose a set with 8-bit images")
-    return Keys((image.key,), (label.key,)), _class_names(root, label.name, label.spec)
+    return Keys((image.key.encode(),), (label.key.encode(),)), _class_names(root, label.name, label.spec)
 
 
 def _flat(spec: Mapping[str, Any], key: str = "", name: str = "") -> Iterator[_Feature]:

@@ -2,10 +2,10 @@
 
 import logging
 import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence, Set
-from itertools import compress
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, size_of, text_in, unusable
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
-from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
+from tl_dist.datasets.split import SPLIT_NAMES, completed
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.packages import user_cache
@@ -41,7 +41,8 @@ def open_tfrecord(data: DataConfig) -> Splits:
     files = find_shards(root)
     if not files:
         raise unusable(f"{root} holds no TFRecord files", "name the directory that they are in")
-    return open_shards(root, files, data, class_names(root))
+    sources = shard_sources(root, files, data, class_names(root))
+    return completed(sources, data, f"{root} has a validation split")
 
 
 def is_tfrecord(path: Path, names: Set[str]) -> bool:
@@ -85,20 +86,6 @@ def class_names(root: Path) -> Sequence[str] | None:
     return None
 
 
-def open_shards(
-    root: Path,
-    files: Mapping[str, Sequence[str]],
-    data: DataConfig,
-    names: Sequence[str] | None,
-    **options: Any,
-) -> Splits:
-    """Open `shard_sources` and divide them: the split "" by the fractions."""
-    sources = shard_sources(root, files, data, names, **options)
-    if "" in sources:
-        return divide(sources[""], data)
-    return beside_official(sources, data, f"{root} has a validation split")
-
-
 def shard_sources(
     root: Path,
     files: Mapping[str, Sequence[str]],
@@ -114,7 +101,6 @@ def shard_sources(
     A split other than train whose records all have the label -1 is unlabelled and left out. `numbers` is the required
     number of records by file, if known. The id of an example is its place or, with `by_filename`, its file name.
     """
-    indexes: dict[str, list[ShardIndex]] = {}
     everything = [root / name for group in files.values() for name in group]
     for path in everything:
         size_of(path)
@@ -125,6 +111,7 @@ def shard_sources(
             f"the TFRecord files in {root} cannot be indexed: {reason(error)}",
             f"permit it; the index is kept in {user_cache() / 'tfrecord'}",
         ) from error
+    indexes: dict[str, list[ShardIndex]] = {}
     for split, group in files.items():
         indexes[split] = [next(built) for _ in group]
         for name, index in zip(group, indexes[split], strict=True):
@@ -133,94 +120,68 @@ def shard_sources(
                 raise unusable(
                     f"{root / name} holds {number} records instead of {wanted}", "restore the file"
                 )
-    for split in [s for s, group in indexes.items() if s not in ("", "train") and not _labelled(group)]:
-        _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
-        del indexes[split]
-    classes = _Classes([index for group in indexes.values() for index in group], data.first_label, names)
+        if split not in ("", "train") and all((index.labels == -1).all() for index in indexes[split]):
+            _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
+            del indexes[split]
+    first, names = _classes([index for group in indexes.values() for index in group], data.first_label, names)
     return {
-        s: _source(root, files[s], group, classes, data.max_bad, by_filename) for s, group in indexes.items()
+        split: _source(root, files[split], group, first, names, data.max_bad, by_filename)
+        for split, group in indexes.items()
     }
 
 
-def _labelled(indexes: Sequence[ShardIndex]) -> bool:
-    return any((index.labels != -1).any() for index in indexes)
-
-
-class _Classes:
-    """Map the labels in the records to classes."""
-
-    def __init__(self, indexes: Sequence[ShardIndex], first: int | None, names: Sequence[str] | None) -> None:
-        labels = np.unique(np.concatenate([index.labels for index in indexes]))
-        usual = labels[(labels >= 0) & (labels < limits.CLASSES)]
-        if first is None:
-            # tensorflow_datasets counts from 0; in the TensorFlow scripts 0 is a background class without images.
-            first = (
-                0
-                if 0 in usual or (names and len(names) > usual.max(initial=0) and names[0] != "background")
-                else 1
-            )
-        self.first = first
-        if names and first == 1 and names[0] == "background":
-            names = names[1:]
-        synsets: dict[int, tuple[str, str]] = {}
-        for index in indexes:
-            synsets = {**index.synsets, **synsets}
-        number = len(names) if names else int(usual.max(initial=0)) + 1 - first
-        self.names = names or [_name(synsets.get(k + first), k) for k in range(number)]
-
-
-def _name(synset_and_text: tuple[str, str] | None, k: int) -> str:
-    return next((text for text in synset_and_text or () if text), f"class {k}")
+def _classes(
+    indexes: Sequence[ShardIndex], first: int | None, names: Sequence[str] | None
+) -> tuple[int, Sequence[str]]:
+    """Return the label in the records of class 0, and the names of the classes."""
+    labels = np.unique(np.concatenate([index.labels for index in indexes]))
+    usual = labels[(labels >= 0) & (labels < limits.CLASSES)]
+    most = int(usual.max(initial=0))
+    if first is None:
+        # tensorflow_datasets counts from 0; in the TensorFlow scripts 0 is a background class without images.
+        from_0 = 0 in usual or (names and len(names) > most and names[0] != "background")
+        first = 0 if from_0 else 1
+    if names and first == 1 and names[0] == "background":
+        names = names[1:]
+    synsets = ChainMap(*(index.synsets for index in indexes))
+    return first, names or [
+        next(filter(None, synsets.get(k, ())), f"class {k - first}") for k in range(first, most + 1)
+    ]
 
 
 def _source(
     root: Path,
     files: Sequence[str],
     indexes: Sequence[ShardIndex],
-    classes: _Classes,
+    first: int,
+    names: Sequence[str],
     max_bad: int | None,
     by_filename: bool,
 ) -> Source:
-    bad: list[Bad] = [entry for index in indexes for entry in index.bad]
-    lost = sum(index.lost for index in indexes)
-    masks: list[np.ndarray] = []
-    for name, index in zip(files, indexes, strict=True):
-        good = (index.labels >= classes.first) & (index.labels < len(classes.names) + classes.first)
-        masks.append(good)
-        for start, label in zip(index.starts[~good].tolist(), index.labels[~good].tolist(), strict=True):
-            last = len(classes.names) + classes.first - 1
-            bad.append(Bad(f"{name}:{start}", start, f"label {label} is not in {classes.first} to {last}"))
-            lost += 1
-
-    def column(field: str) -> np.ndarray:
-        return np.concatenate(
-            [getattr(index, field)[good] for index, good in zip(indexes, masks, strict=True)]
-        )
-
-    total = sum(int(good.sum()) for good in masks)
-    most = max(100, (total + lost) // 10_000) if max_bad is None else max_bad
-    if lost > most or total == 0:
-        shown = "; ".join(f"{name}: {why}" for name, _, why in bad[:5])
-        raise unusable(
-            f"{root}: about {lost} of {total + lost} records are bad: {shown}"
-            if lost
-            else f"{root} holds no record",
-            "restore these files, or raise data.max_bad" if total else "restore these files",
-        )
-    if by_filename:
-        pairs = zip(indexes, masks, strict=True)
-        ids = [name for index, good in pairs for name in compress(index.filenames, good)]
-    else:
-        starts = [index.starts[good].tolist() for index, good in zip(indexes, masks, strict=True)]
-        ids = [f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows]
-    store = RecordStore(
-        root=root,
-        files=tuple(files),
-        shards=np.repeat(np.arange(len(files), dtype=np.int32), [int(good.sum()) for good in masks]),
-        offsets=column("offsets"),
-        sizes=column("sizes"),
-        checks=column("checks"),
-        names=ids,
+    offsets, sizes, labels, checks, starts = map(
+        np.concatenate, zip(*(index[:5] for index in indexes), strict=True)
     )
-    labels = (column("labels") - classes.first).astype(np.int32)
-    return Source(store, labels, ids, tuple(classes.names), bad=tuple(bad))
+    shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(index.labels) for index in indexes])
+    last = first + len(names) - 1
+    is_class = (labels >= first) & (labels <= last)
+    bad = [entry for index in indexes for entry in index.bad]
+    for shard, start, label in zip(shards[~is_class], starts[~is_class], labels[~is_class], strict=True):
+        why = f"label {label} is not in {first} to {last}"
+        bad.append(Bad(f"{files[shard]}:{start}", int(start), why))
+    good = np.flatnonzero(is_class)
+    lost = sum(index.lost for index in indexes) + len(labels) - len(good)
+    total = len(good) + lost
+    most = max(100, total // 10_000) if max_bad is None else max_bad
+    if lost > most or not len(good):
+        shown = "; ".join(f"{name}: {why}" for name, _, why in bad[:5])
+        what = f": about {lost} of {total} records are bad: {shown}" if lost else " holds no record"
+        fix = "restore these files, or raise data.max_bad" if len(good) else "restore these files"
+        raise unusable(f"{root}{what}", fix)
+    if by_filename:
+        filenames = list(chain.from_iterable(index.filenames for index in indexes))
+        ids = [filenames[k] for k in good.tolist()]
+    else:
+        places = zip(shards[good].tolist(), starts[good].tolist(), strict=True)
+        ids = [f"{files[shard]}:{start}" for shard, start in places]
+    store = RecordStore(root, tuple(files), shards[good], offsets[good], sizes[good], checks[good], names=ids)
+    return Source(store, (labels[good] - first).astype(np.int32), ids, tuple(names), bad=tuple(bad))

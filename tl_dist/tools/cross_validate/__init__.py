@@ -12,4 +12,4 @@ class Request(request.Request):
     folds: int
     seeds: int
     by: str | None = None
-    """kind of group, as in `datasets.grouping.named`: each group is one fold, and `folds` and `seeds` are not used"""
+    """kind of group, as in `datasets.division.groupings`: each group is a fold; `folds` and `seeds` are not used"""

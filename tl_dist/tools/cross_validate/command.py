@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_dist.config import Config
 from tl_dist.datasets import seen
-from tl_dist.datasets.division import manifest_of_folds, open_splits
-from tl_dist.datasets.grouping import one_fold_each
+from tl_dist.datasets.division import manifest_of_folds, one_fold_each, open_splits
 from tl_dist.features import nested
 from tl_dist.files.atomic import write_output
 from tl_dist.files.private import make_private
@@ -36,8 +35,8 @@ def cross_validate(
     """Run the folds that are missing, and show the figures; the same command resumes after a stop.
 
     A classifier that is computed from features takes one extraction and one process. Any other config is trained once
-    per fold, each as a run of its own: NAME-cv-SEED-FOLD. With `by`, a kind of group as in `datasets.grouping.named`,
-    each group is held out once instead, and the runs are called NAME-cv-by-BY.
+    per fold, each as a run of its own: NAME-cv-SEED-FOLD. With `by`, a kind of group as in
+    `datasets.division.groupings`, each group is held out once instead, and the runs are called NAME-cv-by-BY.
     """
     cfg = request.load()
     seen.flattered(cfg, request.runs, "cv")

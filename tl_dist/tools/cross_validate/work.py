@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, pool_of
-from tl_dist.datasets.division import groups_of
-from tl_dist.datasets.grouping import one_fold_each
+from tl_dist.datasets.division import groups_of, one_fold_each
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction, nested
 from tl_dist.refusal import ExitCode

@@ -13,7 +13,7 @@ class Request(request.Request):
     split: str | None
     """None: the test split of `data`, or all of it if it has none"""
     by: Sequence[str] = ()
-    """also give figures by group, as `datasets.grouping.named` takes it"""
+    """also give figures by group, as `datasets.division.groupings` takes it"""
     data: str | None = None
     corruptions: Sequence[str] = ()
     severities: Sequence[int] = ()

@@ -38,7 +38,7 @@ def evaluate(
 ) -> Record:
     """Evaluate a split and return the record, as in `metrics.jsonl`; of the run, only its predictions are written.
 
-    `say` is told the strategy and workers. `by`: also figures by group, as `datasets.grouping.named` takes it.
+    `say` is told the strategy and workers. `by`: also figures by group, as `datasets.division.groupings` takes it.
     `corruptions` (names and severities): return the record of corrupted images instead.
     """
     run = RunDir.open(path)

@@ -17,9 +17,8 @@ from tl_dist.data.batch import Batch
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, pool_of, seen
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.division import groups_of, pooled
+from tl_dist.datasets.division import groupings, groups_of, pooled
 from tl_dist.datasets.files import unusable
-from tl_dist.datasets.grouping import named
 from tl_dist.features.views import in_views
 from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
@@ -54,7 +53,7 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
         if run_setup.is_first:
             _write(run, f"{split}_corruptions.json", json.dumps(record).encode())
         return ExitCode.DONE
-    named(evaluate.split_of(run_setup, split), request.by)  # refused before an hour is spent
+    groupings(evaluate.split_of(run_setup, split), request.by)  # refused before an hour is spent
     result = evaluate.evaluate_checkpoint(run_setup, split, request.at)
     if run_setup.is_first:  # rank 0 alone has the figures
         record = _record(run, run_setup.state.step, result, run_setup.splits[split], request.by)
@@ -71,10 +70,10 @@ def _record(run: RunDir, step: int, result: Evaluation, source: Source, by: Sequ
     """Return the record of an evaluation, whose predictions the run has just saved, with figures `by` group."""
     record = evaluation_record(step, result, source.class_names)
     record["classes"] = class_records(result, source.class_names)
-    if groupings := named(source, by):
+    if names_by_kind := groupings(source, by):
         saved = predictions.load(predictions.file_of(run.path, result.split))
         columns = saved.labels, saved.probabilities, saved.groups
-        record["groups"] = {kind: by_group(names, *columns) for kind, names in groupings.items()}
+        record["groups"] = {kind: by_group(names, *columns) for kind, names in names_by_kind.items()}
     return record
 
 
@@ -150,10 +149,10 @@ def evaluate_data(
 
     `split` is one of the data set's; default: its test split, or all of it if it has none. Left out are examples of
     classes that the run does not know and, up to the budget of the run's config, images that cannot be decoded. `by`:
-    as `grouping.named` takes it.
+    as `groupings` takes it.
     """
     part, source = _part(path, split)
-    named(source, by)
+    groupings(source, by)
     agree(model.parallel, {"data": source.fingerprint, "class_names": list(source.class_names)})
     known, unknown = matched(source, model.class_names, path)
     faults: dict[str, str] = {}

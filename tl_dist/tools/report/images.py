@@ -56,7 +56,7 @@ def twins_of(facts: Facts, splits: Splits) -> list[Twin] | None:
         return str(source.ids[k]), split, str(source.class_names[source.labels[k]])
 
     pairs = across_splits(parts, workers=len(os.sched_getaffinity(0)), distance=_DISTANCE)
-    return [(pair.equal, [place(*pair.first), place(*pair.second)]) for pair in pairs]
+    return [(is_equal, [place(*first), place(*second)]) for is_equal, first, second in pairs]
 
 
 def held_out_by(facts: Facts, splits: Splits) -> Splits:
