@@ -1,7 +1,5 @@
 """`tl-dist features`: compute and list the cached feature sets beside the runs, and remove unneeded ones."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -11,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
@@ -19,16 +16,14 @@ from tl_dist.features import manifest
 from tl_dist.files.atomic import children, reason
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe
+from tl_dist.launcher import train
 from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import holder
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import ago, narrow_table
 from tl_dist.tools.features import Request
-
-if TYPE_CHECKING:
-    from tl_dist.launcher import train
-    from tl_dist.terminal.console import Console
 
 FOREIGN_S = 86400.0  # age at which an unfinished set of another host counts as abandoned
 RECENT_S = 3600.0  # a run may have opened a set used this recently, without having noted yet that it reads it

@@ -1,9 +1,7 @@
 """`tl-dist tune`: find the best classifier on the cached features of a config, and write its config."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_dist.config import file as config_file
 from tl_dist.config import yaml_text
@@ -14,11 +12,9 @@ from tl_dist.files.foreign import read_file
 from tl_dist.launcher import train
 from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import relative
 from tl_dist.tools.tune import Request
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
 
 SHOWN = 10
 
