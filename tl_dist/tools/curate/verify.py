@@ -1,10 +1,9 @@
-"""`tl-dist data verify`: decode every image, with a progress bar, and list what is wrong."""
+"""`tl-dist data verify`: decode every image and list what is wrong."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tl_dist.datasets.curation import verification
 from tl_dist.terminal.console import Console
@@ -13,17 +12,12 @@ from tl_dist.terminal.tables import show_remarks
 _SHOWN = 20
 
 
-def verify(path: Path, *, workers: int | None, distance: int, console: Console) -> dict[str, Any]:
-    """Return the findings, as JSON; the progress bar is drawn on `console` meanwhile."""
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        return verification.verify(
-            path,
-            workers=workers or len(os.sched_getaffinity(0)),
-            distance=distance,
-            advance=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+def verify(
+    path: Path, workers: int | None, distance: int, advance: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Return the findings, as JSON; by default one process per core."""
+    workers = workers or len(os.sched_getaffinity(0))
+    return verification.verify(path, workers=workers, distance=distance, advance=advance)
 
 
 def show(findings: dict[str, Any], console: Console) -> None:
