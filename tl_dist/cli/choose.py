@@ -17,13 +17,9 @@ add_command = partial(app.command, rich_help_panel="Choose")
 def rank(
     config: ConfigFile,
     overrides: Overrides = None,
-    candidates: Annotated[
-        str, Option(metavar="FILE|a,b,c", help="networks, each BACKBONE or BACKBONE:BLOCK")
-    ] = "",
+    candidates: Annotated[str, Option(metavar="FILE|a,b,c", help="each BACKBONE or BACKBONE:BLOCK")] = "",
     images: Annotated[int, Option(min=20, help="largest number of training images")] = 5000,
-    out: Annotated[
-        Path | None, Option(metavar="YAML", help="config of the best; default: CONFIG_best.yaml")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="YAML", help="default: CONFIG_best.yaml")] = None,
     as_json: AsJson = False,
     strategy: Strategy = None,
     workers: Workers = None,

@@ -44,9 +44,7 @@ def inspect(
 def verify(
     path: DataPath,
     workers: Annotated[int | None, Option(min=1, help="default: one process per core")] = None,
-    distance: Annotated[
-        int, Option(min=-1, max=16, help="bits by which near duplicates differ; -1: no search")
-    ] = 3,
+    distance: Annotated[int, Option(min=-1, max=16, help="bits of near duplicates; -1: no search")] = 3,
     as_json: AsJson = False,
 ) -> int:
     """Decode every image. Exit with 65 if a file is bad or an image is in two splits."""
@@ -64,9 +62,7 @@ def split(
     test: Annotated[float, Option(min=0, max=1, help="test share of all examples")] = 0.0,
     validation: Annotated[float, Option(min=0, max=1, help="validation share of all examples")] = 0.0,
     folds: Annotated[int | None, Option(min=2, help="folds, instead of --test and --validation")] = None,
-    group: Annotated[
-        str | None, Option(help="column, or regular expression on ids, whose values stay together")
-    ] = None,
+    group: Annotated[str | None, Option(help="column or regular expression of groups")] = None,
     seed: Annotated[int, Option(min=0, help="seed of the random division")] = 0,
     to: Annotated[Path, Option(metavar="FILE", help="manifest to write")] = Path("split.json"),
     force: Annotated[bool, Option("--force", help="replace another manifest in FILE")] = False,
@@ -85,9 +81,7 @@ def split(
 def pack(
     source: Annotated[Path, Argument(metavar="SRC", help="directory or CSV file of a data set, or a config")],
     target: Annotated[Path, Argument(metavar="DST", help="directory, new or begun before")],
-    size: Annotated[
-        int | None, Option(min=8, help="shorter side of scaled images; default: keep all bytes")
-    ] = None,
+    size: Annotated[int | None, Option(min=8, help="shorter side of images; default: as stored")] = None,
     quality: Annotated[int, Option(min=1, max=100, help="quality of the JPEGs that --size writes")] = 95,
     workers: Annotated[
         int | None, Option("--workers", "-n", min=1, help="default: one process per core")

@@ -109,9 +109,7 @@ def submit(
     partition: Annotated[str | None, Option(help="Slurm partition")] = None,
     time: Annotated[str | None, Option(help="time limit, as sbatch takes it: 8:00:00 or 1-12")] = None,
     account: Annotated[str | None, Option(help="Slurm account")] = None,
-    signal_lead_s: Annotated[
-        int | None, Option(help="seconds before the limit to stop at; default: 120")
-    ] = None,
+    signal_lead_s: Annotated[int | None, Option(help="seconds before the limit; default: 120")] = None,
     max_requeue: Annotated[int | None, Option(help="largest number of requeues; default: 3")] = None,
     interface: Annotated[str | None, Option(help="network interface, or address of the first node")] = None,
     mpi: Annotated[str | None, Option(help="how srun starts workers: none or pmix")] = None,

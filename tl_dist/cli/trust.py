@@ -17,16 +17,10 @@ add_command = partial(app.command, rich_help_panel="Trust")
 def evaluate(
     run: RunPath,
     split: Annotated[Split | None, Option(help="default: test, or all of a --data without one")] = None,
-    data: Annotated[
-        Path | None, Option(metavar="DIR|CONFIG", help="another labelled data set; classes match by name")
-    ] = None,
-    views: Annotated[
-        str | None, Option(help="views to average over, such as flip,dihedral; default: the run's")
-    ] = None,
+    data: Annotated[Path | None, Option(metavar="DIR|CONFIG", help="another labelled data set")] = None,
+    views: Annotated[str | None, Option(help="average over views, such as flip,dihedral")] = None,
     by_group: Annotated[bool, Option("--by-group", help="also show each type and group")] = False,
-    by: Annotated[
-        str | None, Option(metavar="COLUMN|REGEX", help="also show each value of a column or a part of paths")
-    ] = None,
+    by: Annotated[str | None, Option(metavar="COLUMN|REGEX", help="also show each value")] = None,
     corruptions: Annotated[
         str | None,
         Option(metavar="all|noise,blur,weather,digital,geometry", help="evaluate on corrupted images"),
@@ -78,16 +72,10 @@ def _refuse_options_that_exclude_each_other(
 
 @add_command()
 def report(
-    runs: Annotated[
-        list[Path], Argument(metavar="RUN...", help="a run; more runs are compared with the first")
-    ],
-    out: Annotated[
-        Path | None, Option(metavar="FILE", help="page; default: RUN/report.html, or comparison.html")
-    ] = None,
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="first, and runs to compare with it")],
+    out: Annotated[Path | None, Option(metavar="FILE", help="page; default: RUN/report.html")] = None,
     split: Annotated[Split | None, Option(help="default: test, or validation where there is none")] = None,
-    heat_maps: Annotated[
-        int, Option(min=0, max=500, metavar="N", help="heat maps of the most confident errors")
-    ] = 40,
+    heat_maps: Annotated[int, Option(min=0, max=500, help="errors to draw heat maps of")] = 40,
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> None:

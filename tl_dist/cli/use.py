@@ -18,19 +18,13 @@ def predict(
     run: RunPath,
     images: Annotated[
         list[str],
-        Argument(metavar="PATH...", help="files, folders or patterns; - reads a list from standard input"),
+        Argument(metavar="PATH...", help="files, folders, patterns; -: listed on stdin"),
     ],
     top: Annotated[int, Option(min=1, metavar="K", help="number of classes to show for each image")] = 1,
-    out: Annotated[
-        Path | None, Option(metavar="FILE", help="write rows to this .csv, .jsonl or .parquet file")
-    ] = None,
-    sort_into: Annotated[
-        Path | None, Option(metavar="DIR", help="copy images to DIR/CLASS; overwrites nothing")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write a .csv, .jsonl or .parquet file")] = None,
+    sort_into: Annotated[Path | None, Option(metavar="DIR", help="copy images to DIR/CLASS")] = None,
     null: Annotated[bool, Option("--null", "-0", help="standard input is from find -print0")] = False,
-    max_bad: Annotated[
-        int | None, Option(min=0, help="largest number of undecodable images; default: data.max_bad")
-    ] = None,
+    max_bad: Annotated[int | None, Option(min=0, help="undecodable images to accept")] = None,
     coverage: Annotated[
         float | None, Option(min=0.5, max=0.9999, help="add a set that holds the true class at this rate")
     ] = None,
@@ -47,14 +41,14 @@ def predict(
 ) -> None:
     """Classify images with a trained run, which may still be training."""
     from tl_dist.launcher.task import Computation
-    from tl_dist.tools.predict import Request
-    from tl_dist.tools.predict.command import PredictOptions, predict_shown
+    from tl_dist.tools.predict import Request, command
 
     if of_type is not None and coverage is None:
         raise Refusal("--type needs --coverage.", fix="add --coverage 0.95.", code=ExitCode.USAGE)
     request = Request(top=top, coverage=coverage, of_type=of_type, unknown=unknown)
     how = Computation(at, strategy, workers)
-    predict_shown(PredictOptions(run, images, request, how, out, sort_into, null, max_bad))
+    options = command.PredictOptions(run, images, request, how, out, sort_into, null, max_bad)
+    command.predict(options, Console())
 
 
 @add_command()

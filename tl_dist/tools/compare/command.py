@@ -41,11 +41,9 @@ def compare_corrupted(first: Path, second: Path, split: str) -> dict[str, Any]:
     try:
         return robustness.compared(a, b)
     except ValueError as error:
-        raise Refusal(
-            f"{first} and {second} were not evaluated on the same corrupted images: {error}.",
-            fix="run tl-dist eval with the same --corruptions, --severity and --split for both.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"{first} and {second} were not evaluated on the same corrupted images: {error}."
+        fix = "run tl-dist eval with the same --corruptions, --severity and --split for both."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
 
 
 def show(result: Mapping[str, Any], names: tuple[str, str], console: Console) -> None:

@@ -88,11 +88,9 @@ def prune(
     reads, or that was used so recently that one may, is spared. `say` is told of each.
     """
     if unused_days is None and keep_mb is None and not unreferenced:
-        raise Refusal(
-            "no option says which feature sets to remove.",
-            fix="give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them.",
-            code=ExitCode.USAGE,
-        )
+        what = "no option says which feature sets to remove."
+        fix = "give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     refuse_unsafe(root / "features", links=True)
     runs = [RunDir(path) for path in children(root) if _is_own(path)]
     readers = {run: run.features_referred_to() for run in runs}

@@ -91,11 +91,9 @@ def _write(
     if not target.exists():
         write_output(target, content, option="--out")
     elif read_file(target, max_bytes=limits.CONFIG, links=True) != content:
-        raise Refusal(
-            f"{target} is there already, and is not the config of the best, {best.label}.",
-            fix="name another file with --out (the scores are kept).",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        what = f"{target} is there already, and is not the config of the best, {best.label}."
+        fix = "name another file with --out (the scores are kept)."
+        raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
     console.say(f"best: tl-dist train {relative(target)}", style="bold")
     return target
 

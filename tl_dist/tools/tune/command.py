@@ -23,11 +23,9 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
     """Search, show the best settings, and write the config of the best to NAME-tune/best.yaml."""
     cfg = request.load()
     if not cfg.classifier.computed or cfg.model.normalize or cfg.model.pooling == "flatten":
-        raise Refusal(
-            "tuning searches only classifiers that are computed from pooled, unnormalized features.",
-            fix="write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'.",
-            code=ExitCode.USAGE,
-        )
+        what = "tuning searches only classifiers that are computed from pooled, unnormalized features."
+        fix = "write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     seen.flattered(cfg, request.runs, "tune")
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
     run = run_shown(request, cfg, Request(folds=folds), "tuning", console)
