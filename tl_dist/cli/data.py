@@ -48,10 +48,12 @@ def verify(
     as_json: AsJson = False,
 ) -> int:
     """Decode every image. Exit with 65 if a file is bad or an image is in two splits."""
+    from tl_dist.datasets.curation import verification
     from tl_dist.tools.curate import verify
 
     with Console(stderr=True).bar("decoding") as advance:
-        findings = verify.verify(path, workers, distance, advance)
+        workers = workers or rank_layout.own_cores(os.environ)
+        findings = verification.verify(path, workers=workers, distance=distance, advance=advance)
     _show(findings, verify.show, as_json)
     return ExitCode.DONE if findings["ok"] else ExitCode.DATA
 

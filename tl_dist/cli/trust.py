@@ -38,7 +38,12 @@ def evaluate(
     console, selected = Console(), split or Split.TEST
     how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
     groups = [*["any"] * by_group, *([by] if by else [])]
-    _refuse_options_that_exclude_each_other(corruptions, severity, others=data is not None or bool(groups))
+    if corruptions is not None and (data is not None or groups):
+        what = "--corruptions takes the run's own images, without groups."
+        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+    if corruptions is None and severity is not None:
+        what = "--severity needs --corruptions."
+        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
     if corruptions is not None:
         names_and_severities = command.parse_corruptions(corruptions, severity or "1-5")
         with console.busy(f"evaluating {run}"):
@@ -57,17 +62,6 @@ def evaluate(
         if "calibration" in record["figures"]:
             picture = run / "evaluations" / f"{record['split']}_reliability.png"
             console.say(f"reliability diagram: {tables.relative(picture)}", style="dim")
-
-
-def _refuse_options_that_exclude_each_other(
-    corruptions: str | None, severity: str | None, *, others: bool
-) -> None:
-    if corruptions is not None and others:
-        what = "--corruptions takes the run's own images, without groups."
-        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
-    if corruptions is None and severity is not None:
-        what = "--severity needs --corruptions."
-        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
 
 
 @add_command()

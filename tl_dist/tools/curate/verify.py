@@ -1,23 +1,11 @@
-"""`tl-dist data verify`: decode every image and list what is wrong."""
+"""`tl-dist data verify`: list what is wrong with a data set."""
 
-import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from tl_dist.datasets.curation import verification
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_remarks
 
 _SHOWN = 20
-
-
-def verify(
-    path: Path, workers: int | None, distance: int, advance: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Return the findings, as JSON; by default one process per core."""
-    workers = workers or len(os.sched_getaffinity(0))
-    return verification.verify(path, workers=workers, distance=distance, advance=advance)
 
 
 def show(findings: dict[str, Any], console: Console) -> None:

@@ -51,14 +51,28 @@ def predict(options: PredictOptions, console: Console) -> None:
 
     Refuse (65), after all images, if more than `max_bad` cannot be decoded; default: as many as training would accept.
     """
+    if not RunDir(options.run).config_file.is_file():
+        for path in options.images:
+            if RunDir(path).config_file.is_file():
+                what = f"{options.run} is not a run, and {path} is one."
+                raise Refusal(
+                    what, fix="name the run first: tl-dist predict RUN PATH...", code=ExitCode.USAGE
+                )
+    for name in options.images:
+        if (
+            (root := options.sort_into)
+            and name != STDIN
+            and root.resolve().is_relative_to(Path(name).resolve())
+        ):
+            # The next call would predict the copies as well.
+            what = f"--sort-into {root} lies in {name}, whose images are predicted."
+            raise Refusal(what, fix="name a folder outside of it.", code=ExitCode.USAGE)
     piped = not console.is_terminal and options.out is None and options.sort_into is None
     with Progress(Console(stderr=True) if piped else console) as progress:  # a pipe gets nothing but rows
         _predict(options, progress, console.say if piped else progress.say)
 
 
 def _predict(options: PredictOptions, progress: Progress, show: Callable[..., None]) -> None:
-    if not RunDir(options.run).config_file.is_file():
-        _refuse_run_among_images(options)
     run = RunDir.open(options.run)
     names = list(identity_of(run)["class_names"])
     paths = listed(options.images, sys.stdin.buffer, null=options.null)
@@ -71,7 +85,6 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
             asked = {"sets": request.coverage is not None, "unknown": request.unknown is not None}
             sinks.append(stack.enter_context(written(options.out, columns(request.top, **asked))))
         if options.sort_into is not None:
-            _refuse_within(options.sort_into, options.images)
             folders = Folders(options.sort_into, names)
             sinks.append(folders.take)
         if not sinks:
@@ -112,14 +125,6 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
             fix="restore them or leave them out, or allow more with --max-bad; all others have been predicted.",
             code=ExitCode.DATA,
         )
-
-
-def _refuse_run_among_images(options: PredictOptions) -> None:
-    """Refuse (64) a run that is named after an image."""
-    for path in options.images:
-        if RunDir(path).config_file.is_file():
-            what = f"{options.run} is not a run, and {path} is one."
-            raise Refusal(what, fix="name the run first: tl-dist predict RUN PATH...", code=ExitCode.USAGE)
 
 
 class _InOrder:
@@ -251,11 +256,3 @@ def _stopped(tally: _Tally, options: PredictOptions, folders: Folders | None) ->
     what += f"; {options.out} was not written" if options.out is not None else ""
     what += f"; {options.sort_into} has {folders.summary}" if folders is not None else ""
     return Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE)
-
-
-def _refuse_within(root: Path, images: Sequence[str]) -> None:
-    """Refuse (64) a folder for copies inside a folder of images: the next call would predict the copies too."""
-    for name in images:
-        if name != STDIN and root.resolve().is_relative_to(Path(name).resolve()):
-            what = f"--sort-into {root} lies in {name}, whose images are predicted."
-            raise Refusal(what, fix="name a folder outside of it.", code=ExitCode.USAGE)

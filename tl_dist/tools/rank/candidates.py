@@ -9,19 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from tl_dist.config import (
-    AugmentConfig,
-    ClassifierConfig,
-    Config,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Section,
-    extensions,
-    problems,
-    registry,
-    yaml_text,
-)
+from tl_dist import config
+from tl_dist.config import extensions, problems, registry, yaml_text
 from tl_dist.config import file as config_file
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.launcher.train import Request
@@ -33,7 +22,7 @@ _KEPT = (
 _KEPT_OF_MODEL = ("backbone", "weights", "weights_sha256", "normalize", "layers")
 
 
-class Entry(Section):
+class Entry(config.Section):
     """One candidate as the user writes it."""
 
     backbone: str
@@ -53,9 +42,9 @@ class Candidate:
     """A network to start from: the config that trains from it, and the config that computes its features."""
 
     label: str
-    training: Config
+    training: config.Config
     """the user's config with this network"""
-    features: Config
+    features: config.Config
     """the config of the run that holds its features and scores"""
     accuracy: float | None
     """published ImageNet accuracy"""
@@ -122,7 +111,7 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
     return entries
 
 
-def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candidate:
+def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -> Candidate:
     own = entry.backbone == cfg.model.backbone
     weights = entry.weights or (cfg.model.weights if own else "imagenet")
     model: dict[str, Any] = {"backbone": entry.backbone, "weights": weights}
@@ -158,7 +147,7 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 
-def _refuse_stages_of_others(cfg: Config, stages: Sequence[str]) -> None:
+def _refuse_stages_of_others(cfg: config.Config, stages: Sequence[str]) -> None:
     """Refuse a config that trains from a stage of its own network, which the candidate's network does not have.
 
     The rules of the config refuse all other names of stages.
@@ -172,20 +161,20 @@ def _refuse_stages_of_others(cfg: Config, stages: Sequence[str]) -> None:
             )
 
 
-def _of_features(cfg: Config, label: str) -> Config:
+def _of_features(cfg: config.Config, label: str) -> config.Config:
     """Make the config of the frozen network with a classifier on its features: what its feature-based runs share."""
-    frozen = Config(
+    frozen = config.Config(
         **{key: getattr(cfg, key) for key in _KEPT},
         name="rank",
         steps=1,
-        data=cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()}),
-        model=ModelConfig(
+        data=cfg.data.model_copy(update={"augment": (), "augmentation": config.AugmentConfig()}),
+        model=config.ModelConfig(
             **{key: getattr(cfg.model, key) for key in _KEPT_OF_MODEL},
             pooling="average" if cfg.model.pooling == "flatten" else cfg.model.pooling,
         ),
-        classifier=ClassifierConfig(name="logistic", l2="auto"),
-        optimizer=OptimizerConfig(learning_rate=1.0),
-        evaluation=EvaluationConfig(batch=cfg.evaluation.batch),
+        classifier=config.ClassifierConfig(name="logistic", l2="auto"),
+        optimizer=config.OptimizerConfig(learning_rate=1.0),
+        evaluation=config.EvaluationConfig(batch=cfg.evaluation.batch),
     )
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:22]
     return frozen.model_copy(

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from rich.table import Table
+
 from tl_dist.config import file as config_file
 from tl_dist.config import yaml_text
 from tl_dist.datasets import seen
@@ -37,9 +39,8 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
     values = config_file.load(run.config_file).model_dump(mode="json")
     values["name"] = f"{cfg.name.removesuffix('-tune')}-best"
     values["model"] |= settings[0]["model"]
-    values["classifier"] |= settings[0]["classifier"] | {
-        "layers": "all"
-    }  # model.layers names only the chosen ones
+    values["classifier"] |= settings[0]["classifier"]
+    values["classifier"]["layers"] = "all"  # model.layers names only the chosen ones
     if values["classifier"]["name"] != "logistic":
         del values["classifier"]["l2"]
     best = run.path / "best.yaml"
@@ -50,8 +51,6 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
 
 def show(settings: list[dict[str, Any]], console: Console) -> None:
     """Show the best settings with their scores and the number of folds behind them."""
-    from rich.table import Table
-
     table = Table("classifier", "l2", "scaling", "layers", "pooling", "folds", "accuracy", "log loss")
     for setting in settings[:SHOWN]:
         kind, model = setting["classifier"], setting["model"]
