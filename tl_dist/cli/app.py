@@ -33,25 +33,14 @@ class Split(StrEnum):
 
 ConfigFile = Annotated[Path, Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)]
 Overrides = Annotated[
-    list[str] | None,
-    Argument(metavar="[KEY=VALUE]...", help="override a key, such as optimizer.learning_rate=1e-3"),
+    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="override a key, such as epochs=4")
 ]
 RunPath = Annotated[Path, Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
 At = Annotated[
-    str,
-    Option(
-        "--at",
-        metavar="best|last|STEP",
-        help="checkpoint; default: the best if the run keeps one, else the last",
-        show_default=False,
-    ),
+    str, Option(metavar="best|last|STEP", help="checkpoint; default: best, else last", show_default=False)
 ]
 RunsDirectory = Annotated[Path, Argument(metavar="[DIR]", help="directory that holds the runs")]
 Root = Annotated[Path, Option("--runs", metavar="DIR", help="directory that holds the runs")]
-Strategy = Annotated[
-    str | None, Option(help="single, mirrored, horovod, collective, auto, or one from an installed package")
-]
-Workers = Annotated[
-    int | None, Option("--workers", "-n", min=1, help="default: one worker per visible GPU, or one")
-]
+Strategy = Annotated[str | None, Option(help="single, mirrored, horovod, collective, auto or an extension")]
+Workers = Annotated[int | None, Option("--workers", "-n", min=1, help="default: one per GPU, or one")]
 AsJson = Annotated[bool, Option("--json", help="print JSON")]

@@ -14,18 +14,12 @@ from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.terminal.console import Console
 
-Facts = dict[str, Any]
-
 data_app = group("data", "Inspect, verify, split and pack a data set.", panel="Data")
 features_app = group("features", "Compute, list and prune cached outputs of frozen backbones.", panel="Data")
 augment_app = group("augment", "Preview the augmentations of a config.", panel="Data")
 
-DataPath = Annotated[
-    Path,
-    Argument(
-        metavar="PATH|CONFIG", help="directory or CSV file of a data set, or a config", show_default=False
-    ),
-]
+DataPath = Annotated[Path, Argument(metavar="PATH|CONFIG", help="data set or config", show_default=False)]
+Processes = Annotated[int | None, Option("--workers", "-n", min=1, help="default: one process per core")]
 
 
 @data_app.command()
@@ -43,7 +37,7 @@ def inspect(
 @data_app.command()
 def verify(
     path: DataPath,
-    workers: Annotated[int | None, Option(min=1, help="default: one process per core")] = None,
+    workers: Processes = None,
     distance: Annotated[int, Option(min=-1, max=16, help="bits of near duplicates; -1: no search")] = 3,
     as_json: AsJson = False,
 ) -> int:
@@ -85,9 +79,7 @@ def pack(
     target: Annotated[Path, Argument(metavar="DST", help="directory, new or begun before")],
     size: Annotated[int | None, Option(min=8, help="shorter side of images; default: as stored")] = None,
     quality: Annotated[int, Option(min=1, max=100, help="quality of the JPEGs that --size writes")] = 95,
-    workers: Annotated[
-        int | None, Option("--workers", "-n", min=1, help="default: one process per core")
-    ] = None,
+    workers: Processes = None,
 ) -> None:
     """Pack a data set into a few large files. The same command resumes a stopped pack.
 
@@ -118,7 +110,7 @@ def pack(
     )
 
 
-def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
+def _show(facts: dict[str, Any], show: Callable[[dict[str, Any], Console], None], as_json: bool) -> None:
     """Print facts as JSON for a program, or as text for the user."""
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
@@ -151,20 +143,16 @@ def features_list(runs: RunsDirectory = Path("runs")) -> None:
 
 @features_app.command("prune")
 def features_prune(
-    runs: Annotated[
-        Path, Argument(metavar="[DIR]", resolve_path=True, help="directory that holds the runs")
-    ] = Path("runs"),
+    runs: RunsDirectory = Path("runs"),
     unused_days: Annotated[float | None, Option(min=0, help="remove sets unused for longer")] = None,
-    keep_mb: Annotated[
-        float | None, Option(min=0, help="remove the longest unused sets above this size")
-    ] = None,
+    keep_mb: Annotated[float | None, Option(min=0, help="remove the longest unused above this")] = None,
     unreferenced: Annotated[bool, Option("--unreferenced", help="remove sets that no run reads")] = False,
 ) -> None:
     """Remove unused feature sets and leftovers of interrupted extractions."""
     from tl_dist.tools.features.command import prune
 
     say = Console().say
-    prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)
+    prune(runs.resolve(), unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)
 
 
 @augment_app.command("preview")

@@ -60,20 +60,18 @@ def train(
     runs: Root = Path("runs"),
 ) -> int:
     """Train to the end. The same command resumes a run that stopped or failed."""
-    from tl_dist.launcher.train import Request
+    from tl_dist.launcher.train import Request, train_config
     from tl_dist.rendezvous.rank_layout import started_by_launcher
-    from tl_dist.tools.curate.init import config_for, is_data, refuse_launcher
+    from tl_dist.tools.curate.init import config_for, is_data
 
+    launcher = started_by_launcher(os.environ)
     if is_data(config):
-        refuse_launcher(config, started_by_launcher(os.environ))
-        config = config_for(config, Console().say)
+        config = config_for(config, launcher, Console().say)
     request = Request(config, overrides or (), strategy, workers, runs)
-    if started_by_launcher(os.environ):
+    if launcher:
         from tl_dist.launcher.under_launcher import join
 
         join(request, os.environ)
-    from tl_dist.launcher.train import train_config
-
     return train_config(request.load(), runs, Console())
 
 
@@ -123,8 +121,7 @@ def submit(
 
     options = {name: ctx.params[name] for name in SubmitOptions.model_fields}
     options["ntasks_per_node"] = ntasks_per_node or gpus_per_node
-    request = Request(config, overrides or (), runs=runs)
-    return submit_run(request, options, Console(), dry_run=dry_run)
+    return submit_run(Request(config, overrides or (), runs=runs), options, Console(), dry_run=dry_run)
 
 
 @add_command()

@@ -22,8 +22,7 @@ def evaluate(
     by_group: Annotated[bool, Option("--by-group", help="also show each type and group")] = False,
     by: Annotated[str | None, Option(metavar="COLUMN|REGEX", help="also show each value")] = None,
     corruptions: Annotated[
-        str | None,
-        Option(metavar="all|noise,blur,weather,digital,geometry", help="evaluate on corrupted images"),
+        str | None, Option(metavar="all|noise,blur,weather,digital,geometry", help="corrupt images")
     ] = None,
     severity: Annotated[str | None, Option(metavar="1-5", help="severity or range; default: all")] = None,
     at: At = "",
@@ -95,9 +94,7 @@ def explain(
     images: Annotated[list[str], Argument(metavar="IMAGE...", help="files, folders or patterns")],
     out: Annotated[Path | None, Option(metavar="DIR", help="directory; default: beside each image")] = None,
     method: Annotated[str, Option(metavar="CAM", help="kind of heat map: layercam or gradcam")] = "layercam",
-    of_class: Annotated[
-        str | None, Option("--class", metavar="NAME", help="default: the predicted class")
-    ] = None,
+    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: the predicted")] = None,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -156,9 +153,7 @@ def cross_validate(
     overrides: Overrides = None,
     folds: Annotated[int | None, Option(min=2, help="number of folds; default: 5")] = None,
     seeds: Annotated[int | None, Option(min=1, help="divisions into folds; default: 5")] = None,
-    by: Annotated[
-        str | None, Option(metavar="type|group|COLUMN|REGEX", help="leave out each group once")
-    ] = None,
+    by: Annotated[str | None, Option(metavar="type|group|COLUMN|REGEX", help="hold out each group")] = None,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),

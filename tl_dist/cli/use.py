@@ -16,24 +16,16 @@ add_command = partial(app.command, rich_help_panel="Use")
 @add_command()
 def predict(
     run: RunPath,
-    images: Annotated[
-        list[str],
-        Argument(metavar="PATH...", help="files, folders, patterns; -: listed on stdin"),
-    ],
+    images: Annotated[list[str], Argument(metavar="PATH...", help="files, folders, patterns; - for stdin")],
     top: Annotated[int, Option(min=1, metavar="K", help="number of classes to show for each image")] = 1,
     out: Annotated[Path | None, Option(metavar="FILE", help="write a .csv, .jsonl or .parquet file")] = None,
     sort_into: Annotated[Path | None, Option(metavar="DIR", help="copy images to DIR/CLASS")] = None,
     null: Annotated[bool, Option("--null", "-0", help="standard input is from find -print0")] = False,
     max_bad: Annotated[int | None, Option(min=0, help="undecodable images to accept")] = None,
-    coverage: Annotated[
-        float | None, Option(min=0.5, max=0.9999, help="add a set that holds the true class at this rate")
-    ] = None,
-    of_type: Annotated[
-        str | None, Option("--type", help="with --coverage: type or group of the images")
-    ] = None,
+    coverage: Annotated[float | None, Option(min=0.5, max=0.9999, help="add sets of this coverage")] = None,
+    of_type: Annotated[str | None, Option("--type", help="with --coverage: type of the images")] = None,
     unknown: Annotated[
-        float | None,
-        Option(min=0.0001, max=0.5, help="flag images unlike training, at this false alarm rate"),
+        float | None, Option(min=0.0001, max=0.5, help="flag unknown images, at this false alarm rate")
     ] = None,
     at: At = "",
     strategy: Strategy = None,
@@ -73,11 +65,9 @@ def export(
     to: Annotated[str, Option(metavar="FORMAT", help="savedmodel, keras, onnx or litert")],
     int8: Annotated[bool, Option("--int8", help="litert with 8-bit weights")] = False,
     float16: Annotated[bool, Option("--float16", help="litert with 16-bit weights")] = False,
-    check: Annotated[
-        str, Option(metavar="SPLIT", help="split to compare export and run on; or none")
-    ] = "test",
+    check: Annotated[str, Option(metavar="SPLIT", help="split to compare on, or none")] = "test",
     min_agreement: Annotated[
-        float | None, Option(min=0, max=1, help="least share of images on which both must agree")
+        float | None, Option(min=0, max=1, help="share on which both must agree")
     ] = None,
     out: Annotated[Path | None, Option(metavar="DIR", help="default: RUN/exports/FORMAT")] = None,
     at: At = "",
@@ -101,9 +91,7 @@ def export(
 def prune(
     run: RunPath,
     overrides: Overrides = None,
-    by: Annotated[
-        float, Option(min=0.05, max=0.95, help="share of channels to remove, smallest first")
-    ] = 0.5,
+    by: Annotated[float, Option(min=0.05, max=0.95, help="share of channels to remove")] = 0.5,
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:

@@ -132,13 +132,11 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """Show one line for each run, the most recent first."""
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
-        shown = "\n".join(
-            f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures
-        )
+        figures = [f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures]
         cells = ["", "", "", ""]
         if not run.problem:
             workers = f"{run.strategy} x {run.workers}" if run.workers else run.strategy
-            cells = [f"{run.step:,}", workers, ago(run.age_s), shown]
+            cells = [f"{run.step:,}", workers, ago(run.age_s), "\n".join(figures)]
         table.add_row(plain(run.name), plain(run.state, _COLOURS.get(run.state, "")), *cells)
     console.print(table)
     for run in summaries:

@@ -48,14 +48,6 @@ def is_data(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
 
 
-def refuse_launcher(path: Path, launcher: str | None) -> None:
-    """Refuse (64) a data set instead of a config under a launcher, whose processes would each write one."""
-    if launcher is not None:
-        what = f"{path} is a data set, and each process of {launcher} would write a config for it."
-        fix = f"write it first: tl-dist init {path}; then launch that."
-        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-
-
 def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Machine | None = None) -> Path:
     """Write a config for the data set at `path`, with the manifest of its splits beside it; return its path.
 
@@ -103,11 +95,15 @@ def _is_there(file: Path) -> Refusal:
     return Refusal(f"{file} is there already.", fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
-def config_for(path: Path, say: Callable[[str], None]) -> Path:
+def config_for(path: Path, launcher: str | None, say: Callable[[str], None]) -> Path:
     """Return the config of the data set at `path` in the working directory, written now unless it exists.
 
-    Refuse (73) a config of this name that is for other data.
+    Refuse (64) a launcher, whose processes would each write one, and (73) a config of this name that is for other data.
     """
+    if launcher is not None:
+        what = f"{path} is a data set, and each process of {launcher} would write a config for it."
+        fix = f"write it first: tl-dist init {path}; then launch that."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     target = Path(f"{_name_of(path)}.yaml")
     if not target.exists():
         try:

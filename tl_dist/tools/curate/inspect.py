@@ -160,7 +160,16 @@ def show(facts: dict[str, Any], console: Console) -> None:
     for name, split in facts["splits"].items():
         console.print()
         console.say(f"{name}: {_line(split)}")
-        _show_counts(split["counts"], console)
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        table.add_column(overflow="fold")
+        table.add_column(no_wrap=True)
+        largest = max([1, *split["counts"].values()])
+        for label, number in list(split["counts"].items())[:_MAX_CLASSES]:
+            bar = "█" * round(_BAR * number / largest)
+            table.add_row(plain(label), plain(f"{number:,}", justify="right"), bar)
+        console.print(table)
+        if (more := len(split["counts"]) - _MAX_CLASSES) > 0:
+            console.print(f"  and {more} more classes")
         show_remarks(split["remarks"], console)
     if "sheet" in facts:
         console.say(f"samples of train: {facts['sheet']}")
@@ -181,16 +190,3 @@ def _line(split: dict[str, Any]) -> str:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in Counter(counts).most_common())
-
-
-def _show_counts(counts: dict[str, int], console: Console) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True)
-    largest = max([1, *counts.values()])
-    for name, number in list(counts.items())[:_MAX_CLASSES]:
-        bar = "█" * round(_BAR * number / largest)
-        table.add_row(plain(name), plain(f"{number:,}", justify="right"), bar)
-    console.print(table)
-    if len(counts) > _MAX_CLASSES:
-        console.print(f"  and {len(counts) - _MAX_CLASSES} more classes")

@@ -124,10 +124,10 @@ def prune(
 
 
 def _entries(root: Path) -> list[Path]:
-    """List what is below features/, which may be a link to another disk."""
+    """List the directories below features/, which may be a link to another disk."""
     place = Path(os.path.realpath(root / "features"))
     try:
-        return children(place)
+        return [path for path in children(place) if path.is_dir() and not path.is_symlink()]
     except OSError as error:
         what = f"{place} cannot be read ({reason(error)})."
         raise Refusal(what, fix="name a directory of your own.", code=ExitCode.USAGE) from error
@@ -147,11 +147,9 @@ def _lives(run: RunDir) -> bool:
 
 
 def _read(path: Path) -> FeatureSetOnDisk | None:
-    """Describe a set on disk; None if it is no directory, or has been removed meanwhile."""
+    """Describe a set on disk; None if it has been removed meanwhile."""
     num_bytes, content = 0, None
     try:
-        if path.is_symlink() or not path.is_dir():
-            return None
         used = path.lstat().st_mtime
         with suppress(OSError, ValueError):
             num_bytes = sum(file.lstat().st_size for file in children(path))
@@ -165,7 +163,7 @@ def _read(path: Path) -> FeatureSetOnDisk | None:
 
 def _abandoned(path: Path) -> bool:
     """Return whether a path is an unfinished set whose writer has ended."""
-    if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+    if not _UNFINISHED.fullmatch(path.name):
         return False
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         owner = json.loads(read_file(path / "owner.json", max_bytes=4096))

@@ -55,18 +55,14 @@ def predict(options: PredictOptions, console: Console) -> None:
         for path in options.images:
             if RunDir(path).config_file.is_file():
                 what = f"{options.run} is not a run, and {path} is one."
-                raise Refusal(
-                    what, fix="name the run first: tl-dist predict RUN PATH...", code=ExitCode.USAGE
-                )
-    for name in options.images:
-        if (
-            (root := options.sort_into)
-            and name != STDIN
-            and root.resolve().is_relative_to(Path(name).resolve())
-        ):
+                fix = "name the run first: tl-dist predict RUN PATH..."
+                raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    if (root := options.sort_into) is not None:
+        for name in options.images:
             # The next call would predict the copies as well.
-            what = f"--sort-into {root} lies in {name}, whose images are predicted."
-            raise Refusal(what, fix="name a folder outside of it.", code=ExitCode.USAGE)
+            if name != STDIN and root.resolve().is_relative_to(Path(name).resolve()):
+                what = f"--sort-into {root} lies in {name}, whose images are predicted."
+                raise Refusal(what, fix="name a folder outside of it.", code=ExitCode.USAGE)
     piped = not console.is_terminal and options.out is None and options.sort_into is None
     with Progress(Console(stderr=True) if piped else console) as progress:  # a pipe gets nothing but rows
         _predict(options, progress, console.say if piped else progress.say)
@@ -110,7 +106,10 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
         except Refusal as refusal:
             if refusal.code != ExitCode.REQUEUE:
                 raise
-            raise _stopped(tally, options, folders) from None
+            what = f"the prediction was stopped after {tally.done:,} of {tally.total:,} files"
+            what += f"; {options.out} was not written" if options.out is not None else ""
+            what += f"; {options.sort_into} has {folders.summary}" if folders is not None else ""
+            raise Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE) from None
         facts = json.loads((place / FACTS).read_text())
         emit(rows.rest())
     _summarize(options, tally, folders, facts, progress)
@@ -249,10 +248,3 @@ def _summarize(
         progress.say(f"{relative(options.out)}: {tally.total:,} rows")
     if folders is not None:
         progress.say(f"{relative(options.sort_into or Path())}: {folders.summary}")
-
-
-def _stopped(tally: _Tally, options: PredictOptions, folders: Folders | None) -> Refusal:
-    what = f"the prediction was stopped after {tally.done:,} of {tally.total:,} files"
-    what += f"; {options.out} was not written" if options.out is not None else ""
-    what += f"; {options.sort_into} has {folders.summary}" if folders is not None else ""
-    return Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE)

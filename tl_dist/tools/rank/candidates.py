@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,9 +60,7 @@ def candidates(request: Request, text: str) -> list[Candidate]:
         raise _mistake(what, "rank a config without 'source'.")
     entries = _from_file(Path(text)) if text.endswith((".yaml", ".yml")) else _from_names(text)
     if not entries:
-        raise _mistake(
-            "there is no candidate to choose from.", "name some, as by --candidates vgg16,resnet50."
-        )
+        raise _mistake("there is no candidate to choose from.", "name some: --candidates vgg16,resnet50.")
     choices = [_candidate(request, cfg, entry, where) for entry, where in entries]
     labels = [choice.label for choice in choices]
     if len(choices) < 2 or len(set(labels)) < len(labels):
@@ -134,8 +131,14 @@ def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -
                 "add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
             )
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
-        if not own:
-            _refuse_stages_of_others(training, [*stages])
+        # The rules of the config refuse names that are stages of neither network.
+        for part in () if own else filter(None, (*training.parts, training.model.reinitialize)):
+            if part not in ("head", "all", *stages):
+                raise _mistake(
+                    f"the config trains from '{part}', which is not a stage of {entry.backbone}.",
+                    f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train "
+                    "from 'head' or 'all'.",
+                )
     except Refusal as refusal:
         raise Refusal(f"{where}: {refusal.what}", fix=refusal.fix, code=refusal.code) from None
     label = ":".join(filter(None, (entry.backbone, entry.block)))
@@ -145,20 +148,6 @@ def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -
     if accuracy is None and weights == "imagenet":
         accuracy = registry.backbone(entry.backbone).imagenet_top1
     return Candidate(label, training, _of_features(training, label), accuracy)
-
-
-def _refuse_stages_of_others(cfg: config.Config, stages: Sequence[str]) -> None:
-    """Refuse a config that trains from a stage of its own network, which the candidate's network does not have.
-
-    The rules of the config refuse all other names of stages.
-    """
-    for part in filter(None, (*cfg.parts, cfg.model.reinitialize)):
-        if part not in ("head", "all", *stages):
-            raise _mistake(
-                f"the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
-                f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train from "
-                "'head' or 'all'.",
-            )
 
 
 def _of_features(cfg: config.Config, label: str) -> config.Config:
