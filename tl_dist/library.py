@@ -66,7 +66,7 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
 
 
 def _train_here(cfg: Config, runs: Path) -> int:
-    from tl_dist.launcher.train import resolved_here
+    from tl_dist.launcher.train import open_run, resolved_here, with_trained_source
 
     cfg = resolved_here(cfg)
     if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
@@ -75,7 +75,6 @@ def _train_here(cfg: Config, runs: Path) -> int:
         fix = "train it without here=True, or with strategy=single and runtime.deterministic=false."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     from tl_dist.launcher.companion import copying
-    from tl_dist.launcher.train import open_run, with_trained_source
     from tl_dist.terminal.progress import Progress
     from tl_dist.trainer import attempt
     from tl_dist.trainer.load_model import process_as_it_was

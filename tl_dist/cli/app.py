@@ -1,47 +1,14 @@
-"""The application, the groups in which its help shows commands, and the options that several commands share."""
+"""The application, and the options that several commands share."""
 
-from collections.abc import Mapping
-from copy import copy
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
-from typer.core import TyperGroup
-
-GROUPS: Mapping[str, tuple[str, ...]] = {  # as a user meets them
-    "Start": ("init", "config"),
-    "Train": ("train", "runs", "prepare", "submit", "worker", "sync"),
-    "Use": ("predict", "serve", "export", "prune"),
-    "Trust": ("eval", "report", "explain", "compare", "calibrate", "cv"),
-    "Choose": ("rank", "tune"),
-    "Data": ("data", "features", "augment"),
-    "Machine": ("doctor", "env"),
-}
-
-
-class GroupedCommands(TyperGroup):
-    """List and show the commands by `GROUPS`."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all commands, group by group; commands without a group come last."""
-        names = super().list_commands(ctx)
-        order = [name for group in GROUPS.values() for name in group]
-        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, with its group as the panel of the help."""
-        view: Any = copy(super().get_command(ctx, cmd_name))
-        for title, names in GROUPS.items():
-            if cmd_name in names:
-                view.rich_help_panel = title
-        return view
-
 
 app = typer.Typer(
     name="tl-dist",
-    cls=GroupedCommands,
     help="Distributed transfer learning of vision networks: one config file, any number of workers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,10 +16,10 @@ app = typer.Typer(
 )
 
 
-def group(name: str, help_text: str) -> typer.Typer:
-    """Add a command that has commands of its own."""
+def group(name: str, help_text: str, *, panel: str) -> typer.Typer:
+    """Add a command that has commands of its own; the help shows it in `panel`."""
     typed = typer.Typer(help=help_text, no_args_is_help=True)
-    app.add_typer(typed, name=name)
+    app.add_typer(typed, name=name, rich_help_panel=panel)
     return typed
 
 
@@ -66,27 +33,14 @@ class Split(StrEnum):
 
 ConfigFile = Annotated[Path, Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)]
 Overrides = Annotated[
-    list[str] | None,
-    Argument(
-        metavar="[KEY=VALUE]...", help="override a key of the file, such as optimizer.learning_rate=1e-3"
-    ),
+    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="override a key, such as epochs=4")
 ]
 RunPath = Annotated[Path, Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
 At = Annotated[
-    str,
-    Option(
-        "--at",
-        metavar="best|last|STEP",
-        help="checkpoint to use; default: the best if the run keeps one, else the last",
-        show_default=False,
-    ),
+    str, Option(metavar="best|last|STEP", help="checkpoint; default: best, else last", show_default=False)
 ]
 RunsDirectory = Annotated[Path, Argument(metavar="[DIR]", help="directory that holds the runs")]
 Root = Annotated[Path, Option("--runs", metavar="DIR", help="directory that holds the runs")]
-Strategy = Annotated[
-    str | None, Option(help="single, mirrored, horovod, collective, auto, or one from an installed package")
-]
-Workers = Annotated[
-    int | None,
-    Option("--workers", "-n", min=1, help="number of workers; default: one per visible GPU, or one"),
-]
+Strategy = Annotated[str | None, Option(help="single, mirrored, horovod, collective, auto or an extension")]
+Workers = Annotated[int | None, Option("--workers", "-n", min=1, help="default: one per GPU, or one")]
+AsJson = Annotated[bool, Option("--json", help="print JSON")]

@@ -9,31 +9,23 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from tl_dist.cli.app import ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers, group
+from tl_dist.cli.app import AsJson, ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers, group
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.terminal.console import Console
 
-Facts = dict[str, Any]
+data_app = group("data", "Inspect, verify, split and pack a data set.", panel="Data")
+features_app = group("features", "Compute, list and prune cached outputs of frozen backbones.", panel="Data")
+augment_app = group("augment", "Preview the augmentations of a config.", panel="Data")
 
-data_app = group("data", "Inspect, verify, split and pack a data set.")
-features_app = group("features", "Compute, list and prune cached outputs of frozen backbones.")
-
-DataPath = Annotated[
-    Path,
-    Argument(
-        metavar="PATH|CONFIG", help="data set (a directory or a CSV file), or a config", show_default=False
-    ),
-]
-AsJson = Annotated[bool, Option("--json", help="print JSON")]
+DataPath = Annotated[Path, Argument(metavar="PATH|CONFIG", help="data set or config", show_default=False)]
+Processes = Annotated[int | None, Option("--workers", "-n", min=1, help="default: one process per core")]
 
 
 @data_app.command()
 def inspect(
     path: DataPath,
-    sheet: Annotated[Path | None, Option(metavar="PNG", help="file for a picture of some samples")] = Path(
-        "samples.png"
-    ),
+    sheet: Annotated[Path | None, Option(metavar="PNG", help="picture of samples")] = Path("samples.png"),
     as_json: AsJson = False,
 ) -> None:
     """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
@@ -45,23 +37,19 @@ def inspect(
 @data_app.command()
 def verify(
     path: DataPath,
-    workers: Annotated[int | None, Option(min=1, help="number of processes; default: one per core")] = None,
-    distance: Annotated[
-        int,
-        Option(
-            min=-1,
-            max=16,
-            help="largest difference of near duplicates, in bits of a 64-bit hash; -1: skip the search",
-        ),
-    ] = 3,
+    workers: Processes = None,
+    distance: Annotated[int, Option(min=-1, max=16, help="bits of near duplicates; -1: no search")] = 3,
     as_json: AsJson = False,
 ) -> int:
     """Decode every image. Exit with 65 if a file is bad or an image is in two splits."""
+    from tl_dist.datasets.curation import verification
     from tl_dist.tools.curate import verify
 
-    facts = verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
-    _show(facts, verify.show, as_json)
-    return ExitCode.DONE if facts["ok"] else ExitCode.DATA
+    with Console(stderr=True).bar("decoding") as advance:
+        workers = workers or rank_layout.own_cores(os.environ)
+        findings = verification.verify(path, workers=workers, distance=distance, advance=advance)
+    _show(findings, verify.show, as_json)
+    return ExitCode.DONE if findings["ok"] else ExitCode.DATA
 
 
 @data_app.command()
@@ -69,15 +57,10 @@ def split(
     path: DataPath,
     test: Annotated[float, Option(min=0, max=1, help="test share of all examples")] = 0.0,
     validation: Annotated[float, Option(min=0, max=1, help="validation share of all examples")] = 0.0,
-    folds: Annotated[
-        int | None, Option(min=2, help="number of cross-validation folds, instead of --test and --validation")
-    ] = None,
-    group: Annotated[
-        str | None,
-        Option(help="column of a CSV file, or a regular expression on ids; equal values stay together"),
-    ] = None,
+    folds: Annotated[int | None, Option(min=2, help="folds, instead of --test and --validation")] = None,
+    group: Annotated[str | None, Option(help="column or regular expression of groups")] = None,
     seed: Annotated[int, Option(min=0, help="seed of the random division")] = 0,
-    to: Annotated[Path, Option("--to", metavar="FILE", help="manifest to write")] = Path("split.json"),
+    to: Annotated[Path, Option(metavar="FILE", help="manifest to write")] = Path("split.json"),
     force: Annotated[bool, Option("--force", help="replace another manifest in FILE")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -92,40 +75,23 @@ def split(
 
 @data_app.command()
 def pack(
-    source: Annotated[
-        Path, Argument(metavar="SRC", help="a config, a CSV file, or the directory of a data set")
-    ],
-    target: Annotated[Path, Argument(metavar="DST", help="directory, new or begun by the same command")],
-    size: Annotated[
-        int | None,
-        Option(min=8, help="shorter side to which larger images are scaled; default: keep all bytes"),
-    ] = None,
+    source: Annotated[Path, Argument(metavar="SRC", help="directory or CSV file of a data set, or a config")],
+    target: Annotated[Path, Argument(metavar="DST", help="directory, new or begun before")],
+    size: Annotated[int | None, Option(min=8, help="shorter side of images; default: as stored")] = None,
     quality: Annotated[int, Option(min=1, max=100, help="quality of the JPEGs that --size writes")] = 95,
-    workers: Annotated[
-        int | None, Option("--workers", "-n", min=1, help="number of processes; default: one per core")
-    ] = None,
+    workers: Processes = None,
 ) -> None:
     """Pack a data set into a few large files. The same command resumes a stopped pack.
 
     To share the work, start the command several times, on one host or many: by srun, mpirun, horovodrun or by hand.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from tl_dist.datasets import packing
     from tl_dist.datasets.curation import layout
 
     rank, size_of_job = rank_layout.rank_in(os.environ), rank_layout.expected_world_size(os.environ) or 1
     splits = layout.opened_whole(source)
     console = Console()
-    columns = (
-        TextColumn("packing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("packing", total=None)
+    with console.bar("packing") as advance:
         packing.pack(
             splits,
             target,
@@ -133,7 +99,7 @@ def pack(
             quality=quality,
             workers=workers or rank_layout.own_cores(os.environ),
             part=(rank % size_of_job, size_of_job),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=advance,
         )
     if rank:  # the first of several processes reports
         return
@@ -144,7 +110,7 @@ def pack(
     )
 
 
-def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
+def _show(facts: dict[str, Any], show: Callable[[dict[str, Any], Console], None], as_json: bool) -> None:
     """Print facts as JSON for a program, or as text for the user."""
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
@@ -177,21 +143,27 @@ def features_list(runs: RunsDirectory = Path("runs")) -> None:
 
 @features_app.command("prune")
 def features_prune(
-    runs: Annotated[
-        Path, Argument(metavar="[DIR]", resolve_path=True, help="directory that holds the runs")
-    ] = Path("runs"),
-    unused_days: Annotated[
-        float | None, Option(min=0, help="remove sets unused for longer than this")
-    ] = None,
-    keep_mb: Annotated[
-        float | None, Option(min=0, help="keep the most recently used sets, up to this size in MB")
-    ] = None,
-    unreferenced: Annotated[
-        bool, Option("--unreferenced", help="remove sets that no run in DIR reads")
-    ] = False,
+    runs: RunsDirectory = Path("runs"),
+    unused_days: Annotated[float | None, Option(min=0, help="remove sets unused for longer")] = None,
+    keep_mb: Annotated[float | None, Option(min=0, help="remove the longest unused above this")] = None,
+    unreferenced: Annotated[bool, Option("--unreferenced", help="remove sets that no run reads")] = False,
 ) -> None:
     """Remove unused feature sets and leftovers of interrupted extractions."""
     from tl_dist.tools.features.command import prune
 
     say = Console().say
-    prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)
+    prune(runs.resolve(), unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)
+
+
+@augment_app.command("preview")
+def augment_preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, Option(metavar="PNG", help="picture to write")] = Path("augment.png"),
+    rows: Annotated[int, Option(min=1, max=64, help="number of images, one per row")] = 4,
+) -> None:
+    """Show a few training images, each unchanged and then augmented eight times."""
+    from tl_dist.tools.augment.command import preview
+
+    preview(config, overrides or (), out, rows)
+    Console().say(f"{out}: each row is an image, then the same image augmented at eight positions")

@@ -35,6 +35,17 @@ class Console(rich.console.Console):
         with self.status(plain(text)) as status:
             yield lambda text: status.update(plain(text))
 
+    @contextmanager
+    def bar(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a progress bar on a terminal while the body works; yields a function of the images done and in total."""
+        from rich import progress
+
+        columns = (progress.TextColumn(text), progress.BarColumn(), progress.MofNCompleteColumn())
+        end = (progress.TextColumn("images"), progress.TimeRemainingColumn())
+        with progress.Progress(*columns, *end, console=self, disable=not self.is_terminal) as shown:
+            task = shown.add_task("", total=None)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+
 
 def plain(text: str, style: str = "", **options: Any) -> Text:
     """Return one line or cell of text, shown literally, with escapes for unprintable characters."""

@@ -6,7 +6,7 @@ Everything shown comes from `metrics.jsonl`: the supervisor, another process, sh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ def progress_line(record: Record, width: int | None = None) -> str:
     for dropped in (None, "shares", "rate", "workers", "scale", "speed"):
         if dropped is not None:
             parts.pop(dropped, None)
-        line = " | ".join(_joined(parts))
+        line = " | ".join(parts.values()).replace(" | (", " (")  # the workers belong to the speed
         if width is None or len(line) <= width:
             return line
     return line[: max(width or 1, 1) - 1] + "…"
@@ -184,11 +184,11 @@ def _parts(record: Record) -> dict[str, str]:
     if "learning_rate" in record:
         rate = f"{float(record['learning_rate']):.1e}"
         parts["rate"] = f"lr {rate.replace('e-0', 'e-').replace('e+0', 'e')}"  # 3.0e-4 rather than 3.0e-04
+    workers = int(record.get("workers", 1))
     if "examples_per_s" in record:
         parts["speed"] = f"{float(record['examples_per_s']):,.0f} img/s"
-    workers = int(record.get("workers", 1))
-    if workers > 1:
-        parts["workers"] = f"({workers} workers)"
+        if workers > 1:
+            parts["workers"] = f"({workers} workers)"
     if "data_wait_share" in record:
         shares = [_data_wait(record)]
         if workers > 1 and "reduction_share" in record:
@@ -214,13 +214,6 @@ def _data_wait(record: Record) -> str:
     if len(ranks) > _RANKS_SHOWN:
         return f"data {largest} % (rank {ranks.index(max(ranks))})"
     return f"data {'/'.join(f'{share:.0f}' for share in ranks)} %"
-
-
-def _joined(parts: Mapping[str, str]) -> Iterator[str]:
-    for name, text in parts.items():
-        if name == "workers":
-            continue
-        yield f"{text} {parts['workers']}" if name == "speed" and "workers" in parts else text
 
 
 def _count(record: Record, key: str) -> str:

@@ -20,6 +20,7 @@ from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _MAX_CLASSES = 20
+_COLOURS = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}
 _FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
 
 
@@ -131,17 +132,12 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """Show one line for each run, the most recent first."""
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
-        colour = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}.get(
-            run.state, ""
-        )
-        shown = "\n".join(
-            f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures
-        )
+        figures = [f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures]
         cells = ["", "", "", ""]
         if not run.problem:
             workers = f"{run.strategy} x {run.workers}" if run.workers else run.strategy
-            cells = [f"{run.step:,}", workers, ago(run.age_s), shown]
-        table.add_row(plain(run.name), plain(run.state, colour), *cells)
+            cells = [f"{run.step:,}", workers, ago(run.age_s), "\n".join(figures)]
+        table.add_row(plain(run.name), plain(run.state, _COLOURS.get(run.state, "")), *cells)
     console.print(table)
     for run in summaries:
         if run.problem:

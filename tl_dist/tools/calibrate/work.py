@@ -36,21 +36,16 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
     """
     splits = open_splits(model.cfg.data)[0]
     if "validation" not in splits:
-        raise Refusal(
-            f"run '{model.run.name}' has no validation split, and nothing may be fitted to the test split.",
-            fix="train it with data.validation_fraction, such as 0.2, under another name=NAME.",
-            code=ExitCode.USAGE,
-        )
+        what = f"run '{model.run.name}' has no validation split, and nothing may be fitted to the test split."
+        fix = "train it with data.validation_fraction, such as 0.2, under another name=NAME."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     trained = identity_of(model.run)["data"]
     validation, train = splits["validation"], splits["train"]
     fingerprints = {name: splits[name].fingerprint for name in ("train", "validation")}
     agree(model.parallel, {"data": fingerprints})
     if {name: trained.get(name) for name in fingerprints} != fingerprints:
-        raise Refusal(
-            f"the data of {model.run.path} have changed since it was trained.",
-            fix="bring back the images and labels as they were.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"the data of {model.run.path} have changed since it was trained."
+        raise Refusal(what, fix="bring back the images and labels as they were.", code=ExitCode.UNSAFE)
     logits, features, examples = _outputs(model, validation, directory, features=unknown)
     held_out = validation.subset(examples)
     if model.parallel.rank == 0:

@@ -1,19 +1,15 @@
 """`tl-dist compare`: test whether two runs differ on the same examples, as they are or corrupted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import clusters, figures, predictions, robustness, text
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
+from tl_dist.terminal.console import Console
 
 
 def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
@@ -45,11 +41,9 @@ def compare_corrupted(first: Path, second: Path, split: str) -> dict[str, Any]:
     try:
         return robustness.compared(a, b)
     except ValueError as error:
-        raise Refusal(
-            f"{first} and {second} were not evaluated on the same corrupted images: {error}.",
-            fix="run tl-dist eval with the same --corruptions, --severity and --split for both.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"{first} and {second} were not evaluated on the same corrupted images: {error}."
+        fix = "run tl-dist eval with the same --corruptions, --severity and --split for both."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
 
 
 def show(result: Mapping[str, Any], names: tuple[str, str], console: Console) -> None:

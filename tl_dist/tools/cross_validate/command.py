@@ -1,13 +1,11 @@
 """`tl-dist cv`: predict every example by classifiers that have not seen it, for several divisions into folds."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.datasets import seen
@@ -22,11 +20,9 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
 from tl_dist.scores import cross_validation, predictions, text
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
 from tl_dist.tools.cross_validate import Request
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
 
 
 def cross_validate(

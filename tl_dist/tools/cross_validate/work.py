@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, pool_of
+from tl_dist.datasets import pool_of
 from tl_dist.datasets.division import groups_of, one_fold_each
 from tl_dist.datasets.split import folds_of
-from tl_dist.features import extraction, nested
+from tl_dist.features import extraction
+from tl_dist.features.nested import Examples, Nested, described
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold, summary
@@ -21,12 +22,11 @@ from tl_dist.trainer.setup import Setup, from_images
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Save the out-of-fold predictions in the run and mark it done. Returns REQUEUE if a stop was requested."""
-    predicted = None
     with cached.on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
         predicted = cross_validate(setup, request.folds, request.seeds, stop_requested, say, by=request.by)
-    if predicted is not None:
-        predicted.save(run.path / OUT_OF_FOLD)
-        run.mark_done({"cross_validation": summary(predicted)})
+        if predicted is not None:
+            predicted.save(run.path / OUT_OF_FOLD)
+            run.mark_done({"cross_validation": summary(predicted)})
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
@@ -60,23 +60,18 @@ def cross_validate(
     classifier = cached.classifier_of(setup, stage_input, stop_requested)
     if group is None:
         fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
-        return _out_of_fold(setup, classifier, pool, examples, fold, say)
+        return _out_of_fold(setup, classifier, examples, fold, say)
     if len(names) > 2:  # with one of two groups held out, the other cannot be divided by group
         examples = replace(examples, groups=[names[k] for k in group])
-    out_of_fold = _out_of_fold(setup, classifier, pool, examples, group[None], say)
+    out_of_fold = _out_of_fold(setup, classifier, examples, group[None], say)
     return replace(out_of_fold, held_out=(by or "", names))
 
 
 def _out_of_fold(
-    setup: Setup,
-    classifier: nested.Nested,
-    pool: Source,
-    examples: nested.Examples,
-    fold: NDArray[np.int64],
-    say: extraction.Say,
+    setup: Setup, classifier: Nested, examples: Examples, fold: NDArray[np.int64], say: extraction.Say
 ) -> OutOfFold:
     """Hold out each fold in turn; `fold` [seeds, examples] is the number of the fold that holds an example."""
-    labels = examples.labels
+    pool, labels = pool_of(setup.splits["train"])[0], examples.labels
     seeds, folds = len(fold), int(fold.max()) + 1
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
@@ -88,7 +83,7 @@ def _out_of_fold(
         text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}"
         text += "" if fitted.converged else ", NOT converged"
         if choice is not None:
-            text += f", {nested.described(choice, setup.cfg.classifier)}"
+            text += f", {described(choice, setup.cfg.classifier)}"
             chosen[seed].append({"l2": choice.l2, "layers": choice.layers, "edge": choice.edge})
         say({"event": "note", "text": text})
     return OutOfFold(

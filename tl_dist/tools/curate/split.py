@@ -2,7 +2,6 @@
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,10 @@ def split(
     pool = pooled(opened(path)[1])
     manifest = division(pool, test=test, validation=validation, folds=folds, group=group, seed=seed)
     content = json.dumps(manifest).encode()
-    if not force:
-        _refuse_other(to, content)
+    if not force and os.path.lexists(to) and not _holds(to, content):
+        what = f"{to} is there already and holds something else."
+        fix = "name another file with --to, or replace it with --force."
+        raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
     write_output(to, content, option="--to")
     parts = manifest.get("splits") or {f"fold {k}": ids for k, ids in enumerate(manifest["folds"])}
     label = dict(zip(pool.ids, pool.labels, strict=True))
@@ -68,18 +69,11 @@ def split(
     }
 
 
-def _refuse_other(file: Path, content: bytes) -> None:
-    """Refuse to overwrite other content: a division that runs may refer to, or a file of the user's."""
-    if not os.path.lexists(file):
-        return
-    with suppress(OSError):
-        if read_file(file, max_bytes=limits.SPLIT_MANIFEST) == content:
-            return
-    raise Refusal(
-        f"{file} is there already and holds something else.",
-        fix="name another file with --to, or replace it with --force.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        return read_file(file, max_bytes=limits.SPLIT_MANIFEST) == content
+    except OSError:
+        return False
 
 
 def show(facts: dict[str, Any], console: Console) -> None:

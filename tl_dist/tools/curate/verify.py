@@ -1,29 +1,11 @@
-"""`tl-dist data verify`: decode every image, with a progress bar, and list what is wrong."""
+"""`tl-dist data verify`: list what is wrong with a data set."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from tl_dist.datasets.curation import verification
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_remarks
 
 _SHOWN = 20
-
-
-def verify(path: Path, *, workers: int | None, distance: int, console: Console) -> dict[str, Any]:
-    """Return the findings, as JSON; the progress bar is drawn on `console` meanwhile."""
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        return verification.verify(
-            path,
-            workers=workers or len(os.sched_getaffinity(0)),
-            distance=distance,
-            advance=lambda done, total: progress.update(task, completed=done, total=total),
-        )
 
 
 def show(findings: dict[str, Any], console: Console) -> None:

@@ -1,12 +1,10 @@
 """`tl-dist eval`: evaluate a checkpoint of a run, with workers as in training."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_dist.data.corruptions import CATEGORIES, SEVERITIES, named, prepare
 from tl_dist.files import limits
@@ -17,12 +15,10 @@ from tl_dist.launcher.task import Computation, config_for, overrides_for, refuse
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir, read_json
 from tl_dist.scores import robustness
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.progress import Record
 from tl_dist.terminal.tables import narrow_table
 from tl_dist.tools.evaluate import Request
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
 
 _MAX_NAMES = 8
 

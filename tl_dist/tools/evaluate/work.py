@@ -182,11 +182,9 @@ def evaluate_data(
         num_fitted=seen.among(evaluated, directory, own.validation),
     )
     record = _record(model.run, model.step, result, evaluated, by)
+    num_seen = seen.among(evaluated, directory, np.concatenate([own.trained, own.chosen]))
     record["data"] = {
-        # None: the run's record is gone.
-        "seen": seen.among(evaluated, directory, np.concatenate([own.trained, own.chosen]))
-        if own.trained.size
-        else None,
+        "seen": num_seen if own.trained.size else None,  # None: the run's record is gone
         "path": str(path),
         "split": part,
         "fingerprint": source.fingerprint,

@@ -1,7 +1,5 @@
 """`tl-dist features`: compute and list the cached feature sets beside the runs, and remove unneeded ones."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -11,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
@@ -19,16 +16,14 @@ from tl_dist.features import manifest
 from tl_dist.files.atomic import children, reason
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe
+from tl_dist.launcher import train
 from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import holder
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import ago, narrow_table
 from tl_dist.tools.features import Request
-
-if TYPE_CHECKING:
-    from tl_dist.launcher import train
-    from tl_dist.terminal.console import Console
 
 FOREIGN_S = 86400.0  # age at which an unfinished set of another host counts as abandoned
 RECENT_S = 3600.0  # a run may have opened a set used this recently, without having noted yet that it reads it
@@ -93,11 +88,9 @@ def prune(
     reads, or that was used so recently that one may, is spared. `say` is told of each.
     """
     if unused_days is None and keep_mb is None and not unreferenced:
-        raise Refusal(
-            "no option says which feature sets to remove.",
-            fix="give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them.",
-            code=ExitCode.USAGE,
-        )
+        what = "no option says which feature sets to remove."
+        fix = "give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     refuse_unsafe(root / "features", links=True)
     runs = [RunDir(path) for path in children(root) if _is_own(path)]
     readers = {run: run.features_referred_to() for run in runs}
@@ -131,10 +124,10 @@ def prune(
 
 
 def _entries(root: Path) -> list[Path]:
-    """List what is below features/, which may be a link to another disk."""
+    """List the directories below features/, which may be a link to another disk."""
     place = Path(os.path.realpath(root / "features"))
     try:
-        return children(place)
+        return [path for path in children(place) if path.is_dir() and not path.is_symlink()]
     except OSError as error:
         what = f"{place} cannot be read ({reason(error)})."
         raise Refusal(what, fix="name a directory of your own.", code=ExitCode.USAGE) from error
@@ -154,11 +147,9 @@ def _lives(run: RunDir) -> bool:
 
 
 def _read(path: Path) -> FeatureSetOnDisk | None:
-    """Describe a set on disk; None if it is no directory, or has been removed meanwhile."""
+    """Describe a set on disk; None if it has been removed meanwhile."""
     num_bytes, content = 0, None
     try:
-        if path.is_symlink() or not path.is_dir():
-            return None
         used = path.lstat().st_mtime
         with suppress(OSError, ValueError):
             num_bytes = sum(file.lstat().st_size for file in children(path))
@@ -172,7 +163,7 @@ def _read(path: Path) -> FeatureSetOnDisk | None:
 
 def _abandoned(path: Path) -> bool:
     """Return whether a path is an unfinished set whose writer has ended."""
-    if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+    if not _UNFINISHED.fullmatch(path.name):
         return False
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         owner = json.loads(read_file(path / "owner.json", max_bytes=4096))

@@ -1,7 +1,5 @@
 """`tl-dist predict`: classify images with the model of a run, with workers as in its evaluation."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -22,6 +20,8 @@ from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
+from tl_dist.scores import text
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative
 from tl_dist.tools.predict import FACTS, Piece, Request, ask, pieces
@@ -29,9 +29,6 @@ from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Row, columns, written
 
 _CLASSES_SHOWN = 20
-
-Show = Callable[[str, str], None]
-"""a line of text, and its style"""
 
 
 @dataclass(frozen=True)
@@ -49,31 +46,29 @@ class PredictOptions:
     max_bad: int | None = None
 
 
-def predict_shown(options: PredictOptions) -> None:
-    """Run `predict` and print its progress: to standard error if the rows go to a pipe, which gets nothing else."""
-    from tl_dist.terminal.console import Console
+def predict(options: PredictOptions, console: Console) -> None:
+    """Give a row for each image, in order, also for one that cannot be decoded: to files, else to the console.
 
-    console = Console()
-    piped = not console.is_terminal and options.out is None and options.sort_into is None
-    with Progress(Console(stderr=True) if piped else console) as progress:
-
-        def show(text: str, style: str) -> None:
-            if piped:
-                console.say(text)
-            else:
-                progress.say(text, style=style)
-
-        predict(options, progress, show)
-
-
-def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
-    """Give a row for each image, in order, also for one that cannot be decoded: to files, else to `show`.
-
-    `progress` shows how many are done, and a summary at the end. Refuse (65), after all images, if more than `max_bad`
-    cannot be decoded; default: as many as training would accept.
+    Refuse (65), after all images, if more than `max_bad` cannot be decoded; default: as many as training would accept.
     """
     if not RunDir(options.run).config_file.is_file():
-        _refuse_run_among_images(options)
+        for path in options.images:
+            if RunDir(path).config_file.is_file():
+                what = f"{options.run} is not a run, and {path} is one."
+                fix = "name the run first: tl-dist predict RUN PATH..."
+                raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    if (root := options.sort_into) is not None:
+        for name in options.images:
+            # The next call would predict the copies as well.
+            if name != STDIN and root.resolve().is_relative_to(Path(name).resolve()):
+                what = f"--sort-into {root} lies in {name}, whose images are predicted."
+                raise Refusal(what, fix="name a folder outside of it.", code=ExitCode.USAGE)
+    piped = not console.is_terminal and options.out is None and options.sort_into is None
+    with Progress(Console(stderr=True) if piped else console) as progress:  # a pipe gets nothing but rows
+        _predict(options, progress, console.say if piped else progress.say)
+
+
+def _predict(options: PredictOptions, progress: Progress, show: Callable[..., None]) -> None:
     run = RunDir.open(options.run)
     names = list(identity_of(run)["class_names"])
     paths = listed(options.images, sys.stdin.buffer, null=options.null)
@@ -83,12 +78,9 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
     with ExitStack() as stack:
         sinks: list[Callable[[Sequence[Row]], None]] = []
         if options.out is not None:
-            sets, unknown = request.coverage is not None, request.unknown is not None
-            sinks.append(
-                stack.enter_context(written(options.out, columns(request.top, sets=sets, unknown=unknown)))
-            )
+            asked = {"sets": request.coverage is not None, "unknown": request.unknown is not None}
+            sinks.append(stack.enter_context(written(options.out, columns(request.top, **asked))))
         if options.sort_into is not None:
-            _refuse_within(options.sort_into, options.images)
             folders = Folders(options.sort_into, names)
             sinks.append(folders.take)
         if not sinks:
@@ -104,8 +96,8 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
 
         def watch() -> None:
             # Headers are checked while the workers start, a few at a time so that Ctrl-C works in between.
-            if not rows.checked and not rows.check_more():
-                ask(place, rows.readable)
+            if (readable := rows.check_more()) is not None:
+                ask(place, readable)
             for piece in iter(partial(next, arriving), None):
                 emit(rows.after(piece))
 
@@ -114,18 +106,17 @@ def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
         except Refusal as refusal:
             if refusal.code != ExitCode.REQUEUE:
                 raise
-            raise _stopped(tally, options, folders) from None
+            what = f"the prediction was stopped after {tally.done:,} of {tally.total:,} files"
+            what += f"; {options.out} was not written" if options.out is not None else ""
+            what += f"; {options.sort_into} has {folders.summary}" if folders is not None else ""
+            raise Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE) from None
         facts = json.loads((place / FACTS).read_text())
         emit(rows.rest())
     _summarize(options, tally, folders, facts, progress)
-    budget = config_file.load(run.config_file).data.max_bad
-    _refuse_beyond_budget(
-        options, tally, paths, quarantine.budget(budget, {"test": unlabelled(paths, names)})
-    )
-
-
-def _refuse_beyond_budget(options: PredictOptions, tally: _Tally, paths: Sequence[str], budget: int) -> None:
-    max_bad = budget if options.max_bad is None else options.max_bad
+    max_bad = options.max_bad
+    if max_bad is None:
+        allowed = config_file.load(run.config_file).data.max_bad
+        max_bad = quarantine.budget(allowed, {"test": unlabelled(paths, names)})
     if len(tally.faults) > max_bad:
         path, reason = next(iter(tally.faults.items()))
         raise Refusal(
@@ -133,17 +124,6 @@ def _refuse_beyond_budget(options: PredictOptions, tally: _Tally, paths: Sequenc
             fix="restore them or leave them out, or allow more with --max-bad; all others have been predicted.",
             code=ExitCode.DATA,
         )
-
-
-def _refuse_run_among_images(options: PredictOptions) -> None:
-    """Refuse (64) a run that is named after an image."""
-    for path in options.images:
-        if RunDir(path).config_file.is_file():
-            raise Refusal(
-                f"{options.run} is not a run, and {path} is one.",
-                fix="name the run first: tl-dist predict RUN PATH...",
-                code=ExitCode.USAGE,
-            )
 
 
 class _InOrder:
@@ -156,20 +136,17 @@ class _InOrder:
         self._places: list[int] = []
         """the index among all files of each image that the workers predict"""
         self._next = 0
-        self.checked = False
+        self._checked = False
 
-    def check_more(self) -> bool:
-        """Check the headers of some more files; return False when all are checked."""
-        faults = next(self._header_checks, None)
-        self._faults |= faults or {}
-        if faults is None:
-            self._places = [k for k in range(len(self._paths)) if k not in self._faults]
-            self.checked = True
-        return not self.checked
-
-    @property
-    def readable(self) -> list[str]:
-        """The files that can be decoded, as far as their headers show."""
+    def check_more(self) -> list[str] | None:
+        """Check the headers of some more files; after the last, return once the files that look readable."""
+        if self._checked:
+            return None
+        if (faults := next(self._header_checks, None)) is not None:
+            self._faults |= faults
+            return None
+        self._checked = True
+        self._places = [k for k in range(len(self._paths)) if k not in self._faults]
         return [self._paths[k] for k in self._places]
 
     def after(self, piece: Piece) -> list[Row]:
@@ -233,12 +210,12 @@ class _Tally:
         self._progress.show({"event": "prediction", **record})
 
 
-def _show_rows(rows: Sequence[Row], show: Show) -> None:
+def _show_rows(rows: Sequence[Row], show: Callable[..., None]) -> None:
     for row in rows:
-        text = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
-        text += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
-        text += " | unknown" if row.unknown else ""
-        show(f"{row.path}: {row.error or text}", "yellow" if row.error else "")
+        line = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
+        line += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
+        line += " | unknown" if row.unknown else ""
+        show(f"{row.path}: {row.error or line}", style="yellow" if row.error else "")
 
 
 def _summarize(
@@ -248,7 +225,7 @@ def _summarize(
     most = tally.classes.most_common(_CLASSES_SHOWN)
     counts = ", ".join(f"{name} {number:,}" for name, number in most)
     more = f" and {len(tally.classes) - len(most)} more classes" if len(tally.classes) > len(most) else ""
-    progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
+    progress.say(f"{text.counted(num, 'image')} by step {facts['step']:,}: {counts}{more}")
     if facts["temperature"] is not None:
         how = f"temperature {facts['temperature']:.3f}, fitted on the validation split"
         progress.say(f"probabilities are calibrated: {how}")
@@ -271,21 +248,3 @@ def _summarize(
         progress.say(f"{relative(options.out)}: {tally.total:,} rows")
     if folders is not None:
         progress.say(f"{relative(options.sort_into or Path())}: {folders.summary}")
-
-
-def _stopped(tally: _Tally, options: PredictOptions, folders: Folders | None) -> Refusal:
-    what = f"the prediction was stopped after {tally.done:,} of {tally.total:,} files"
-    what += f"; {options.out} was not written" if options.out is not None else ""
-    what += f"; {options.sort_into} has {folders.summary}" if folders is not None else ""
-    return Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE)
-
-
-def _refuse_within(root: Path, images: Sequence[str]) -> None:
-    """Refuse (64) a folder for copies inside a folder of images: the next call would predict the copies too."""
-    for name in images:
-        if name != STDIN and root.resolve().is_relative_to(Path(name).resolve()):
-            raise Refusal(
-                f"--sort-into {root} lies in {name}, whose images are predicted.",
-                fix="name a folder outside of it.",
-                code=ExitCode.USAGE,
-            )

@@ -36,28 +36,25 @@ class Folders:
             raise self._cannot("an image", error) from error
 
     def take(self, rows: Sequence[Row]) -> None:
-        """Copy the images of these rows, except for images that cannot be decoded."""
+        """Copy the images that could be decoded; if another image has the name of one, add a number to its name.
+
+        Refuse (73) a copy that cannot be written, and a folder that is a link, since the user did not name its target.
+        """
         for row in rows:
-            if not row.error:
-                self._put(row.path, row.classes[0])
+            if row.error:
+                continue
+            with ExitStack() as stack:
+                try:
+                    source = stack.enter_context(open(open_regular(row.path, links=True), "rb"))
+                    self._copy(source, Path(os.path.basename(row.path)), self._folder(row.classes[0], stack))
+                except OSError as error:
+                    raise self._cannot(row.path, error) from error
 
     @property
     def summary(self) -> str:
         """How many images were copied, and how many were there already."""
         present = f", {self._num_present:,} were there already" if self._num_present else ""
         return f"{self._num_copied:,} images copied{present}"
-
-    def _put(self, image: str, class_name: str) -> None:
-        """Copy an image into the folder of its class; if another image has its name, add a number to the name.
-
-        Refuse (73) a copy that cannot be written, and a folder that is a link, since the user did not name its target.
-        """
-        with ExitStack() as stack:
-            try:
-                source = stack.enter_context(open(open_regular(image, links=True), "rb"))
-                self._copy(source, Path(os.path.basename(image)), self._folder(class_name, stack))
-            except OSError as error:
-                raise self._cannot(image, error) from error
 
     def _folder(self, class_name: str, stack: ExitStack) -> Path:
         """Return the folder by a descriptor, created if missing: nobody who can write in DIR can swap it for a link."""

@@ -52,11 +52,9 @@ def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
     if of_type is not None:
         if of_type not in types:
             names = ", ".join(sorted(set(types.tolist()))[:20])
-            raise Refusal(
-                f"no validation image of run '{model.run.name}' is of type or group '{of_type}'.",
-                fix=f"use one of {names}." if names else "leave out --type: its data set has neither.",
-                code=ExitCode.USAGE,
-            )
+            what = f"no validation image of run '{model.run.name}' is of type or group '{of_type}'."
+            fix = f"use one of {names}." if names else "leave out --type: its data set has neither."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
         of_true = of_true[types == of_type]
     return conformal.least_probability(of_true, coverage)
 

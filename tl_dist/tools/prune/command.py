@@ -2,30 +2,22 @@
 
 from collections.abc import Sequence
 
-from tl_dist.config import (
-    ClassifierConfig,
-    Config,
-    DistillConfig,
-    FeaturesConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SourceConfig,
-)
+from tl_dist import config
 from tl_dist.config import file as config_file
 from tl_dist.runs.directory import RunDir
 
 EPOCHS = 10.0
-OPTIMIZER = OptimizerConfig(
+OPTIMIZER = config.OptimizerConfig(
     name="adamw",
     learning_rate=1e-4,
     weight_decay=0.01,
     ema=0.99,
-    schedule=ScheduleConfig(name="cosine", warmup_epochs=0.5),
+    schedule=config.ScheduleConfig(name="cosine", warmup_epochs=0.5),
 )
 """for a network that has lost channels in every block, whatever optimizer trained the whole one"""
 
 
-def pruned(run: RunDir, by: float, overrides: Sequence[str] = ()) -> Config:
+def pruned(run: RunDir, by: float, overrides: Sequence[str] = ()) -> config.Config:
     """Return the config that removes the share `by` of the channels of `run` and trains all of the rest, taught by it.
 
     Data, head, loss, batch and evaluation stay as in `run`. Refuse what any config with these values would refuse.
@@ -40,12 +32,12 @@ def pruned(run: RunDir, by: float, overrides: Sequence[str] = ()) -> Config:
         "epochs": EPOCHS,
         "steps": None,
         "model": cfg.model.model_copy(update=model),
-        "classifier": ClassifierConfig(),
-        "features": FeaturesConfig(),
+        "classifier": config.ClassifierConfig(),
+        "features": config.FeaturesConfig(),
         "optimizer": OPTIMIZER,
         "stages": (),
-        "source": SourceConfig(run=path, head=True, refit=True),
-        "distill": DistillConfig(teacher=path),
+        "source": config.SourceConfig(run=path, head=True, refit=True),
+        "distill": config.DistillConfig(teacher=path),
         "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
     }
     return config_file.changed(cfg.model_copy(update=changes), overrides)

@@ -2,26 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from tl_dist.config import (
-    AugmentConfig,
-    ClassifierConfig,
-    Config,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Section,
-    extensions,
-    problems,
-    registry,
-    yaml_text,
-)
+from tl_dist import config
+from tl_dist.config import extensions, problems, registry, yaml_text
 from tl_dist.config import file as config_file
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.launcher.train import Request
@@ -33,7 +21,7 @@ _KEPT = (
 _KEPT_OF_MODEL = ("backbone", "weights", "weights_sha256", "normalize", "layers")
 
 
-class Entry(Section):
+class Entry(config.Section):
     """One candidate as the user writes it."""
 
     backbone: str
@@ -53,9 +41,9 @@ class Candidate:
     """A network to start from: the config that trains from it, and the config that computes its features."""
 
     label: str
-    training: Config
+    training: config.Config
     """the user's config with this network"""
-    features: Config
+    features: config.Config
     """the config of the run that holds its features and scores"""
     accuracy: float | None
     """published ImageNet accuracy"""
@@ -72,9 +60,7 @@ def candidates(request: Request, text: str) -> list[Candidate]:
         raise _mistake(what, "rank a config without 'source'.")
     entries = _from_file(Path(text)) if text.endswith((".yaml", ".yml")) else _from_names(text)
     if not entries:
-        raise _mistake(
-            "there is no candidate to choose from.", "name some, as by --candidates vgg16,resnet50."
-        )
+        raise _mistake("there is no candidate to choose from.", "name some: --candidates vgg16,resnet50.")
     choices = [_candidate(request, cfg, entry, where) for entry, where in entries]
     labels = [choice.label for choice in choices]
     if len(choices) < 2 or len(set(labels)) < len(labels):
@@ -122,7 +108,7 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
     return entries
 
 
-def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candidate:
+def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -> Candidate:
     own = entry.backbone == cfg.model.backbone
     weights = entry.weights or (cfg.model.weights if own else "imagenet")
     model: dict[str, Any] = {"backbone": entry.backbone, "weights": weights}
@@ -145,8 +131,14 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
                 "add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
             )
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
-        if not own:
-            _refuse_stages_of_others(training, [*stages])
+        # The rules of the config refuse names that are stages of neither network.
+        for part in () if own else filter(None, (*training.parts, training.model.reinitialize)):
+            if part not in ("head", "all", *stages):
+                raise _mistake(
+                    f"the config trains from '{part}', which is not a stage of {entry.backbone}.",
+                    f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train "
+                    "from 'head' or 'all'.",
+                )
     except Refusal as refusal:
         raise Refusal(f"{where}: {refusal.what}", fix=refusal.fix, code=refusal.code) from None
     label = ":".join(filter(None, (entry.backbone, entry.block)))
@@ -158,34 +150,20 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 
-def _refuse_stages_of_others(cfg: Config, stages: Sequence[str]) -> None:
-    """Refuse a config that trains from a stage of its own network, which the candidate's network does not have.
-
-    The rules of the config refuse all other names of stages.
-    """
-    for part in filter(None, (*cfg.parts, cfg.model.reinitialize)):
-        if part not in ("head", "all", *stages):
-            raise _mistake(
-                f"the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
-                f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train from "
-                "'head' or 'all'.",
-            )
-
-
-def _of_features(cfg: Config, label: str) -> Config:
+def _of_features(cfg: config.Config, label: str) -> config.Config:
     """Make the config of the frozen network with a classifier on its features: what its feature-based runs share."""
-    frozen = Config(
+    frozen = config.Config(
         **{key: getattr(cfg, key) for key in _KEPT},
         name="rank",
         steps=1,
-        data=cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()}),
-        model=ModelConfig(
+        data=cfg.data.model_copy(update={"augment": (), "augmentation": config.AugmentConfig()}),
+        model=config.ModelConfig(
             **{key: getattr(cfg.model, key) for key in _KEPT_OF_MODEL},
             pooling="average" if cfg.model.pooling == "flatten" else cfg.model.pooling,
         ),
-        classifier=ClassifierConfig(name="logistic", l2="auto"),
-        optimizer=OptimizerConfig(learning_rate=1.0),
-        evaluation=EvaluationConfig(batch=cfg.evaluation.batch),
+        classifier=config.ClassifierConfig(name="logistic", l2="auto"),
+        optimizer=config.OptimizerConfig(learning_rate=1.0),
+        evaluation=config.EvaluationConfig(batch=cfg.evaluation.batch),
     )
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:22]
     return frozen.model_copy(

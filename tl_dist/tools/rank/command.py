@@ -1,10 +1,8 @@
 """`tl-dist rank`: choose a pretrained network to start from, by scores of its features of the training examples."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +19,10 @@ from tl_dist.models import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, text
+from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import narrow_table, relative
 from tl_dist.tools.rank import Request
 from tl_dist.tools.rank.candidates import Candidate, candidates
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
 
 VERSION = 1
 """raise it when a score changes: scores saved by earlier commands are then computed again"""
@@ -95,19 +91,15 @@ def _write(
     if not target.exists():
         write_output(target, content, option="--out")
     elif read_file(target, max_bytes=limits.CONFIG, links=True) != content:
-        raise Refusal(
-            f"{target} is there already, and is not the config of the best, {best.label}.",
-            fix="name another file with --out (the scores are kept).",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        what = f"{target} is there already, and is not the config of the best, {best.label}."
+        fix = "name another file with --out (the scores are kept)."
+        raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
     console.say(f"best: tl-dist train {relative(target)}", style="bold")
     return target
 
 
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Show the table of candidates, which of them the folds do not tell apart, and what the method is worth."""
-    from tl_dist.terminal.console import plain
-
     table = narrow_table(
         "candidate", "linear\nprobe", "95 %\ninterval", "near-\nest", "LogME", "H-\nscore", "N-\nLEEP",
         "million\nparam.", "fea-\ntures", "Image-\nNet", folds=("candidate",),

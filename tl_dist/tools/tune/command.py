@@ -1,9 +1,9 @@
 """`tl-dist tune`: find the best classifier on the cached features of a config, and write its config."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.table import Table
 
 from tl_dist.config import file as config_file
 from tl_dist.config import yaml_text
@@ -14,11 +14,9 @@ from tl_dist.files.foreign import read_file
 from tl_dist.launcher import train
 from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import relative
 from tl_dist.tools.tune import Request
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
 
 SHOWN = 10
 
@@ -27,11 +25,9 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
     """Search, show the best settings, and write the config of the best to NAME-tune/best.yaml."""
     cfg = request.load()
     if not cfg.classifier.computed or cfg.model.normalize or cfg.model.pooling == "flatten":
-        raise Refusal(
-            "tuning searches only classifiers that are computed from pooled, unnormalized features.",
-            fix="write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'.",
-            code=ExitCode.USAGE,
-        )
+        what = "tuning searches only classifiers that are computed from pooled, unnormalized features."
+        fix = "write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     seen.flattered(cfg, request.runs, "tune")
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
     run = run_shown(request, cfg, Request(folds=folds), "tuning", console)
@@ -43,9 +39,8 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
     values = config_file.load(run.config_file).model_dump(mode="json")
     values["name"] = f"{cfg.name.removesuffix('-tune')}-best"
     values["model"] |= settings[0]["model"]
-    values["classifier"] |= settings[0]["classifier"] | {
-        "layers": "all"
-    }  # model.layers names only the chosen ones
+    values["classifier"] |= settings[0]["classifier"]
+    values["classifier"]["layers"] = "all"  # model.layers names only the chosen ones
     if values["classifier"]["name"] != "logistic":
         del values["classifier"]["l2"]
     best = run.path / "best.yaml"
@@ -56,8 +51,6 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
 
 def show(settings: list[dict[str, Any]], console: Console) -> None:
     """Show the best settings with their scores and the number of folds behind them."""
-    from rich.table import Table
-
     table = Table("classifier", "l2", "scaling", "layers", "pooling", "folds", "accuracy", "log loss")
     for setting in settings[:SHOWN]:
         kind, model = setting["classifier"], setting["model"]

@@ -102,32 +102,22 @@ def search(
     def tried(i: int) -> Tried:
         return Tried(candidates[i], len(scores[i]), *np.mean(scores[i], axis=0).tolist())
 
+    def score(setting: Setting, held_out: NDArray[np.bool_]) -> Sequence[float]:
+        """Return accuracy and log loss on the held-out examples, then both weighted."""
+        values, evaluated = (x[:, :, setting.columns] for x in (examples.values, examples.evaluated))
+        of_setting = replace(classifier, settings=setting.classifier)
+        predicted, *_ = of_setting.predict(replace(examples, values=values, evaluated=evaluated), held_out)
+        labels, weight = examples.labels[held_out], weights[held_out]
+        right = predicted.argmax(axis=1) == labels
+        return (
+            float(right.mean()),
+            figures.log_loss(labels, predicted),
+            float(np.average(right, weights=weight)),
+            figures.log_loss(labels, predicted, weight),
+        )
+
     for k in range(int(fold.max()) + 1):
         for i in alive:
-            scores[i].append(_score(candidates[i], classifier, examples, fold == k, weights))
+            scores[i].append(score(candidates[i], fold == k))
         alive = sorted(alive, key=lambda i: tried(i).order)[: max(4, len(alive) // 2)]
     return sorted(map(tried, range(len(candidates))), key=lambda one: (-one.folds, one.order))
-
-
-def _score(
-    setting: Setting,
-    classifier: Nested,
-    examples: Examples,
-    held_out: NDArray[np.bool_],
-    weights: NDArray[np.float64],
-) -> Sequence[float]:
-    """Return accuracy and log loss on the held-out examples, then both weighted."""
-    seen = replace(
-        examples,
-        values=examples.values[:, :, setting.columns],
-        evaluated=examples.evaluated[:, :, setting.columns],
-    )
-    predicted, *_ = replace(classifier, settings=setting.classifier).predict(seen, held_out)
-    labels, weights = examples.labels[held_out], weights[held_out]
-    right = predicted.argmax(axis=1) == labels
-    return (
-        float(right.mean()),
-        figures.log_loss(labels, predicted),
-        float(np.average(right, weights=weights)),
-        figures.log_loss(labels, predicted, weights),
-    )

@@ -18,16 +18,14 @@ from tl_dist.trainer.setup import Setup, from_images
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Write the settings to tuning.json, best first. Returns REQUEUE if a stop was requested."""
-    ranking = None
     with cached.on_features(run, "trying settings", cores, alone=True) as (setup, stop_requested, say):
-        ranking = tune(setup, request.folds, stop_requested, say)
-    if ranking:
-        settings = [
-            tried.setting.overrides
-            | {"folds": tried.folds, "accuracy": tried.accuracy, "log_loss": tried.log_loss}
-            for tried in ranking
-        ]
-        write_atomically(run.path / "tuning.json", json.dumps(settings, indent=1).encode())
+        if ranking := tune(setup, request.folds, stop_requested, say):
+            settings = [
+                tried.setting.overrides
+                | {"folds": tried.folds, "accuracy": tried.accuracy, "log_loss": tried.log_loss}
+                for tried in ranking
+            ]
+            write_atomically(run.path / "tuning.json", json.dumps(settings, indent=1).encode())
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 

@@ -1,0 +1,169 @@
+"""Commands that show how far to trust a run: `tl-dist eval`, `report`, `explain`, `compare`, `calibrate` and `cv`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from tl_dist.cli.app import At, ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers, app
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.console import Console
+
+add_command = partial(app.command, rich_help_panel="Trust")
+
+
+@add_command("eval")
+def evaluate(
+    run: RunPath,
+    split: Annotated[Split | None, Option(help="default: test, or all of a --data without one")] = None,
+    data: Annotated[Path | None, Option(metavar="DIR|CONFIG", help="another labelled data set")] = None,
+    views: Annotated[str | None, Option(help="average over views, such as flip,dihedral")] = None,
+    by_group: Annotated[bool, Option("--by-group", help="also show each type and group")] = False,
+    by: Annotated[str | None, Option(metavar="COLUMN|REGEX", help="also show each value")] = None,
+    corruptions: Annotated[
+        str | None, Option(metavar="all|noise,blur,weather,digital,geometry", help="corrupt images")
+    ] = None,
+    severity: Annotated[str | None, Option(metavar="1-5", help="severity or range; default: all")] = None,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> None:
+    """Evaluate a run on a split, on other labelled images, or on corrupted ones."""
+    from tl_dist.launcher.task import Computation
+    from tl_dist.terminal import tables
+    from tl_dist.tools.evaluate import command
+
+    console, selected = Console(), split or Split.TEST
+    how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
+    groups = [*["any"] * by_group, *([by] if by else [])]
+    if corruptions is not None and (data is not None or groups):
+        what = "--corruptions takes the run's own images, without groups."
+        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+    if corruptions is None and severity is not None:
+        what = "--severity needs --corruptions."
+        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
+    if corruptions is not None:
+        names_and_severities = command.parse_corruptions(corruptions, severity or "1-5")
+        with console.busy(f"evaluating {run}"):
+            record = command.evaluate(run, selected, how, corruptions=names_and_severities)
+        command.show_corrupted(record, console)
+    elif data is not None:
+        with console.busy(f"evaluating {run}"):
+            record = command.evaluate_data(run, data, split, how, by=groups)
+        tables.show_evaluation(record, console)
+        command.show_matching(record["data"], partial(console.say, style="yellow"))
+    else:
+        with console.busy(f"evaluating {run}"):
+            record = command.evaluate(run, selected, how, by=groups, say=partial(console.say, style="dim"))
+        tables.show_evaluation(record, console)
+        tables.show_flattered(run, console)
+        if "calibration" in record["figures"]:
+            picture = run / "evaluations" / f"{record['split']}_reliability.png"
+            console.say(f"reliability diagram: {tables.relative(picture)}", style="dim")
+
+
+@add_command()
+def report(
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="first, and runs to compare with it")],
+    out: Annotated[Path | None, Option(metavar="FILE", help="page; default: RUN/report.html")] = None,
+    split: Annotated[Split | None, Option(help="default: test, or validation where there is none")] = None,
+    heat_maps: Annotated[int, Option(min=0, max=500, help="errors to draw heat maps of")] = 40,
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> None:
+    """Write a self-contained HTML page: figures, errors with heat maps, doubtful labels, curves."""
+    from tl_dist.launcher.task import Computation
+    from tl_dist.terminal.tables import relative
+    from tl_dist.tools.explain.command import ask
+    from tl_dist.tools.report import command
+    from tl_dist.tools.track.command import after_report
+
+    console = Console()
+    request = command.Request(runs, out, split, heat_maps, Computation("", strategy, workers), ask)
+    with console.busy("reading the run") as show_text:
+        page = command.report(request, show_text)
+    console.say(f"{relative(page)}: {page.stat().st_size / 1e6:.1f} MB", style="bold")
+    for line in after_report(runs[0], page) if len(runs) == 1 else ():
+        console.say(line, style="dim")
+
+
+@add_command()
+def explain(
+    run: RunPath,
+    images: Annotated[list[str], Argument(metavar="IMAGE...", help="files, folders or patterns")],
+    out: Annotated[Path | None, Option(metavar="DIR", help="directory; default: beside each image")] = None,
+    method: Annotated[str, Option(metavar="CAM", help="kind of heat map: layercam or gradcam")] = "layercam",
+    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: the predicted")] = None,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> None:
+    """Draw which parts of an image decide its class, by LayerCAM and integrated gradients."""
+    from tl_dist.launcher.task import Computation
+    from tl_dist.tools.explain import command
+
+    console = Console()
+    options = command.ExplainOptions(run, images, out, method, of_class, Computation(at, strategy, workers))
+    with console.busy("explaining"):
+        command.explain(options, console.say)
+
+
+@add_command()
+def compare(
+    first: RunPath,
+    second: RunPath,
+    split: Annotated[Split, Option(help="split to compare on")] = Split.TEST,
+    corruptions: Annotated[bool, Option("--corruptions", help="compare eval --corruptions")] = False,
+) -> None:
+    """Compare two runs by a paired test on the same examples."""
+    from tl_dist.terminal.tables import show_flattered
+    from tl_dist.tools.compare import command
+
+    console, names = Console(), (str(first), str(second))
+    for run in (first, second):
+        show_flattered(run, console, f"{run}: ")
+    if corruptions:
+        command.show_corrupted(command.compare_corrupted(first, second, split), names, console.say)
+        return
+    command.show(command.compare(first, second, split), names, console)
+
+
+@add_command()
+def calibrate(
+    run: RunPath,
+    unknown: Annotated[bool, Option("--unknown", help="also keep what predict --unknown needs")] = False,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> None:
+    """Calibrate the probabilities of a run on its validation split. No predicted class changes."""
+    from tl_dist.launcher.task import Computation
+    from tl_dist.tools.calibrate import command
+
+    console = Console()
+    with console.busy(f"calibrating {run}"):
+        calibration = command.calibrate(run, Computation(at, strategy, workers), unknown=unknown)
+    command.show(calibration, run, console.say)
+
+
+@add_command("cv")
+def cross_validate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int | None, Option(min=2, help="number of folds; default: 5")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="divisions into folds; default: 5")] = None,
+    by: Annotated[str | None, Option(metavar="type|group|COLUMN|REGEX", help="hold out each group")] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Cross-validate a config: mean with interval, scores by fold and group, and predictions of every example."""
+    from tl_dist.launcher.train import Request
+    from tl_dist.tools.cross_validate import command
+
+    if by is not None and (folds or seeds):
+        what = "--by leaves out each group once, and has no other folds or seeds."
+        raise Refusal(what, fix="remove --folds and --seeds, or --by.", code=ExitCode.USAGE)
+    request = Request(config, overrides or (), strategy, workers, runs)
+    return command.cross_validate(request, folds or 5, seeds or 5, Console(), by)

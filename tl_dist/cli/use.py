@@ -1,0 +1,105 @@
+"""Commands that use a trained run: `tl-dist predict`, `serve`, `export` and `prune`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from tl_dist.cli.app import At, Overrides, RunPath, Strategy, Workers, app
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.console import Console
+
+add_command = partial(app.command, rich_help_panel="Use")
+
+
+@add_command()
+def predict(
+    run: RunPath,
+    images: Annotated[list[str], Argument(metavar="PATH...", help="files, folders, patterns; - for stdin")],
+    top: Annotated[int, Option(min=1, metavar="K", help="number of classes to show for each image")] = 1,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write a .csv, .jsonl or .parquet file")] = None,
+    sort_into: Annotated[Path | None, Option(metavar="DIR", help="copy images to DIR/CLASS")] = None,
+    null: Annotated[bool, Option("--null", "-0", help="standard input is from find -print0")] = False,
+    max_bad: Annotated[int | None, Option(min=0, help="undecodable images to accept")] = None,
+    coverage: Annotated[float | None, Option(min=0.5, max=0.9999, help="add sets of this coverage")] = None,
+    of_type: Annotated[str | None, Option("--type", help="with --coverage: type of the images")] = None,
+    unknown: Annotated[
+        float | None, Option(min=0.0001, max=0.5, help="flag unknown images, at this false alarm rate")
+    ] = None,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> None:
+    """Classify images with a trained run, which may still be training."""
+    from tl_dist.launcher.task import Computation
+    from tl_dist.tools.predict import Request, command
+
+    if of_type is not None and coverage is None:
+        raise Refusal("--type needs --coverage.", fix="add --coverage 0.95.", code=ExitCode.USAGE)
+    request = Request(top=top, coverage=coverage, of_type=of_type, unknown=unknown)
+    how = Computation(at, strategy, workers)
+    options = command.PredictOptions(run, images, request, how, out, sort_into, null, max_bad)
+    command.predict(options, Console())
+
+
+@add_command()
+def serve(
+    path: Annotated[Path, Argument(metavar="RUN|EXPORT", help="directory of a run or of an export")],
+    port: Annotated[int, Option(min=0, max=65_535, help="port to listen on; 0: any free port")] = 8501,
+    host: Annotated[str, Option(help="address to listen on; all but loopback let others in")] = "127.0.0.1",
+    at: At = "",
+) -> int:
+    """Serve a model over HTTP, by TensorFlow Serving's REST API and a page to drop images on."""
+    from tl_dist.tools.serve.command import become_server, reachable_by_others
+
+    if reachable_by_others(host):
+        warning = f"anyone who can reach {host} can use this server: it asks for no password"
+        Console().say(warning, style="yellow")
+    become_server(path, host=host, port=port, at=at)
+
+
+@add_command()
+def export(
+    run: RunPath,
+    to: Annotated[str, Option(metavar="FORMAT", help="savedmodel, keras, onnx or litert")],
+    int8: Annotated[bool, Option("--int8", help="litert with 8-bit weights")] = False,
+    float16: Annotated[bool, Option("--float16", help="litert with 16-bit weights")] = False,
+    check: Annotated[str, Option(metavar="SPLIT", help="split to compare on, or none")] = "test",
+    min_agreement: Annotated[
+        float | None, Option(min=0, max=1, help="share on which both must agree")
+    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="default: RUN/exports/FORMAT")] = None,
+    at: At = "",
+) -> None:
+    """Export the model of a run for another runtime and compare the two image by image."""
+    from tl_dist.runs.directory import RunDir
+    from tl_dist.tools.export import Request, command
+
+    console, opened = Console(), RunDir.open(run)
+    numbers = command.numbers_of(to, int8=int8, float16=float16)
+    target = (out or command.default_directory(opened, to, numbers)).absolute()
+    request = Request(
+        to=to, numbers=numbers, out=str(target), check=check, min_agreement=min_agreement, at=at
+    )
+    with console.busy(f"exporting {run}"):
+        report = command.export(opened, request, say=lambda text: console.say(text, style="dim"))
+    command.show(target, report, console)
+
+
+@add_command()
+def prune(
+    run: RunPath,
+    overrides: Overrides = None,
+    by: Annotated[float, Option(min=0.05, max=0.95, help="share of channels to remove")] = 0.5,
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Train RUN-pruned-SHARE: a copy of a run with fewer channels, distilled from the run."""
+    from tl_dist.launcher.train import Request, train_config
+    from tl_dist.runs.directory import RunDir
+    from tl_dist.tools.prune.command import pruned
+
+    teacher = RunDir.open(run)
+    request = Request(teacher.config_file, overrides or (), strategy, workers, teacher.path.parent)
+    return train_config(pruned(teacher, by, request.all_overrides), request.runs, Console())
