@@ -289,13 +289,12 @@ def explain(
 ) -> None:
     """Draw which parts of an image decide its class, by LayerCAM and integrated gradients."""
     from tl_dist.launcher.task import Computation
-    from tl_dist.tools.explain.command import ExplainOptions
+    from tl_dist.runs.directory import RunDir
     from tl_dist.tools.explain.command import explain as explain_images
 
-    console = Console()
-    options = ExplainOptions(run, images, out, method, of_class, Computation(at, strategy, workers))
+    console, how = Console(), Computation(at, strategy, workers)
     with console.busy("explaining"):
-        explain_images(options, console.say)
+        explain_images(RunDir.open(run), images, how, console.say, out=out, cam=method, of_class=of_class)
 
 
 @app.command()

@@ -81,11 +81,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
 def _write(directory: Path, form: Format, own: Restored, request: Request) -> None:
     """Write the model, the names of its classes, and how an image becomes its input."""
     size, crop = own.model.input_shape[1], own.config.data.kept_fraction
-    settings = {
-        "class_names": list(own.class_names),
-        "image_size": size,
-        "crop_fraction": crop,
-    }
+    settings = {"class_names": list(own.class_names), "image_size": size, "crop_fraction": crop}
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
     shutil.copyfile(preprocess.__file__, directory / "preprocess.py")
     write(
