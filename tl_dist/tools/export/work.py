@@ -114,11 +114,9 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
         predict = opened(request.to, file, threads=data.threads)
         predict(np.zeros((1, size, size, 3), np.uint8))
     except Exception as error:  # each runtime has its own kind
-        raise Refusal(
-            f"the model was exported to {request.to}, but its runtime does not run it ({reason(error)}).",
-            fix="export --to another format, or without --int8 or --float16.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"the model was exported to {request.to}, but its runtime does not run it ({reason(error)})."
+        fix = "export --to another format, or without --int8 or --float16."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
     expected = evaluate.probabilities(data, split, own.checkpoint)
     exported = np.concatenate([predict(images) for images in _images(data, split)])
     source, first = data.splits[split], next(_images(data, split))
