@@ -15,11 +15,12 @@ from scipy.stats import spearmanr
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.datasets.division import open_splits
+from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import explanations, figures, predictions
 from tl_dist.tools.explain import Request
-from tl_dist.tools.explain.command import ExplainOptions, explain
+from tl_dist.tools.explain.command import explain
 from tl_dist.tools.explain.work import explained
 from tl_dist.tools.report import command as cli_report
 from tl_dist.trainer.load_model import loaded, process_as_it_was
@@ -240,5 +241,5 @@ def test_pictures_of_what_speaks_for_a_class(run: tl.Run, markers: Markers, tmp_
         with Image.open(f"{file}.explained.png") as picture:
             assert explanations.is_side_by_side(*picture.size)
     with pytest.raises(Refusal, match="would be trained on") as refused:
-        explain(ExplainOptions(run.path, [str(markers.root / names[0])]), lambda text: None)
+        explain(RunDir.open(run.path), [str(markers.root / names[0])], Computation(), lambda text: None)
     assert refused.value.code == ExitCode.USAGE

@@ -101,12 +101,12 @@ def explain(
 ) -> None:
     """Draw which parts of an image decide its class, by LayerCAM and integrated gradients."""
     from tl_dist.launcher.task import Computation
+    from tl_dist.runs.directory import RunDir
     from tl_dist.tools.explain import command
 
-    console = Console()
-    options = command.ExplainOptions(run, images, out, method, of_class, Computation(at, strategy, workers))
+    console, how = Console(), Computation(at, strategy, workers)
     with console.busy("explaining"):
-        command.explain(options, console.say)
+        command.explain(RunDir.open(run), images, how, console.say, out=out, cam=method, of_class=of_class)
 
 
 @add_command()

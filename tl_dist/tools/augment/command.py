@@ -22,9 +22,7 @@ def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
         last_line = (process.stderr.strip().splitlines() or [""])[-1]
         what, is_refusal, fix = last_line.partition(" Fix: ")
         if not is_refusal or process.returncode not in list(ExitCode):
-            raise Refusal(
-                f"the preview ended with {process.returncode}: {last_line[:200]}.",
-                fix=f"run 'python -P -m tl_dist.tools.augment.work {path} {out} {rows}'.",
-                code=ExitCode.INTERNAL,
-            )
+            what = f"the preview ended with {process.returncode}: {last_line[:200]}."
+            fix = f"run 'python -P -m tl_dist.tools.augment.work {path} {out} {rows}'."
+            raise Refusal(what, fix=fix, code=ExitCode.INTERNAL)
         raise Refusal(what, fix=fix, code=ExitCode(process.returncode))

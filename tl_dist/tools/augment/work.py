@@ -15,7 +15,6 @@ from PIL import Image
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.data.pipeline import Read, augmented, plain
-from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other_picture
@@ -29,7 +28,11 @@ def main(arguments: Sequence[str]) -> int:
     """Write the picture and return the exit code; print a refusal as one line on standard error."""
     path, out, rows, *overrides = arguments
     try:
-        write(preview(config_file.load(path, overrides), int(rows)), Path(out))
+        pixels = preview(config_file.load(path, overrides), int(rows))
+        refuse_other_picture(Path(out), is_grid, option="--out")
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "PNG")
+        write_output(Path(out), content.getvalue(), option="--out")
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return refusal.code
@@ -47,14 +50,11 @@ def preview(cfg: Config, rows: int) -> np.ndarray:
     for row, index in enumerate(indices.tolist()):
         original = _images(plain(source, size, crop), np.full(1, index), np.zeros(1, np.int64))
         positions = np.arange(COLUMNS, dtype=np.int64) + row * COLUMNS
-        strips.append(np.concatenate([original, _mixed(read, source, index, positions)]))
+        # Examples that are mixed in pairs are shown with the images that follow them.
+        following = np.where(positions % 2 == 0, 0, 1 + positions // 2) if read.mixing else 0 * positions
+        shown = (index + following) % source.num_examples
+        strips.append(np.concatenate([original, _images(read, shown, positions)]))
     return _grid(np.stack(strips))
-
-
-def _mixed(read: Read, source: Source, index: int, positions: np.ndarray) -> np.ndarray:
-    """Return one image as augmented at each position; where examples are mixed, with the images that follow it."""
-    following = np.where(positions % 2 == 0, 0, 1 + positions // 2) if read.mixing else 0 * positions
-    return _images(read, (index + following) % source.num_examples, positions)
 
 
 def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -78,14 +78,6 @@ def is_grid(width: int, height: int) -> bool:
     """Return whether a picture of this size may be an earlier preview."""
     pitch, rest = divmod(width + _GAP, COLUMNS + 1)
     return not rest and not (height + _GAP) % pitch
-
-
-def write(pixels: np.ndarray, out: Path) -> None:
-    """Write a PNG, over an earlier preview at most. Refuse any other file, and one that cannot be written."""
-    refuse_other_picture(out, is_grid, option="--out")
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    write_output(out, content.getvalue(), option="--out")
 
 
 if __name__ == "__main__":

@@ -84,14 +84,9 @@ def examine() -> Iterator[Finding]:
     else:
         fix = "install the package's dependencies again in this environment."
         yield Finding(f"TensorFlow cannot be imported: {problem}.", False, fix)
-    for name, command, needed in (
-        ("MPI", ("mpirun", "--version"), "mpirun"),
-        ("Slurm", ("sbatch", "--version"), "tl-dist submit"),
-    ):
-        line = first_line(*command)
-        yield Finding(
-            line or f"{name}: no {command[0]} here; only {needed} needs it.", True if line else None
-        )
+    for name, program, needed in (("MPI", "mpirun", "mpirun"), ("Slurm", "sbatch", "tl-dist submit")):
+        line = first_line(program, "--version")
+        yield Finding(line or f"{name}: no {program} here; only {needed} needs it.", True if line else None)
 
 
 def _of_frameworks(answers: Sequence[dict[str, Any]], problem: str) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -98,8 +97,6 @@ def package_version(name: str) -> str | None:
 
 def first_line(*command: str) -> str | None:
     """Return the first line that a command prints, or None if it is not installed or fails."""
-    if shutil.which(command[0]) is None:
-        return None
     try:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20

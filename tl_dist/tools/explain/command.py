@@ -1,13 +1,10 @@
 """`tl-dist explain`: show which part of an image decides its class, as a picture beside it; computed by workers."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from tl_dist.config import file as config_file
 from tl_dist.datasets.unlabelled import listed, unreadable
@@ -27,45 +24,52 @@ _TITLES = {"layercam": "LayerCAM", "gradcam": "Grad-CAM"}
 _LARGE_GAP = 0.01
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
-    """The arguments of `tl-dist explain`."""
+def explain(
+    run: RunDir,
+    images: Sequence[str],
+    how: Computation,
+    say: Callable[[str], None],
+    *,
+    out: Path | None = None,
+    cam: str = "layercam",
+    of_class: str | None = None,
+) -> None:
+    """Write a picture for each image, and print its predicted class and where the picture is.
 
-    run: Path
-    images: Sequence[str]
-    out: Path | None = None
-    cam: str = "layercam"
-    of_class: str | None = None
-    """default: for each image the one that is predicted"""
-    how: Computation = field(default_factory=Computation)
-
-
-def explain(options: ExplainOptions, say: Callable[[str], None]) -> None:
-    """Write a picture for each image, and print its predicted class and where the picture is."""
-    if options.cam not in _TITLES:
-        raise Refusal(
-            f"there is no method '{options.cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE
-        )
-    run = RunDir.open(options.run)
+    `of_class` is the class to explain, by default the one that is predicted.
+    """
+    if cam not in _TITLES:
+        raise Refusal(f"there is no method '{cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE)
     names = list(identity_of(run)["class_names"])
-    number = -1 if options.of_class is None else _number(options.of_class, names)
-    paths = [path for path in listed(options.images) if not path.endswith(ENDING)]
+    if of_class is not None and of_class not in names:
+        fix = f"use one of {', '.join(names[:20])}."
+        raise Refusal(f"the run has no class '{of_class}'.", fix=fix, code=ExitCode.USAGE)
+    paths = [path for path in listed(images) if not path.endswith(ENDING)]
     if not paths or len(paths) > MAX_IMAGES:
         what = f"{len(paths):,} images are named; one call explains 1 to {MAX_IMAGES:,}."
         raise Refusal(what, fix="name some of them.", code=ExitCode.USAGE)
     for faults in unreadable(paths):
         for k, reason in faults.items():
             raise Refusal(f"{paths[k]} {reason}.", fix="leave it out.", code=ExitCode.DATA)
-    targets = _targets(paths, options.out, run)
+    targets = _targets(paths, out, run)
     for target in targets:
         refuse_other_picture(target, explanations.is_side_by_side, option="--out")
-    classes = [number] * len(paths)
-    maps = ask(run, options.how, cam=options.cam, integrated=True, files=paths, classes=classes)
+    classes = [-1 if of_class is None else names.index(of_class)] * len(paths)
+    maps = ask(run, how, cam=cam, integrated=True, files=paths, classes=classes)
+    probabilities = figures.softmax(maps.logits)
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
+        best = int(probabilities[k].argmax())
+        prediction = f"{names[best]} {probabilities[k, best]:.2f}"
+        title = f"{_TITLES[cam]} of {names[maps.classes[k]]}"
+        panels = [
+            (prediction, maps.images[k]),
+            (title, explanations.overlay(maps.images[k], maps.cam[k])),
+            ("integrated gradients", explanations.signed(maps.integrated[k])),
+        ]
         content = io.BytesIO()
-        _picture(maps, k, names, options.cam).save(content, "PNG")
+        explanations.side_by_side(panels).save(content, "PNG")
         write_output(target, content.getvalue(), option="--out")
-        line = f"{path}: {_prediction(maps, k, names)} | {target}"
+        line = f"{path}: {prediction} | {target}"
         if maps.gaps[k] > _LARGE_GAP:
             line += f" | integrated gradients miss their sum by {maps.gaps[k]:.1%}"
         say(line)
@@ -76,13 +80,6 @@ def ask(run: RunDir, how: Computation, **fields: Any) -> Explained:
     with read_only.directory() as into:
         read_only.work(run, Request(**fields), into, how, what="explanation")
         return Explained.load(into)
-
-
-def _number(name: str, names: Sequence[str]) -> int:
-    if name not in names:
-        fix = f"use one of {', '.join(names[:20])}."
-        raise Refusal(f"the run has no class '{name}'.", fix=fix, code=ExitCode.USAGE)
-    return names.index(name)
 
 
 def _targets(paths: Sequence[str], out: Path | None, run: RunDir) -> list[Path]:
@@ -96,27 +93,9 @@ def _targets(paths: Sequence[str], out: Path | None, run: RunDir) -> list[Path]:
                 raise Refusal(what, fix="name another folder with --out DIR.", code=ExitCode.USAGE)
         return [Path(f"{path}{ENDING}") for path in paths]
     out.mkdir(parents=True, exist_ok=True)
-    used: dict[str, int] = {}
-    targets = []
-    for path in paths:
-        name = Path(path).name
-        used[name] = used.get(name, 0) + 1
+    used, targets = Counter[str](), []
+    for name in (Path(path).name for path in paths):
+        used[name] += 1
         again = f"-{used[name]}" if used[name] > 1 else ""
         targets.append(out / f"{name}{again}{ENDING}")
     return targets
-
-
-def _picture(maps: Explained, k: int, names: Sequence[str], cam: str) -> Image.Image:
-    title = f"{_TITLES[cam]} of {names[maps.classes[k]]}"
-    panels = [
-        (_prediction(maps, k, names), maps.images[k]),
-        (title, explanations.overlay(maps.images[k], maps.cam[k])),
-        ("integrated gradients", explanations.signed(maps.integrated[k])),
-    ]
-    return explanations.side_by_side(panels)
-
-
-def _prediction(maps: Explained, k: int, names: Sequence[str]) -> str:
-    probabilities = figures.softmax(maps.logits[k : k + 1])[0]
-    best = int(np.argmax(probabilities))
-    return f"{names[best]} {probabilities[best]:.2f}"

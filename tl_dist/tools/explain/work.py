@@ -40,14 +40,7 @@ def explain(model: Loaded, request: Request) -> None:
         source = unlabelled(request.files, model.class_names)
         examples = range(len(request.files))
     else:
-        splits = open_splits(model.cfg.data)[0]
-        if request.split not in splits:
-            raise Refusal(
-                f"'{model.cfg.data.name}' has no split '{request.split}'.",
-                fix=f"use one of {', '.join(splits)}.",
-                code=ExitCode.USAGE,
-            )
-        source = splits[request.split]
+        source = open_splits(model.cfg.data)[0][request.split]
     share = rows_of(parallel.rank, parallel.world_size, len(examples))
     mine = slice(share.start, share.stop)
     own_examples = np.array(examples, np.int64)[mine]

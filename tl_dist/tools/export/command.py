@@ -1,12 +1,10 @@
 """`tl-dist export`: have a worker write the model of a run for another runtime, and compare the two."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_dist.config import file as config_file
 from tl_dist.files import limits
@@ -15,12 +13,9 @@ from tl_dist.launcher.task import refuse_in_use, run_task
 from tl_dist.models.export import format_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores.text import paired_test
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import narrow_table, relative
-from tl_dist.tools.export import Request
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
+from tl_dist.tools.export import Request, agreement
 
 
 def numbers_of(to: str, *, int8: bool, float16: bool) -> str:
@@ -61,12 +56,8 @@ def show(target: Path, report: dict[str, Any], console: Console) -> None:
     if "split" not in report:
         console.say("not compared with the run (--check none)", style="yellow")
         return
-    first, second = report["paired"]["accuracies"]
-    console.say(
-        f"{report['num_agreeing']:,} of {report['num_examples']:,} images of '{report['split']}' have the class that "
-        f"the run gives them | largest difference of a probability {report['largest_difference']:.2g}"
-    )
-    console.say(f"accuracy {second:.4f}, of the run {first:.4f} ({paired_test(report['paired'])})")
+    for line in agreement(report):
+        console.say(line)
     if own := report.get("encoded"):
         console.say(
             f"its own decoding of JPEG and PNG: {own['num_agreeing']:,} of {own['num_examples']:,} the same class | "

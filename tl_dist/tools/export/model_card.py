@@ -16,7 +16,8 @@ from tl_dist.models.export import FORMATS
 from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
-from tl_dist.scores.text import interval, paired_test, summary
+from tl_dist.scores.text import interval, summary
+from tl_dist.tools.export import agreement
 from tl_dist.trainer.load_model import Restored
 
 MAX_NAMED = 50  # classes
@@ -130,12 +131,7 @@ def _agreement(report: Mapping[str, Any]) -> Iterator[str]:
     if "split" not in report:
         yield "Not compared with the run."
         return
-    first, second = report["paired"]["accuracies"]
-    yield (
-        f"The same class for {report['num_agreeing']:,} of {report['num_examples']:,} images of `{report['split']}`; "
-        f"largest difference of a probability {report['largest_difference']:.2g}. Accuracy {second:.4f} against "
-        f"{first:.4f} of the run ({paired_test(report['paired'])})."
-    )
+    yield from agreement(report)
     for rows, times in report["latency_ms"].items():
         yield (
             f"Batch of {rows}: median {times['p50']:.1f} ms, 90 % below {times['p90']:.1f} ms, "

@@ -41,11 +41,9 @@ def directory(target: Path) -> Iterator[Path]:
         refusal = of_the_machine(error)  # each writer of a format has its own words for a full disk
         if refusal is None and not isinstance(error, OSError):
             raise
-        raise Refusal(
-            f"{target} cannot be written ({refusal.what.rstrip('.') if refusal else reason(error)}).",
-            fix="name another directory with --out, on a disk with free space.",
-            code=ExitCode.STORAGE,
-        ) from error
+        what = f"{target} cannot be written ({refusal.what.rstrip('.') if refusal else reason(error)})."
+        fix = "name another directory with --out, on a disk with free space."
+        raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
 
 
 def write_report(directory: Path, report: Mapping[str, Any]) -> None:
@@ -86,19 +84,16 @@ def _refuse_foreign(target: Path) -> None:
         return
     report = {} if target.is_symlink() else _report_in(target)
     if not report:
-        what = "is there already, and is not what this command made"
+        what = f"{target} is there already, and is not what this command made."
     else:
         listed = report["entries"]
         foreign = [name for name, kind in _entries(target) if listed.get(name) != kind]
         if not foreign:
             return
         why = "has been changed since" if foreign[0] in listed else "does not belong to the export there"
-        what = f"holds {foreign[0]}, which {why}"
-    raise Refusal(
-        f"{target} {what}.",
-        fix="name another directory with --out, or move this one away.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+        what = f"{target} holds {foreign[0]}, which {why}."
+    fix = "name another directory with --out, or move this one away."
+    raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
 def _put(new: Path, target: Path) -> None:
@@ -122,8 +117,5 @@ def _put(new: Path, target: Path) -> None:
             (old / REPORT).unlink(missing_ok=True)
             old.rmdir()
             return
-        raise Refusal(
-            f"{target} is written; files that were added to it meanwhile are in {old}.",
-            fix="move that where you want it.",
-            code=ExitCode.CANNOT_CREATE,
-        )
+        what = f"{target} is written; files that were added to it meanwhile are in {old}."
+        raise Refusal(what, fix="move that where you want it.", code=ExitCode.CANNOT_CREATE)

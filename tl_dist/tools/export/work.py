@@ -81,11 +81,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
 def _write(directory: Path, form: Format, own: Restored, request: Request) -> None:
     """Write the model, the names of its classes, and how an image becomes its input."""
     size, crop = own.model.input_shape[1], own.config.data.kept_fraction
-    settings = {
-        "class_names": list(own.class_names),
-        "image_size": size,
-        "crop_fraction": crop,
-    }
+    settings = {"class_names": list(own.class_names), "image_size": size, "crop_fraction": crop}
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
     shutil.copyfile(preprocess.__file__, directory / "preprocess.py")
     write(
@@ -118,11 +114,9 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
         predict = opened(request.to, file, threads=data.threads)
         predict(np.zeros((1, size, size, 3), np.uint8))
     except Exception as error:  # each runtime has its own kind
-        raise Refusal(
-            f"the model was exported to {request.to}, but its runtime does not run it ({reason(error)}).",
-            fix="export --to another format, or without --int8 or --float16.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"the model was exported to {request.to}, but its runtime does not run it ({reason(error)})."
+        fix = "export --to another format, or without --int8 or --float16."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
     expected = evaluate.probabilities(data, split, own.checkpoint)
     exported = np.concatenate([predict(images) for images in _images(data, split)])
     source, first = data.splits[split], next(_images(data, split))

@@ -1,14 +1,22 @@
-"""Routes of the server: TensorFlow Serving's REST API, files from a form, health, metrics and the page."""
+"""The server and its routes: TensorFlow Serving's REST API, files from a form, health, metrics and the page."""
 
 import asyncio
 import base64
+import gc
 import hashlib
+import logging
+import os
 import re
+import signal
+import socket
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -22,12 +30,73 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl_dist.files import limits
+from tl_dist.refusal import ExitCode, printable, shortened, telling_line
+from tl_dist.terminal.console import Console
+from tl_dist.tools.serve.connections import Connection
 from tl_dist.tools.serve.requests import Answers, Bad, Full, Metrics
 from tl_dist.tools.serve.served import Served
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 BODY_S = 15.0  # how long the server waits for a body, beyond the time that it takes at BODY_BYTES_PER_S
 BODY_BYTES_PER_S = 32 << 10
+
+
+def answer(model: Served, listening: socket.socket, hosts: list[str], cores: int) -> int:
+    """Answer requests for these host names until a signal to stop."""
+    console, answers = Console(), Answers(model, cores=cores)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host, port = listening.getsockname()[:2]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+            kind = ", calibrated" if model.calibrated else ""
+            console.say(
+                f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", style="bold"
+            )
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            requests = answers.metrics.registry.get_sample_value("tl_dist_request_seconds_count") or 0
+            console.say(f"stopped after {requests:,.0f} request{'s' * (requests != 1)}")
+            sys.stdout.flush()
+            os._exit(ExitCode.DONE)  # a thread may be decoding an image, and cannot be interrupted
+
+    logging.basicConfig(handlers=[_Lines()], force=True)
+    config = uvicorn.Config(
+        application(answers, hosts=hosts),
+        http=Connection,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        backlog=512,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # For a signal while the server starts, and because uvicorn raises the signal again after it has stopped.
+        signal.signal(number, server.handle_exit)
+    gc.freeze()  # these objects stay: collecting among them takes half a second without an answer
+    server.run([listening])
+    return ExitCode.INTERNAL  # not reached: shutdown ends the process
+
+
+class _Lines(logging.Handler):
+    """Prints one line for each event, whatever text a request has put into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, an exception as its type, its text and the last line of code."""
+        text = " ".join(record.getMessage().split())
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):
+            return  # the shutdown ends requests, and uvicorn has logged how many
+        if error is not None:
+            frame = traceback.extract_tb(error.__traceback__)[-1:]
+            place = "".join(f" ({Path(each.filename).name}:{each.lineno})" for each in frame)
+            text = f"{text}: {type(error).__name__}: {telling_line(str(error))}{place}"
+        Console(stderr=True).say(f"{record.levelname.lower()}: {shortened(printable(text), 1000)}")
 
 
 def application(answers: Answers, *, hosts: Sequence[str]) -> Starlette:

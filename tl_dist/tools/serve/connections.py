@@ -30,10 +30,7 @@ class Connection(H11Protocol):
         self._wait(HEADER_S)
         all_open: list[Any] = [other for other in self.connections if not other.transport.is_closing()]
         of_peer = [other for other in all_open if other.peer == self.peer]
-        for group, limit in (
-            (of_peer, limits.SERVED_CONNECTIONS),
-            (all_open, 4 * limits.SERVED_CONNECTIONS),
-        ):
+        for group, limit in ((of_peer, limits.SERVED_CONNECTIONS), (all_open, 4 * limits.SERVED_CONNECTIONS)):
             waiting = [other for other in group if other.waits_for_client and other is not self]
             if len(group) > limit and waiting:
                 min(waiting, key=lambda other: other._since).transport.abort()

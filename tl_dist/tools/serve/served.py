@@ -85,11 +85,8 @@ def of_export(directory: Path, *, cores: int) -> Served:
     except Refusal:
         raise
     except Exception as error:  # each runtime has its own kind
-        raise Refusal(
-            f"{directory} is no export that can be served ({reason(error)}).",
-            fix="export the run again.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"{directory} is no export that can be served ({reason(error)})."
+        raise Refusal(what, fix="export the run again.", code=ExitCode.DATA) from error
 
 
 def _checked(served: Served) -> Served:

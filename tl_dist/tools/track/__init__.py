@@ -131,11 +131,9 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[st
                 title = registry.TRACKERS[name].title
                 failures.append(f"{title} has not taken all of {run.name}: {shortened(what, 300)}")
     if failures:
-        raise Refusal(
-            f"{'; '.join(failures)}.",
-            fix=f"check that it can be reached, then: tl-dist sync {run.path}.",
-            code=ExitCode.REQUEUE,
-        )
+        what = f"{'; '.join(failures)}."
+        fix = f"check that it can be reached, then: tl-dist sync {run.path}."
+        raise Refusal(what, fix=fix, code=ExitCode.REQUEUE)
     return lines
 
 

@@ -38,11 +38,9 @@ def sync(path: Path) -> list[str]:
     """Send each tracker of the run what it does not have yet; return a line on each."""
     run, trackers = _tracked(path)
     if not trackers:
-        raise Refusal(
-            f"{run.config_file} names no tracker.",
-            fix="repeat 'tl-dist train' with report.track=[mlflow]: the run resumes where it is.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{run.config_file} names no tracker."
+        fix = "repeat 'tl-dist train' with report.track=[mlflow]: the run resumes where it is."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return track.sync(run, trackers)
 
 
