@@ -32,7 +32,9 @@ sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorc
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="all of tests/hostile and tests/scale, not the suite's part"
+        "--full",
+        action="store_true",
+        help="also run tests marked full, and all of tests/hostile and tests/scale",
     )
     parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
 
@@ -61,11 +63,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest starts first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked `full` to --full, and start first what takes longest."""
+    if not config.option.full:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     places = list(GROUPS)
-    first = "test_quickstart.py"  # keeps both cores busy, beside the cluster's waiting
-    items.sort(key=lambda item: (item.path.name != first, places.index(group_of(item.path))))
+    items.sort(key=lambda item: places.index(group_of(item.path)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -74,10 +78,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _failures(reporter: Any) -> Iterator[str]:
     """One line for each test that failed: the promise, and how to run the test alone."""
+    full = "--full " if reporter.config.option.full else ""
     for report in [*reporter.stats.get("failed", ()), *reporter.stats.get("error", ())]:
         path = ROOT / report.nodeid.partition("::")[0]
         promise = promise_of(path) if path.is_file() else "the tests can be collected"
-        yield f"broken: {promise}\n  alone: .venv/bin/python -m pytest '{report.nodeid}'"
+        yield f"broken: {promise}\n  alone: .venv/bin/python -m pytest {full}'{report.nodeid}'"
 
 
 @pytest.hookimpl(trylast=True)

@@ -68,7 +68,7 @@ def accuracy(run: RunDir) -> float:
     return float((said.probabilities.argmax(axis=1) == said.labels).mean())
 
 
-HEAD = ("classifier.name=head", "model.normalize=true", "steps=300", "global_batch=32", "optimizer.name=adam")
+HEAD = ("classifier.name=head", "model.normalize=true", "steps=100", "global_batch=32", "optimizer.name=adam")
 
 
 @pytest.mark.parametrize(

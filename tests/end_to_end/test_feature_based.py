@@ -118,27 +118,6 @@ def test_cross_validation_shares_the_features_and_predicts_every_example(workspa
         np.testing.assert_allclose(found["probabilities"].sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_cross_validation_of_a_trained_head_runs_each_fold_once(workspace: Workspace) -> None:
-    argv = [
-        *workspace.argv("x")[:1],
-        "cv",
-        "trial.yaml",
-        "--folds",
-        "2",
-        "--seeds",
-        "1",
-        "name=head",
-        "data.augment=[]",
-    ]
-    argv += ["classifier.name=head", "optimizer.learning_rate=0.01", "steps=3"]
-    for again in (False, True):
-        process = workspace.start(argv)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        assert "mean of 2 folds x 1 seeds of 96 examples" in said
-        assert said.count("this run is done") == (2 if again else 0)
-
-
 def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Workspace) -> None:
     """The best one's run has the figures by which it was chosen, whatever the order in which layers are written."""
     before = sets(workspace).keys()

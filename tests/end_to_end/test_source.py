@@ -56,7 +56,7 @@ def test_the_backbone_starts_at_the_averaged_weights_of_the_source(workspace: Wo
     assert target["head/logits/kernel"].shape[1] == 5 != source["head/logits/kernel"].shape[1]
 
 
-@pytest.mark.parametrize("part", ["source", "target"])
+@pytest.mark.parametrize("part", ["target", pytest.param("source", marks=pytest.mark.full)])
 def test_an_interruption_in_either_changes_no_bit(workspace: Workspace, part: str) -> None:
     name = f"stopped-in-{part}"
     process = workspace.start(

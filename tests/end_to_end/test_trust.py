@@ -29,7 +29,7 @@ steps: 60
 data: {name: csv, path: table.csv, image_size: 32, validation_fraction: 0.3, test_fraction: 0.3}
 model: {backbone: tiny, weights: random, train_from: all}
 optimizer: {name: adam, learning_rate: 0.01}
-evaluation: {batch: 7}
+evaluation: {batch: 7, every_epochs: 100}
 """
 )
 COMPUTED = "classifier: {name: logistic}\nsource: {run: runs/elsewhere}"
@@ -179,12 +179,10 @@ def test_evaluation_shows_before_and_after_and_groups(workspace: Workspace) -> N
 
 def test_two_workers_corrupt_as_one_does(workspace: Workspace) -> None:
     file = robustness.file_of(Path("runs/one"), "test")
-    said = tl_dist(
-        workspace, "eval", "runs/one", "--corruptions", "noise,glass_blur,rotate", "--severity=3", "-n2"
-    )
+    said = tl_dist(workspace, "eval", "runs/one", "--corruptions", "noise", "--severity=3", "-n2")
     assert "applied at the model's size, 32 pixels" in said and "mean corruption error" in said
     by_two = robustness.load(file)
-    names = ["gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "rotate"]
+    names = ["gaussian_noise", "shot_noise", "impulse_noise"]
     assert by_two.names.tolist() == names
     with process_as_it_was():
         record = evaluate_corrupted(setup(RunDir("runs/one"), cores=None), "test", names, [3])
