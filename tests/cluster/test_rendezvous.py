@@ -1,22 +1,19 @@
 """Tasks that srun starts find each other by our own rendezvous, and add up the right number."""
 
 import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from tests import forks
 from tl_dist.rendezvous.rank_layout import Plan
 from tl_dist.rendezvous.server import Rendezvous
 
 from .slurm_cluster import SlurmCluster
 
-TASK = Path(__file__).with_name("allreduce_task.py")
-CHECKOUT = Path(__file__).parents[2]
-
 
 def run_tasks(slurm: SlurmCluster, plan: Plan, env: Mapping[str, str]) -> list[dict[str, Any]]:
     """What each rank says, in rank order."""
+    task = forks.of_module("tests.cluster.allreduce_task")
     output = slurm.run(
         "srun",
         "--mpi=none",
@@ -25,9 +22,8 @@ def run_tasks(slurm: SlurmCluster, plan: Plan, env: Mapping[str, str]) -> list[d
         f"--nodelist={','.join(host for host, _ in plan)}",
         "--distribution=block",
         "--kill-on-bad-exit=1",
-        sys.executable,
-        str(TASK),
-        env={"PYTHONPATH": str(CHECKOUT), **env},
+        *task["args"],
+        env=task["env"] | env,
     )
     said = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     return sorted(said, key=lambda outcome: outcome["rank"])

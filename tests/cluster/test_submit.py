@@ -21,7 +21,7 @@ from tl_dist.tools.track.command import sync
 from .slurm_cluster import ClusterError, FinishedJob, SlurmCluster
 
 CHECKOUT = Path(__file__).parents[2]
-NUM_STEPS = 160
+NUM_STEPS = 40
 ROUNDING = 1e-4
 """Sums in another order: 5e-6 of the loss at most was seen in these steps."""
 
@@ -47,7 +47,7 @@ report:
   every_steps: 1
   tensorboard: false
 checkpoint:
-  every_steps: 20
+  every_steps: 5
 runtime:
   threads: 1
 """
@@ -134,6 +134,7 @@ def test_a_job_is_one_run_of_its_tracker_and_sync_sends_what_it_had_no_time_for(
         assert [one["info"]["status"] for one in tracker.runs] == ["FINISHED"]
 
 
+@pytest.mark.full
 def test_two_nodes_train_through_mpi(slurm: SlurmCluster, harness: Harness, one_worker: RunDir) -> None:
     # Open MPI leaves loopback out by default, and all these nodes are on it.
     env = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_btl": "self,tcp"}
@@ -142,6 +143,7 @@ def test_two_nodes_train_through_mpi(slurm: SlurmCluster, harness: Harness, one_
     assert losses(run) == pytest.approx(losses(one_worker), rel=ROUNDING)
 
 
+@pytest.mark.full
 def test_two_nodes_train_by_tensorflows_own_collectives(
     slurm: SlurmCluster, harness: Harness, one_worker: RunDir
 ) -> None:
@@ -187,7 +189,7 @@ def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harn
     run, job_id = harness.submit(
         "hung",
         "--max-requeue=0",
-        "safety.hang_s=15",
+        "safety.hang_s=10",
         "safety.heartbeat_s=2",
         env={"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done@1:5=sleep=600"},
     )

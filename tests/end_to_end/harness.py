@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 TL_DIST = forks.program()
 INSTALLED = str(BIN / "tl-dist")
 """the program for tests of processes themselves: how they start, hang and die"""
-NUM_STEPS = 100
+NUM_STEPS = 40
 
 CONFIG = f"""\
 strategy: horovod
@@ -42,7 +42,7 @@ report:
   every_steps: 1
   tensorboard: false
 checkpoint:
-  every_steps: 20
+  every_steps: 8
   keep: 3
 runtime:
   threads: 1

@@ -24,7 +24,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def options(strategy: str = "single") -> list[str]:
     workers = {"single": "1", "horovod": "2"}[strategy]
-    changes = ["data.name=image_folder", "data.path=data", "steps=40", "checkpoint.every_steps=5"]
+    changes = ["data.name=image_folder", "data.path=data", "steps=12", "checkpoint.every_steps=4"]
     return [*changes, f"strategy={strategy}", f"workers={workers}"]
 
 
@@ -65,7 +65,7 @@ def test_weights_that_do_not_fit_bind_the_run_to_nothing(workspace: Workspace) -
     workspace.train_here("trial", *options(), "model.weights=random")
 
 
-@pytest.mark.parametrize("strategy", ["single", "horovod"])
+@pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.full), "horovod"])
 def test_what_only_decoding_finds_is_named_and_the_run_goes_on(workspace: Workspace, strategy: str) -> None:
     for name in (FIRST, SECOND):
         damage(workspace.directory / "data" / name, "wrong checksum")
@@ -80,23 +80,23 @@ def test_what_only_decoding_finds_is_named_and_the_run_goes_on(workspace: Worksp
 
 def test_other_data_is_refused_between_attempts(workspace: Workspace) -> None:
     """An image that has changed, then a class of another name."""
-    workspace.train_here("trial", *options(), "steps=20")
+    workspace.train_here("trial", *options(), "steps=8")
     image = workspace.directory / "data" / FIRST
     content = image.read_bytes()
     image.write_bytes(content + b"more")
     workspace.run("trial").done_file.unlink()
-    assert "data.train" in workspace.train("trial", *options(), "steps=20", expect=78)
+    assert "data.train" in workspace.train("trial", *options(), "steps=8", expect=78)
     image.write_bytes(content)
     for split in ("train", "test"):
         folder = workspace.directory / "data" / split
         (folder / "digit 9").rename(folder / "nine")
-    said = workspace.train("trial", *options(), "steps=20", expect=78)
+    said = workspace.train("trial", *options(), "steps=8", expect=78)
     assert "was started with something else: class_names: " in said
 
 
 @pytest.mark.timing
 def test_a_delay_in_the_data_of_one_rank_is_put_down_to_it(workspace: Workspace) -> None:
-    argv = workspace.argv("trial", *options("horovod"), "report.every_steps=10")
+    argv = workspace.argv("trial", *options("horovod"), "steps=40", "report.every_steps=10")
     process = workspace.start(argv, TL_FAILPOINT="data.batch@1=sleep=0.1", TL_ALLOW_FAILPOINTS="1")
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.harness import (
-    INSTALLED,
     NUM_STEPS,
     TL_DIST,
     Workspace,
@@ -24,7 +23,7 @@ from tests.end_to_end.harness import (
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import steps_in
 
-KILLS = [(rank, random.Random(rank).randrange(62, NUM_STEPS - 5)) for rank in (0, 1)]
+KILLS = [(rank, random.Random(rank).randrange(26, NUM_STEPS - 4)) for rank in (0, 1)]
 """which worker, and in the middle of which step"""
 
 
@@ -39,8 +38,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int, step: int) -> None:
     """The other worker stops in front of the step, so that this one waits for it in the middle."""
     run = workspace.run(f"kill-{rank}")
-    program = TL_DIST if rank else INSTALLED  # one by processes that are all their parents' children
-    process, other = workspace.start_up_to(run.name, step, rank=1 - rank, program=program)
+    process, other = workspace.start_up_to(run.name, step, rank=1 - rank, program=TL_DIST)
     os.kill(workspace.worker_pid(run.name, rank), signal.SIGKILL)
     os.kill(other, signal.SIGCONT)
     said, _ = process.communicate(timeout=240)
@@ -52,8 +50,9 @@ def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: 
 def test_a_running_run_names_its_owner_and_kill_9_of_its_supervisor_ends_its_workers(
     workspace: Workspace,
 ) -> None:
+    """By processes that are all their parents' children."""
     run = workspace.run("orphans")
-    process, _ = workspace.start_up_to("orphans", 25, rank=1)
+    process, _ = workspace.start_up_to("orphans", 10, rank=1)
     pids = [workspace.worker_pid("orphans", rank) for rank in (0, 1)]
     said = workspace.train("orphans", expect=ExitCode.CANNOT_CREATE)
     assert "in use" in said and f"pid {pids[0]}" in said and "Fix:" in said
@@ -75,7 +74,7 @@ WAYS = {
 @pytest.fixture(scope="module")
 def half_done(workspace: Workspace) -> Path:
     """A run of two Horovod workers that was asked to stop on the way."""
-    process, worker = workspace.start_up_to("half-done", 50, rank=1, program=TL_DIST)
+    process, worker = workspace.start_up_to("half-done", 20, rank=1, program=TL_DIST)
     process.send_signal(signal.SIGINT)
     wait_for(workspace.run("half-done").stop_requested, "the request to stop")
     os.kill(worker, signal.SIGCONT)
@@ -87,12 +86,14 @@ def half_done(workspace: Workspace) -> Path:
 def test_a_stop_saves_at_a_step_boundary_and_loses_nothing(workspace: Workspace, half_done: Path) -> None:
     run = workspace.run("stopped")
     shutil.copytree(half_done, run.path)
-    assert 50 <= steps_in(run.checkpoints)[0][0] == step_of(run) < NUM_STEPS
+    assert 20 <= steps_in(run.checkpoints)[0][0] == step_of(run) < NUM_STEPS
     workspace.train("stopped")
     assert bits(run) == bits(workspace.run("clean"))
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize(
+    "way", ["single", "mirrored-2", "horovod-3", pytest.param("collective-3", marks=pytest.mark.full)]
+)
 def test_a_run_goes_on_with_another_strategy_or_worker_count(
     workspace: Workspace, half_done: Path, way: str
 ) -> None:
@@ -104,9 +105,9 @@ def test_a_run_goes_on_with_another_strategy_or_worker_count(
         workspace.train(run.name, *WAYS[way])
     found, expected = losses(run), losses(workspace.run("clean"))
     assert found.keys() == expected.keys()
-    # After hundreds of steps rounding has grown to something: parity is a statement about 20.
+    # Rounding grows: parity is a statement about 20 steps.
     compared = [step for step in found if step <= resumed_at + 20]
-    assert len(compared) >= 70
+    assert len(compared) >= 36
     np.testing.assert_allclose(
         [found[step] for step in compared], [expected[step] for step in compared], rtol=1e-5
     )

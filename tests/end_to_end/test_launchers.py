@@ -1,13 +1,12 @@
 """The same command under horovodrun and mpirun; a process that a launcher has started is a worker."""
 
-import json
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import BIN, CONFIG, TL_DIST, Workspace, losses, records
+from tests.end_to_end.harness import BIN, CONFIG, Workspace, losses, records
 from tests.parallel.launch import MPIRUN
 
 SHORT = ("steps=20", "checkpoint.every_steps=10")
@@ -37,16 +36,6 @@ def test_a_launchers_workers_train_the_run_of_a_single_worker(workspace: Workspa
     assert run.rank_log(1).exists()
 
 
-def test_eval_gives_the_figures_of_the_run(workspace: Workspace) -> None:
-    run = workspace.run("reference")
-    argv = [TL_DIST, "eval", str(run.path), "--split", "test"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
-    figures = (run.done or {})["figures"]["test"]
-    assert f"{figures['num_correct']} of {figures['num_examples']}" in done.stdout
-    record = json.loads(Path(run.path / "evaluations" / "test.json").read_text())
-    assert record["num_correct"] == figures["num_correct"]
-
-
 def test_a_launchers_processes_share_out_the_packing(tmp_path: Path) -> None:
     """The bytes of one command alone; only the first process reports."""
     config = tmp_path / "digits.yaml"
@@ -60,7 +49,7 @@ def test_a_launchers_processes_share_out_the_packing(tmp_path: Path) -> None:
             timeout=120,
             check=True,
         ).stdout
-        for name, launcher in {"alone": [], **LAUNCHERS}.items()
+        for name, launcher in {"alone": [], "horovodrun": LAUNCHERS["horovodrun"]}.items()
     }
     expected = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
     assert expected

@@ -162,7 +162,6 @@ def test_a_validation_split_is_seen_by_training_and_may_choose_twice(workspace: 
     # A classifier is tuned on the images that chose the backbone: they have reached it.
     ask = ["tune", "features.yaml", *held, "name=by-validation"]
     assert "has seen 30 of the 30" in tl_dist(workspace, *ask, "source.run=runs/best", expect=ExitCode.USAGE)
-    tl_dist(workspace, *ask, "source.run=runs/not-best")
 
 
 def as_folder() -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def test_a_run_is_served_with_the_answers_of_its_evaluation(run: tl.Run, folder:
 def test_a_run_with_views_is_served_with_their_mean(folder: Path) -> None:
     config = folder / "flipped.yaml"
     config.write_text(CONFIG.format(path=folder / "images") + "evaluation: {views: [flip]}\n")
-    run = tl.train(tl.load_config(config), runs=folder / "runs", here=True)
+    run = tl.train(tl.load_config(config, "steps=5"), runs=folder / "runs", here=True)
     said = run.predictions("test")
     found, _, _ = answers(
         of_run(RunDir.open(run.path), "", cores=None), [folder / "images" / name for name in said.ids]

@@ -106,7 +106,7 @@ def test_killed_in_two_stages_the_run_ends_with_the_same_bits(workspace: Workspa
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        ("mirrored", ("--strategy=mirrored", "-n2")),
+        pytest.param("mirrored", ("--strategy=mirrored", "-n2"), marks=pytest.mark.full),
         ("horovod", ("--strategy=horovod", "-n2")),
         ("cached", ()),
     ],

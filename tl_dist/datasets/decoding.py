@@ -1,6 +1,7 @@
 """Decode images inside tf.data to the pixels of `preprocess.rgb`, with TensorFlow where it can."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,20 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SEGMENTS = 10_000
 
 
-# A function of its own, so that a process traces it once and not for each pipeline, which would take a second.
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what a branch of a condition computes as a function call, traced once for all graphs.
+
+    Inlined, its nodes would cost time even if the branch is not taken.
+    """
+    compiled = tf.function(function, experimental_attributes={"_noinline": True}, autograph=False)
+
+    @wraps(function)
+    def call(*tensors: Any) -> Any:
+        return (function if tf.executing_eagerly() else compiled)(*tensors)
+
+    return call
+
+
 def decode_rgb(encoded: Any) -> Any:
     """Decode the bytes of a PNG, JPEG, GIF, BMP, WebP or TIFF, told apart by content, to uint8 [height, width, 3].
 
@@ -31,7 +44,7 @@ def decode_rgb(encoded: Any) -> Any:
             (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded)),
             (
                 tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP|(BM|GIF8|II\*\x00|MM\x00\*)\C*"),
-                _apart(lambda: _by_pillow(encoded)),
+                lambda: _by_pillow(encoded),
             ),
         ],
         default=lambda: decode_png(encoded),
@@ -47,18 +60,22 @@ def decode_jpeg(encoded: Any) -> Any:
 
 def decode_png(encoded: Any) -> Any:
     """Decode a PNG to uint8 [height, width, 3]; for other bytes the error says that they are no image."""
-
-    def plain() -> Any:
-        return tf.io.decode_png(encoded, channels=3)
-
     bits, colour = tf.unstack(_numbers(encoded[None], tf.constant([24]), 2)[0])
     # Most have neither 16 bits nor alpha, and nothing before their pixels.
     is_plain = (bits <= 8) & (colour < 4) & (_text(encoded, 37, 4) == b"IDAT")
     is_png = tf.strings.substr(encoded, 0, 8) == _PNG
-    return tf.cond(is_png & ~is_plain, _apart(lambda: _any_png(encoded, bits, colour, plain)), plain)
+    return tf.cond(
+        is_png & ~is_plain,
+        lambda: _any_png(encoded, bits, colour),
+        lambda: tf.io.decode_png(encoded, channels=3),
+    )
 
 
-def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> Any:
+@_apart
+def _any_png(encoded: Any, bits: Any, colour: Any) -> Any:
+    def plain() -> Any:
+        return tf.io.decode_png(encoded, channels=3)
+
     def with_alpha() -> Any:
         return _on_white(tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32))
 
@@ -73,18 +90,19 @@ def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> 
 
 def turned(image: Any, orientation: Any) -> Any:
     """Orient an image [height, width, channels] for display by its EXIF orientation 1 to 8, a scalar int32."""
+    return tf.cond(orientation > 1, lambda: _oriented(image, orientation), lambda: image)
 
+
+@_apart
+def _oriented(image: Any, orientation: Any) -> Any:
     def transposed() -> Any:
         # By tf.gather: oneDNN logs an error for each graph that transposes uint8, which it leaves to Eigen.
         height, width, channels = tf.unstack(tf.shape(image))
         places = tf.range(width)[:, None] + tf.range(height) * width
         return tf.gather(tf.reshape(image, [-1, channels]), places)
 
-    def oriented() -> Any:
-        upright = tf.cond(orientation >= 5, transposed, lambda: image)
-        return tf.raw_ops.Reverse(tensor=upright, dims=tf.concat([_flips(orientation), [False]], 0))
-
-    return tf.cond(orientation > 1, _apart(oriented), lambda: image)
+    upright = tf.cond(orientation >= 5, transposed, lambda: image)
+    return tf.raw_ops.Reverse(tensor=upright, dims=tf.concat([_flips(orientation), [False]], 0))
 
 
 def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
@@ -104,7 +122,19 @@ def _flips(orientations: Any) -> Any:
 
 def jpeg_orientations(encoded: Any) -> Any:
     """Return int32 [rows]: `preprocess.jpeg_orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
+    # Most have a JFIF segment followed by their tables, and so no EXIF data.
+    is_bare = (tf.strings.substr(encoded, 0, 6) == b"\xff\xd8\xff\xe0\0\x10") & (
+        _text(encoded, 20, 2) == b"\xff\xdb"
+    )
+    return tf.cond(
+        tf.reduce_all(is_bare),
+        lambda: tf.ones(tf.shape(encoded), tf.int32),
+        lambda: _searched_orientations(encoded),
+    )
 
+
+@_apart
+def _searched_orientations(encoded: Any) -> Any:
     def is_exif(head: Any) -> Any:
         is_app1 = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)
         return is_app1 & tf.reduce_all(head[:, 4:] == list(b"Exif\0\0"), 1)
@@ -117,24 +147,17 @@ def jpeg_orientations(encoded: Any) -> Any:
         at = tf.where(is_skipped(head), at + 2 + 256 * head[:, 2] + head[:, 3], at)
         return at, _numbers(encoded, at, 10)
 
-    def search() -> Any:
-        is_jpeg = tf.strings.substr(encoded, 0, 3) == _JPEG
-        at = tf.where(is_jpeg, 2, tf.strings.length(encoded))
-        at, head = tf.while_loop(
-            lambda at, head: tf.reduce_any(is_skipped(head)),
-            next_segment,
-            (at, _numbers(encoded, at, 10)),
-            maximum_iterations=_SEGMENTS,
-            parallel_iterations=1,
-        )
-        size = tf.where(is_exif(head), 256 * head[:, 2] + head[:, 3] - 8, 0)
-        return _orientations(encoded, at + 10, size)
-
-    # Most have a JFIF segment followed by their tables, and so no EXIF data.
-    is_bare = (tf.strings.substr(encoded, 0, 6) == b"\xff\xd8\xff\xe0\0\x10") & (
-        _text(encoded, 20, 2) == b"\xff\xdb"
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == _JPEG
+    at = tf.where(is_jpeg, 2, tf.strings.length(encoded))
+    at, head = tf.while_loop(
+        lambda at, head: tf.reduce_any(is_skipped(head)),
+        next_segment,
+        (at, _numbers(encoded, at, 10)),
+        maximum_iterations=_SEGMENTS,
+        parallel_iterations=1,
     )
-    return tf.cond(tf.reduce_all(is_bare), lambda: tf.ones(tf.shape(encoded), tf.int32), _apart(search))
+    size = tf.where(is_exif(head), 256 * head[:, 2] + head[:, 3] - 8, 0)
+    return _orientations(encoded, at + 10, size)
 
 
 def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
@@ -187,13 +210,6 @@ def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
     return tf.cond(tf.reduce_any(size > 0), read, lambda: tf.ones_like(size))
 
 
-def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
-    """Compile a branch of a condition as a function call: inlined, its nodes cost time even if it is not taken."""
-    if tf.executing_eagerly():
-        return branch
-    return tf.function(branch, experimental_attributes={"_noinline": True}, autograph=False)
-
-
 def _text(encoded: Any, at: Any, num: int) -> Any:
     """Return up to `num` bytes from `at`; none if `at` is out of range."""
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
@@ -202,7 +218,9 @@ def _text(encoded: Any, at: Any, num: int) -> Any:
 
 def _numbers(encoded: Any, at: Any, num: Any) -> Any:
     """Return int32 [rows, num]: the bytes of each of string [rows] from `at`, padded with zeros."""
-    return tf.cast(tf.io.decode_raw(_text(encoded, at, num), tf.uint8, fixed_length=num), tf.int32)
+    at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
+    part = tf.strings.substr(encoded, at, tf.fill(tf.shape(at), num))
+    return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=num), tf.int32)
 
 
 def _value(numbers: Any, little: Any) -> Any:
@@ -220,6 +238,7 @@ def _on_white(pixels: Any) -> Any:
     return tf.cast(255 - (shade + 127) // 255, tf.uint8)
 
 
+@_apart
 def _by_pillow(encoded: Any) -> Any:
     """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21.
 
