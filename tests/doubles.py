@@ -66,9 +66,6 @@ class HeldFiles(EncodedStore):
     def encoded_rows(self, rows: Any) -> Any:
         return tf.gather(tf.constant(self.contents), rows)
 
-    def encoded_bytes(self, row: int) -> bytes:
-        return self.contents[row]
-
     def location(self, row: int) -> Location:
         raise NotImplementedError
 

@@ -127,7 +127,7 @@ class Source:
 
     def encoded_bytes(self, index: int) -> bytes:
         """Read the bytes of the image file without TensorFlow; raises OSError if that fails."""
-        return self._files.encoded_bytes(self.row(index))
+        return self.location(index).read()
 
     def location(self, index: int) -> Location:
         """Locate the encoded image of an example."""

@@ -82,10 +82,6 @@ class _JoinedFiles(_Joined, EncodedStore):
 
         return tf.stack([self.of_part(row, read) for row in tf.unstack(rows)])
 
-    def encoded_bytes(self, row: int) -> bytes:
-        part, index = self.place(row)
-        return part.encoded_bytes(index)
-
     def location(self, row: int) -> Location:
         part, index = self.place(row)
         return part.location(index)

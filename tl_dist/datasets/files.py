@@ -54,10 +54,6 @@ class FileStore(EncodedStore):
 
         return tf.stack([tf.io.read_file(path) for path in tf.unstack(tf.gather(self._path_tensor, rows))])
 
-    def encoded_bytes(self, row: int) -> bytes:
-        """Read the bytes of an image file without TensorFlow; raises OSError if that fails."""
-        return read_file(self.root / self.paths[row], max_bytes=limits.ENCODED_IMAGE, links=True)
-
 
 Folders = dict[tuple[int, int], str]
 """first path of each folder by its identity"""

@@ -87,10 +87,3 @@ class RecordStore(EncodedStore):
 
         strings = tf.numpy_function(contents, [rows], tf.string, stateful=False)
         return tf.ensure_shape(strings, rows.shape)
-
-    def encoded_bytes(self, row: int) -> bytes:
-        """Read the bytes of an image without TensorFlow; raises OSError if that fails."""
-        try:
-            return self._range(row)
-        except ValueError as error:
-            raise OSError(str(error)) from error

@@ -7,8 +7,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file, read_slice
 
 if TYPE_CHECKING:
     from tl_dist.datasets import Source
@@ -22,6 +26,17 @@ class Location(NamedTuple):
     length: int | None = None
     crc32c: int | None = None
     """checksum of these bytes, if one is known"""
+
+    def read(self) -> bytes:
+        """Read the bytes of the image; raises OSError if that fails, or if they do not have the checksum."""
+        if self.length is None:
+            return read_file(self.path, max_bytes=limits.ENCODED_IMAGE, links=True)
+        content = read_slice(self.path, self.offset, self.length)
+        if len(content) < self.length:
+            raise OSError(f"{self.path} ends before offset {self.offset + self.length}")
+        if self.crc32c not in (None, google_crc32c.value(content)):
+            raise OSError(f"the checksum at offset {self.offset} is wrong")
+        return content
 
 
 def without_cached(record: Any) -> dict[str, Any]:
@@ -66,9 +81,5 @@ class EncodedStore(Store):
         """Read image files string [rows] at int64 [rows], whose static shape must be known."""
 
     @abstractmethod
-    def encoded_bytes(self, row: int) -> bytes:
-        """Read the bytes of an image file without TensorFlow; raises OSError if that fails."""
-
-    @abstractmethod
     def location(self, row: int) -> Location:
-        """Locate an encoded image, for checks that read bytes without decoding them."""
+        """Locate an encoded image, to read it without TensorFlow."""

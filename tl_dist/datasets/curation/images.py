@@ -12,8 +12,6 @@ from tl_dist.datasets import Source
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.preprocess import exif_orientation, is_deep, rgb
 from tl_dist.datasets.store import Location, PixelStore
-from tl_dist.files import limits
-from tl_dist.files.foreign import read_file, read_slice
 
 Stored = Location | NDArray[np.uint8]
 """an encoded image on disk, or pixels [height, width, 3]"""
@@ -46,20 +44,13 @@ def stored(source: Source, examples: Iterable[int] | None = None) -> Iterator[St
             yield pixels
 
 
-def encoded(image: Location) -> bytes:
-    """Read the bytes of an encoded image; raises OSError if that fails."""
-    if image.length is None:
-        return read_file(image.path, max_bytes=limits.ENCODED_IMAGE, links=True)
-    return read_slice(image.path, image.offset, image.length)
-
-
 def pixels(image: Stored) -> NDArray[np.uint8]:
     """Decode uint8 RGB [height, width, 3] as training sees it; raises ERRORS."""
     if isinstance(image, np.ndarray):
         return image
     if (damage := fault(image)) is not None:  # Pillow's header readers have no bounds
         raise ValueError(damage.reason)
-    return rgb(encoded(image))
+    return rgb(image.read())
 
 
 def traits(image: Image.Image) -> frozenset[str]:

@@ -41,7 +41,9 @@ def open_csv(data: DataConfig) -> Splits:
     rows = sorted(_read(table), key=lambda row: row.path)
     if not rows:
         raise wrong(table, None, "it lists no image")
-    names = sorted({row.label for row in rows}, key=lambda text: (not _is_number(text), _number(text), text))
+    names = sorted(
+        {row.label for row in rows}, key=lambda text: (not text.lstrip("-").isdecimal(), _number(text), text)
+    )
     if len(names) < 2:
         raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
     number = {name: k for k, name in enumerate(names)}
@@ -140,10 +142,6 @@ def _why_not(path: Path, row: _Row) -> str:
     except ValueError as error:  # a NUL
         return f"this path is none: {error}"
     return f"{row.path} is empty"
-
-
-def _is_number(text: str) -> bool:
-    return text.lstrip("-").isdecimal()
 
 
 def _number(text: str) -> float:

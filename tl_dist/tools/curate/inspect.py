@@ -107,7 +107,7 @@ def _header(image: images.Stored) -> _Header | None:
     try:
         with os.fdopen(open_regular(image.path, links=True), "rb") as file:
             size = os.fstat(file.fileno()).st_size if image.length is None else image.length
-            content = file if image.length is None else io.BytesIO(images.encoded(image))
+            content = file if image.length is None else io.BytesIO(image.read())
             with Image.open(content, formats=FORMATS) as opened_image:
                 traits = images.traits(opened_image)
                 return _Header(opened_image.size, opened_image.mode, str(opened_image.format), size, traits)
