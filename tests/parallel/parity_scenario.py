@@ -179,7 +179,7 @@ def run_variant(
     with parallel.scope():
         built = classifier.Classifier(backbone, config, image_size=24, num_classes=10, seed=1)
         views = [built.trained_from(train_from) for train_from, _ in parts]
-        net = max(views, key=lambda view: len(view.trainable))
+        net = classifier.widest(views)
         opt = optim.Optimizer(
             optimizer,
             net.trainable,

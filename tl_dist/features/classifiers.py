@@ -18,7 +18,6 @@ Features = NDArray[Any]  # [examples, features], float32 or float64
 Weights = NDArray[np.float64]  # [examples], above 0
 
 TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
-ROUGH = 1e-3  # the same where settings are ranked, not kept
 ROWS_AT_ONCE = 8192  # widened to float64 together
 ABSENT = -1e4  # logit of a class without training examples: its probability is 0
 LOOK_S = 1.0
@@ -82,13 +81,15 @@ def fit(
     class_weights: Sequence[float] | None = None,
     weights: Weights | None = None,
     watch: Watch = unwatched,
-    rough: Any = None,
+    tolerance: float = TOLERANCE,
+    model: Any = None,
 ) -> Linear:
     """Fit the classifier `name` (logistic or nearest_mean) to these features.
 
     `scaling` "standardize" gives each feature mean 0 and variance 1 over the examples first; the returned map takes
     unscaled features. `weights` of the examples are scikit-learn's sample_weight, in the scaling as in the fit: 2
-    counts an example twice, and only ratios matter. `rough` as for `logistic`, which then computes in float32.
+    counts an example twice, and only ratios matter. `tolerance` and `model` as for `logistic`; with a `model` it is
+    fitted in float32.
     """
     counts = np.ones(len(labels)) if weights is None else weights
     mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
@@ -97,7 +98,7 @@ def fit(
     scaled = features - mean
     scaled /= spread
     if name == "logistic":
-        scaled = scaled if rough is None else scaled.astype(np.float32)
+        scaled = scaled if model is None else scaled.astype(np.float32)
         fitted = logistic(
             scaled,
             labels,
@@ -106,7 +107,8 @@ def fit(
             class_weights=class_weights,
             weights=counts,
             watch=watch,
-            rough=rough,
+            tolerance=tolerance,
+            model=model,
         )
     else:
         fitted = nearest_mean(scaled, labels, num_classes, counts)
@@ -144,13 +146,15 @@ def logistic(
     class_weights: Sequence[float] | None = None,
     weights: Weights | None = None,
     watch: Watch = unwatched,
-    rough: Any = None,
+    tolerance: float = TOLERANCE,
+    model: Any = None,
 ) -> Linear:
     """Fit a multinomial logistic regression to the minimum of its loss.
 
     The loss is mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are not penalized. scikit-learn's C is
     1 / (l2 * the sum of the examples' weights). For two classes there is one vector of coefficients, for the difference
-    of the logits. `rough` is a `solver` that has fitted these examples with another l2: only near the minimum.
+    of the logits. The search ends when no entry of the gradient is above `tolerance`; it begins at the last solution of
+    `model`, a `solver` that may have fitted these examples with another l2.
     """
     present = np.unique(labels)
     kernel, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, ABSENT)
@@ -159,8 +163,8 @@ def logistic(
         return Linear(kernel, bias)
     counts = np.ones(len(labels)) if weights is None else weights
     losses = in_loss(labels, class_weights, counts)
-    model = solver() if rough is None else rough
-    model.set_params(C=1 / (l2 * counts.sum()) if l2 else np.inf, tol=ROUGH if rough else TOLERANCE)
+    model = solver() if model is None else model
+    model.set_params(C=1 / (l2 * counts.sum()) if l2 else np.inf, tol=tolerance)
     steps, converged, stuck = 0, False, False
     while steps < MOST_STEPS and not converged and not stuck:
         watch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -273,6 +273,11 @@ class Classifier:
     def frozen_digest(self) -> str:
         """Return the sha256 over names, shapes and bytes of all frozen variables, to which a checkpoint refers."""
         return digest({path: v.numpy() for path, v in self.frozen.items()})
+
+
+def widest(views: Iterable[Classifier]) -> Classifier:
+    """Return the view that trains the most; every other trains a subset of its variables."""
+    return max(views, key=lambda view: len(view.trainable))
 
 
 def backbone_path(layer: Any, variable: Any) -> str:

@@ -17,7 +17,7 @@ from tl_dist.data.order import ByClass, Order
 from tl_dist.datasets import Splits
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
-from tl_dist.models import precision, weights
+from tl_dist.models import classifier, precision, weights
 from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
 from tl_dist.parallel.replicas import gpu_of_process
@@ -242,7 +242,7 @@ def _build(
     with parallel.scope():
         model = load_model.untrained(cfg, splits["train"].num_classes)
         views = [model.trained_from(stage.train_from) for stage in run_stages]
-        whole = max(views, key=lambda view: len(view.trainable))  # the others train subsets of its variables
+        whole = classifier.widest(views)
         for view in views:
             view.refuse_frozen_random()
         with whole.keeping_new():

@@ -19,10 +19,7 @@ def choose(
 
 @pytest.mark.parametrize("scaling", ["standardize", "none"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_stacked_folds_say_what_separate_fits_say(
-    classes: int, scaling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classifiers, "ROUGH", 1e-6)
+def test_the_stacked_folds_say_what_separate_fits_say(classes: int, scaling: str) -> None:
     values, labels, fold = drawn(classes)
     if scaling == "none":
         values = (values - values.mean(axis=(0, 1))) / 30
@@ -33,7 +30,7 @@ def test_the_stacked_folds_say_what_separate_fits_say(
     )
     for l2 in (1.0, 0.03):
         predicted = nested.held_out_probabilities(
-            examples, fold, solvers, l2=l2, scaling=scaling, class_weights=weights
+            examples, fold, solvers, 1e-6, l2=l2, scaling=scaling, class_weights=weights
         )
         for k in range(4):
             fitted = classifiers.fit(
