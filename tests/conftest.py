@@ -32,7 +32,9 @@ sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorc
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="all of tests/hostile and tests/scale, not the suite's part"
+        "--full",
+        action="store_true",
+        help="also run tests marked full, and all of tests/hostile and tests/scale",
     )
     parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
 
@@ -61,8 +63,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest starts first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked `full` to --full, and start first what takes longest."""
+    if not config.option.full:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     places = list(GROUPS)
     first = "test_quickstart.py"  # keeps both cores busy, beside the cluster's waiting
     items.sort(key=lambda item: (item.path.name != first, places.index(group_of(item.path))))
