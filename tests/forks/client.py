@@ -15,13 +15,25 @@ import subprocess
 import sys
 import time
 
-FORKED = ("tl_dist.trainer", "tl_dist.models.weights", "tests.")
+FORKED = ("tl_dist.trainer", "tl_dist.models.weights", "tl_dist.tools.augment", "tests.")
 """how the names of modules begin that a server's fork runs"""
 LATE = (
     "COMP_", "HOROVOD_", "MLFLOW_", "NCCL_", "PYTEST_", "SLURM", "SRUN_", "TL_", "WANDB_", "_TL_DIST_", "_TYPER_",
 )  # fmt: skip
 """Variables that a process reads after its imports, if at all; a server has one value of every other one."""
-LATE_NAMES = ("COLUMNS", "LINES", "OLDPWD", "PATH", "PWD", "SHLVL", "TMPDIR", "XDG_CACHE_HOME", "_")
+LATE_NAMES = (
+    "COLUMNS",
+    "HOME",
+    "LINES",
+    "OLDPWD",
+    "PATH",
+    "PWD",
+    "RAN",
+    "SHLVL",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "_",
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGABRT)
 LIMITS = (resource.RLIMIT_CORE, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)
 START_S = 120

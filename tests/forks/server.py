@@ -19,13 +19,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tl_dist import cli
+from tl_dist import cli, config, files, launcher, runs, terminal, tools
 from tl_dist.files.failpoint import failpoint
 from tl_dist.trainer.__main__ import import_keras
 
+ROOMS = (cli, config, files, launcher, runs, terminal, tools)
 OF_COMMANDS = (
-    *(module.name for module in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")),
+    *(
+        module.name
+        for room in ROOMS
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")
+        if not module.name.endswith("__main__") and (room is not tools or module.name.endswith(".command"))
+    ),
     "sklearn.model_selection",
+    "typer._adapters",
 )
 OF_WORKERS = (
     "tl_dist.trainer.attempt",

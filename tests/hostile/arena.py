@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from tests import forks
+from tests.forks.server import OF_COMMANDS
+
 TL_DIST = str(Path(sys.executable).parent / "tl-dist")
 MEMORY = 2 << 30  # bytes of data of each process
 SECONDS = 20
@@ -25,11 +28,11 @@ _RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\
 
 
 class Warm:
-    """A process of warm.py, and the files that get the output of a command in it."""
+    """A process of warm.py, which imports more modules, and the files that get the output of a command in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *modules: str) -> None:
         self._output = [directory / "stdout", directory / "stderr"]
-        argv = [sys.executable, "-P", str(Path(__file__).with_name("warm.py"))]
+        argv = [sys.executable, "-P", str(Path(__file__).with_name("warm.py")), *OF_COMMANDS, *modules]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def play(
@@ -42,6 +45,7 @@ class Warm:
         command = {
             "arguments": arguments, "folder": str(folder), "environment": environment, "seconds": seconds,
             "output": [str(file) for file in self._output], "memory": MEMORY,
+            "python": forks.program("python"),
         }  # fmt: skip
         print(json.dumps(command), file=self._process.stdin, flush=True)
         code = int(self._process.stdout.readline())

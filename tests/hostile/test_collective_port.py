@@ -41,7 +41,7 @@ exit "$ended"
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("card", ["lo", "card0"])
+@pytest.mark.parametrize("card", ["card0", pytest.param("lo", marks=pytest.mark.full)])
 def test_a_stranger_at_every_port_of_a_run_from_its_start_to_its_end(tmp_path: Path, card: str) -> None:
     """By the source ports of its workers and its own, to all addresses of the host; and in the place of the server."""
     (tmp_path / "guarded.yaml").write_text(CONFIG)

@@ -1,13 +1,13 @@
 """Plays commands of `tl-dist`, each in a fork of this process, which has imported what they need.
 
-On standard input a line of JSON for each: arguments, folder, environment, the files that get its output, seconds, and
-bytes of memory. Answers with the exit code; -9 is that of a command that was ended because its time was over.
+Its arguments are the modules to import. On standard input a line of JSON for each: arguments, folder, environment, the
+files that get its output, seconds, bytes of memory, and the Python for its workers. Answers with the exit code; -9 is
+that of a command that was ended because its time was over.
 """
 
 import gc
 import json
 import os
-import pkgutil
 import resource
 import select
 import signal
@@ -30,6 +30,7 @@ def become(command: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (command["memory"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.argv = ["tl-dist", *command["arguments"]]
+    sys.executable = command["python"]
 
 
 def end_of(pid: int, seconds: float) -> int:
@@ -42,9 +43,8 @@ def end_of(pid: int, seconds: float) -> int:
 
 
 def serve() -> None:
-    for module in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}."):
-        import_module(module.name)
-    import_module("sklearn.model_selection")  # of `data split`
+    for name in sys.argv[1:]:
+        import_module(name)
     gc.freeze()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

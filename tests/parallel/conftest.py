@@ -12,6 +12,7 @@ from tests.parallel.parity_scenario import METHODS, VARIANTS, WIRES, WITHOUT
 LAUNCHES = {
     "single": ("single", 1, None),
     "mirrored-2": ("mirrored", 2, None),
+    "mirrored-3": ("mirrored", 3, None),
     "mirrored-4": ("mirrored", 4, None),
     "horovod-gloo-2": ("horovod", 2, "ours"),
     "horovod-gloo-3": ("horovod", 3, "ours"),
@@ -24,28 +25,50 @@ LAUNCHES = {
 ALL = (*VARIANTS, *METHODS)
 TRIED = {
     "single": (*ALL, *WITHOUT),
-    "mirrored-2": ALL,
+    "mirrored-2": ("plain", "overflow", "sync_batch_norm", "staged"),
+    "mirrored-3": ("plain", "accumulated", "overflow"),
+    "horovod-gloo-2": ("plain", "overflow", *METHODS),
+    "horovod-gloo-3": (*VARIANTS, *WIRES),
+    "horovod-mpi-2": ("plain", "sync_batch_norm"),
+    "collective-2": ("plain", "overflow"),
+    "collective-3": ("plain", "overflow", "bfloat16", "sync_batch_norm", "staged", *WIRES),
+}
+"""What each launch tries. Most on uneven shares (three workers); on two what the number of shares, on MPI and by
+collectives what the way of the bytes could change. Of the methods only the stages change which gradients are exchanged:
+the others are tried by one kind of processes, whose shares end inside a pair of mixed images."""
+FULL = {
+    "mirrored-2": ("clipped", "accumulated", "bfloat16", "float16", *METHODS),
     "mirrored-4": ("plain", "accumulated", "overflow"),
-    "horovod-gloo-2": ("plain", "clipped", "accumulated", "overflow", "sync_batch_norm"),
-    "horovod-gloo-3": ALL,
+    "horovod-gloo-2": ("clipped", "accumulated", "sync_batch_norm"),
+    "horovod-gloo-3": tuple(METHODS),
     "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
-    "horovod-mpi-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
-    "collective-2": ("plain", "clipped", "overflow", "sync_batch_norm"),
-    "collective-3": (*VARIANTS, "staged", *WIRES),
+    "horovod-mpi-2": ("clipped", "overflow", "bfloat16"),
+    "collective-2": ("clipped", "sync_batch_norm"),
+    "collective-3": tuple(VARIANTS),
     "collective-4": ("plain", "accumulated", "overflow", "bfloat16", *WIRES),
 }
-"""What each launch tries. Everything on uneven shares (three workers); on two and four what the number of shares, on
-MPI and by collectives what the way of the bytes could change: four workers reduce bfloat16 in another way than three.
-Of the methods only the stages change which gradients are exchanged: the others are tried by one kind of processes."""
+"""What --full adds: four workers, which reduce bfloat16 in another way than three, and the rest on the others."""
 
 
-def launches_of(*variants: str, but: str = "") -> list[tuple[str, str]]:
+def tried(name: str, *, full: bool) -> list[str]:
+    """The variants of a launch, each once."""
+    return list(dict.fromkeys((*TRIED.get(name, ()), *(FULL.get(name, ()) if full else ()))))
+
+
+def launches_of(*variants: str, but: str = "") -> list[Any]:
     """Every (launch, variant) that is tried; `but` leaves a launch out."""
-    return [(name, v) for name, tried in TRIED.items() for v in variants if v in tried and name != but]
+    return [
+        pytest.param(name, v, marks=() if v in tried(name, full=False) else pytest.mark.full)
+        for name in LAUNCHES
+        for v in variants
+        if v in tried(name, full=True) and name != but
+    ]
 
 
 @pytest.fixture(scope="session")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def figures(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
     """The figures of parity_scenario.py for a key of LAUNCHES; each is launched once."""
     known: dict[str, dict[str, Any]] = {}
     folder: Path = tmp_path_factory.mktemp("parity")
@@ -53,8 +76,9 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
     def get(name: str) -> dict[str, Any]:
         if name not in known:
             strategy, workers, launcher = LAUNCHES[name]
+            variants = tried(name, full=pytestconfig.option.full)
             known[name] = run_script(
-                "parity_scenario.py", strategy, str(workers), ",".join(TRIED[name]),
+                "parity_scenario.py", strategy, str(workers), ",".join(variants),
                 workers=workers, launcher=launcher, output=folder / f"{name}.json",
             )  # fmt: skip
         return known[name]

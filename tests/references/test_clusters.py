@@ -46,7 +46,10 @@ def two_classifiers(
     return of, np.zeros(len(of), np.int32), said
 
 
-@pytest.mark.parametrize(("num", "unequal"), DESIGNS)
+@pytest.mark.parametrize(
+    ("num", "unequal"),
+    [pytest.param(*each, marks=() if k in (0, 3) else pytest.mark.full) for k, each in enumerate(DESIGNS)],
+)
 def test_equal_classifiers_are_told_apart_no_more_often_than_is_said(num: int, unequal: bool) -> None:
     """400 simulations; as if images were independent McNemar's test errs in about a fifth of them."""
     rng = np.random.default_rng(0)

@@ -82,19 +82,27 @@ def fitted(theirs: Any, optimizer: Any) -> list[float]:
     return list(history.history["loss"])
 
 
-@pytest.mark.parametrize("rule", [momentum_rule, adamw_rule])
+PLAIN = "tiny", registry.backbone("tiny").build, {}
+BATCH_NORM = "normalised", normalised_network, {"batch_norm": "sync"}
+OTHER_MOMENTUM = (
+    "normalised",
+    partial(normalised_network, momentum=0.99),
+    {"batch_norm": "train", "batch_norm_momentum": 0.99},
+)
+
+
 @pytest.mark.parametrize(
-    ("backbone", "network", "settings"),
+    ("backbone", "network", "settings", "rule"),
     [
-        ("tiny", registry.backbone("tiny").build, {}),
-        ("normalised", normalised_network, {"batch_norm": "sync"}),
-        (
-            "normalised",
-            partial(normalised_network, momentum=0.99),
-            {"batch_norm": "train", "batch_norm_momentum": 0.99},
+        pytest.param(*PLAIN, adamw_rule, id="plain"),
+        pytest.param(*BATCH_NORM, momentum_rule, id="batch norm"),
+        pytest.param(*PLAIN, momentum_rule, id="plain, momentum", marks=pytest.mark.full),
+        pytest.param(*BATCH_NORM, adamw_rule, id="batch norm, adamw", marks=pytest.mark.full),
+        pytest.param(*OTHER_MOMENTUM, adamw_rule, id="batch norm of another momentum, adamw"),
+        pytest.param(
+            *OTHER_MOMENTUM, momentum_rule, id="batch norm of another momentum", marks=pytest.mark.full
         ),
     ],
-    ids=["plain", "batch norm", "batch norm of another momentum"],
 )
 def test_fifty_steps_have_the_losses_of_fit_and_end_with_its_outputs(
     backbone: str,

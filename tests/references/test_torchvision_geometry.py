@@ -131,7 +131,7 @@ def theirs_cropped(pixels: np.ndarray, box: Any, size: int) -> np.ndarray:
     [
         (224, (0.5, 1.0), 1.0),  # shrunk 1.4 to 2 times
         (112, (0.5, 1.0), 1.9),  # 2.8 to 4 times, halved before
-        (224, (0.05, 0.1), 0.4),  # enlarged
+        pytest.param(224, (0.05, 0.1), 0.4, marks=pytest.mark.full),  # enlarged
     ],
 )
 def test_training_crops_are_smoothed_as_torchvisions(
@@ -149,7 +149,7 @@ def test_training_crops_are_smoothed_as_torchvisions(
     assert np.abs((crops - theirs).mean((1, 2))).max() < 0.2  # half a pixel
 
 
-@pytest.mark.parametrize(("size", "mean"), [(160, 4.3), (112, 3.0)])
+@pytest.mark.parametrize(("size", "mean"), [(160, 4.3), pytest.param(112, 3.0, marks=pytest.mark.full)])
 def test_a_jpeg_is_decoded_as_finely_as_its_crop_is_used(size: int, mean: float) -> None:
     """Mean difference in levels of 255: the decoder halves more sharply than torchvision's filter.
 

@@ -102,13 +102,13 @@ def nleep_by_definition(features: np.ndarray, labels: np.ndarray, seed: int) -> 
 
 
 def test_nleep_orders_networks_as_the_papers_full_covariances_do() -> None:
-    """Features of eight qualities: the same order, and values nearby, of Gaussians that cannot lean."""
+    """Features of five qualities: the same order, and values nearby, of Gaussians that cannot lean."""
     rng = np.random.default_rng(5)
     labels = (np.arange(1500) % 3).astype(np.int32)
     signal = rng.normal(size=(3, 12))[labels] * 2
     noise = rng.normal(size=signal.shape)
     ours, theirs = [], []
-    for share in (1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 6.0):
+    for share in (1.2, 1.8, 2.7, 4.0, 6.0):
         features = (signal + share * noise).astype(np.float32)
         ours.append(transferability.nleep(features, labels))
         theirs.append(np.mean([nleep_by_definition(features, labels, seed) for seed in range(2)]))

@@ -36,12 +36,16 @@ def eagerly() -> Iterator[None]:
     tf.config.run_functions_eagerly(False)
 
 
-FAMILIES = (
-    "vgg16", "resnet50v2", "mobilenetv3small", "efficientnetb0", "densenet121", "inceptionv3", "convnexttiny",
-)  # fmt: skip
+MORE = ("efficientnetb0", "densenet121", "inceptionv3")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vgg16", "resnet50v2", "mobilenetv3small", "convnexttiny"),
+        *(pytest.param(name, marks=pytest.mark.full) for name in MORE),
+    ],
+)
 def test_every_family_has_maps(name: str, eagerly: None) -> None:
     size = registry.backbone(name).min_size * 2
     model = with_head(name, image_size=size)

@@ -258,7 +258,10 @@ def test_the_digest_is_compared_again_when_the_file_was_converted_before(tiny_fi
 
 # Together: auto-named layers, nested Sequential layers, layers of Keras's own private classes, depthwise and
 # separable convolutions, integers, and the longest lists of names.
-@pytest.mark.parametrize("name", ["mobilenetv3small", "efficientnetb0", "xception", "convnexttiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv3small", "xception", "convnexttiny", pytest.param("efficientnetb0", marks=pytest.mark.full)],
+)
 def test_both_layouts_of_keras_are_read(name, tmp_path):
     keras.layers.Conv2D(1, 1)  # so that names get other numbers than in `build`
     record, constructor = (

@@ -102,24 +102,35 @@ def test_another_error_is_none_of_the_machine() -> None:
     assert of_the_machine(ValueError("x")) is None and of_the_machine(OSError(errno.EIO, "x")) is None
 
 
-def test_tensorflows_own_error() -> None:
-    """A real one: no machine has 4 EiB."""
+@pytest.fixture(scope="module")
+def no_memory() -> tf.errors.OpError:
+    """TensorFlow's own error, for which it takes 10 s: no machine has 4 EiB."""
     with pytest.raises(tf.errors.ResourceExhaustedError) as raised:
         tf.zeros([2**30, 2**30])
-    answer = main.out_of_memory(raised.value)
+    return raised.value
+
+
+def test_tensorflows_own_error(no_memory: tf.errors.OpError) -> None:
+    answer = main.out_of_memory(no_memory)
     assert answer is not None and "the memory of CPU:0 is not enough (" in answer.what
     assert "double accumulate" in answer.fix and answer.code not in RESTARTABLE
     assert "\n" not in str(answer) and len(answer.what) < 400
 
 
 def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    no_memory: tf.errors.OpError,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise no_memory
+
     left: list[tuple[object, ...]] = []
     monkeypatch.setenv("TL_DIST_SUPERVISED", "1")
     for name in ("_stop_on_signals", "import_keras", "allow_many_open_files"):
         monkeypatch.setattr(main, name, lambda *_: None)
-    monkeypatch.setattr(main, "_train", lambda *_, **__: tf.zeros([2**30, 2**30]))
+    monkeypatch.setattr(main, "_train", train)
     monkeypatch.setattr(main, "_leave", lambda *given: left.append(given))
     RunDir.create(tmp_path, CONFIG, resolved=config_file.dump(CONFIG))
     umask = os.umask(0o077)

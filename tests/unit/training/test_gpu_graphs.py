@@ -153,8 +153,18 @@ def test_what_all_variables_share_is_computed_once(gpu_chunk: tuple[Any, Any]) -
     assert types.count("Pow") <= 4
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("statistics", ["train", "inference", "sync"])
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+STATISTICS = ("train", "inference", "sync")
+
+
+@pytest.mark.parametrize(
+    ("statistics", "policy"),
+    [
+        pytest.param(s, p, marks=() if STATISTICS.index(s) == POLICIES.index(p) else pytest.mark.full)
+        for s in STATISTICS
+        for p in POLICIES
+    ],
+)
 def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, policy: str) -> None:
     """One that has none would run on the host, which would wait for its inputs."""
     keras.config.set_dtype_policy(policy)
@@ -169,7 +179,9 @@ def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, p
     assert all(gpu_kernels.kernel_for(op).host_memory_arg for op in on_host), "a turn would wait for the GPU"
 
 
-@pytest.mark.parametrize("name", ["efficientnetb0", "mobilenetv3small", "convnexttiny"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3small", "convnexttiny", pytest.param("efficientnetb0", marks=pytest.mark.full)]
+)
 def test_the_layers_of_other_networks_have_kernels_for_gpus_in_mixed_precision(name: str) -> None:
     config = ModelConfig(backbone=name, weights="random", train_from="all")
     record = registry.backbone(name)
@@ -247,7 +259,12 @@ def forward_backward(policy: str, network: Callable[[], classifier.Classifier], 
 
 
 @pytest.mark.parametrize(
-    ("policy", "most"), [("float32", 260), ("mixed_bfloat16", 385), ("mixed_float16", 345)]
+    ("policy", "most"),
+    [
+        ("float32", 260),
+        ("mixed_bfloat16", 385),
+        pytest.param("mixed_float16", 345, marks=pytest.mark.full),
+    ],
 )
 def test_an_h100_gets_few_kernels_and_no_transpose(policy: str, most: int) -> None:
     graph = forward_backward(policy, short_resnet)
