@@ -56,11 +56,9 @@ def named(asked: str) -> list[str]:
     names: set[str] = set()
     for word in asked.split(","):
         if word not in known:
-            raise Refusal(
-                f"'{word}' is not a corruption.",
-                fix=f"use all, {', '.join(CATEGORIES)}, or one of {', '.join(CORRUPTIONS)}.",
-                code=ExitCode.USAGE,
-            )
+            what = f"'{word}' is not a corruption."
+            fix = f"use all, {', '.join(CATEGORIES)}, or one of {', '.join(CORRUPTIONS)}."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
         names |= set(known[word])
     return [name for name in CORRUPTIONS if name in names]
 

@@ -41,11 +41,9 @@ def _opened(data: DataConfig) -> Splits:
     with directory_cache.once():
         splits = registry.dataset(data.name).open(data)
     if not (isinstance(splits, Mapping) and isinstance(splits.get("train"), Source)):
-        raise Refusal(
-            f"dataset '{data.name}' opened as a {type(splits).__name__} without a Source under 'train'.",
-            fix="return a mapping from 'train', 'validation' and 'test' to tl_dist.datasets.Source.",
-            code=ExitCode.USAGE,
-        )
+        what = f"dataset '{data.name}' opened as a {type(splits).__name__} without a Source under 'train'."
+        fix = "return a mapping from 'train', 'validation' and 'test' to tl_dist.datasets.Source."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return splits
 
 
@@ -135,11 +133,9 @@ def _apply(content: Mapping[str, Any], pool: Source, data: DataConfig) -> Splits
 
 def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str, Sequence[str]]:
     if data.fold is None or data.fold >= len(folds):
-        raise Refusal(
-            f"data.split {data.split} holds {len(folds)} folds, and data.fold is {data.fold}.",
-            fix=f"set data.fold to a number from 0 to {len(folds) - 1}: the fold to test on.",
-            code=ExitCode.USAGE,
-        )
+        what = f"data.split {data.split} holds {len(folds)} folds, and data.fold is {data.fold}."
+        fix = f"set data.fold to a number from 0 to {len(folds) - 1}: the fold to test on."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     train = [name for k, fold in enumerate(folds) if k != data.fold for name in fold]
     return {"train": train, "test": folds[data.fold]}
 

@@ -71,11 +71,9 @@ def directory_of(data: DataConfig, expected: str) -> Path:
     if data.path is None or not root.is_dir():
         unset = data.path is None
         why = " needs the directory of its files" if unset else f": there is no directory {root}"
-        raise Refusal(
-            f"dataset {data.name}{why}.",
-            fix=f"set data.path to a directory with {expected}.",
-            code=ExitCode.USAGE if unset else ExitCode.DATA,
-        )
+        what = f"dataset {data.name}{why}."
+        fix = f"set data.path to a directory with {expected}."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE if unset else ExitCode.DATA)
     return root.resolve()
 
 

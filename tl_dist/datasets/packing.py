@@ -78,11 +78,9 @@ def pack(
         _run(job, shards[first:] + shards[:first], workers, progress)
         _commit(directory, splits, shards)
     except OSError as error:
-        raise Refusal(
-            f"{directory} cannot be written: {reason(error)}.",
-            fix="free space there and run the same command again.",
-            code=ExitCode.STORAGE,
-        ) from error
+        what = f"{directory} cannot be written: {reason(error)}."
+        fix = "free space there and run the same command again."
+        raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
 
 
 def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:

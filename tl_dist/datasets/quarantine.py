@@ -103,11 +103,9 @@ def read(file: Path) -> list[Bad]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:
-        raise Refusal(
-            f"{file} is not what tl-dist wrote ({error}).",
-            fix="restore it, or delete it to have all files looked at again.",
-            code=ExitCode.UNSAFE,
-        ) from error
+        what = f"{file} is not what tl-dist wrote ({error})."
+        fix = "restore it, or delete it to have all files looked at again."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE) from error
 
 
 def write(file: Path, bad: Sequence[Bad]) -> None:

@@ -197,9 +197,7 @@ def completed(
     if "" in sources:
         return divide(sources[""], data)
     if "validation" in sources and data.validation_fraction > 0:
-        raise Refusal(
-            f"{validation}, and data.validation_fraction is {data.validation_fraction}.",
-            fix="set data.validation_fraction to 0" + (f", {instead}." if instead else "."),
-            code=ExitCode.USAGE,
-        )
+        what = f"{validation}, and data.validation_fraction is {data.validation_fraction}."
+        fix = "set data.validation_fraction to 0" + (f", {instead}." if instead else ".")
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return {**sources, **divide(sources["train"], data, test=False)}

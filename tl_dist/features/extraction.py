@@ -96,11 +96,9 @@ class Extraction:
                 features = FeatureSet.open(directory, self.num_views)
             if _all_agree(self.parallel, features is not None):
                 return features
-        raise Refusal(
-            f"features in {directory} are removed as soon as they are there.",
-            fix="end what removes them, or set runtime.prefix_cache=off.",
-            code=ExitCode.STORAGE,
-        )
+        what = f"features in {directory} are removed as soon as they are there."
+        fix = "end what removes them, or set runtime.prefix_cache=off."
+        raise Refusal(what, fix=fix, code=ExitCode.STORAGE)
 
     @property
     def num_views(self) -> int:

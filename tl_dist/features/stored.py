@@ -144,11 +144,8 @@ def _round(rows: np.ndarray, dtype: str) -> np.ndarray:
         result = rows.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     lost = np.isfinite(rows) & ~np.isfinite(result)
     if lost.any():
-        raise Refusal(
-            f"a feature of {float(rows[lost][0]):.4g} has no place in {dtype}.",
-            fix="write 'dtype: bfloat16' below 'features:'.",
-            code=ExitCode.DATA,
-        )
+        what = f"a feature of {float(rows[lost][0]):.4g} has no place in {dtype}."
+        raise Refusal(what, fix="write 'dtype: bfloat16' below 'features:'.", code=ExitCode.DATA)
     return result
 
 
@@ -265,8 +262,5 @@ def commit(
 
 def storage_refusal(root: Path, error: OSError) -> Refusal:
     """Return the refusal of a directory in which features cannot be written."""
-    return Refusal(
-        f"features cannot be kept in {root} ({error.strerror}).",
-        fix="free space there, or set runtime.prefix_cache=off.",
-        code=ExitCode.STORAGE,
-    )
+    what = f"features cannot be kept in {root} ({error.strerror})."
+    return Refusal(what, fix="free space there, or set runtime.prefix_cache=off.", code=ExitCode.STORAGE)

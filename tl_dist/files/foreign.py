@@ -56,11 +56,8 @@ def refuse_other(path: Path, is_ours: Callable[[IO[bytes]], bool], *, what: str,
     with suppress(Exception), open(open_regular(path), "rb") as file:
         if is_ours(file):
             return
-    raise Refusal(
-        f"{path} exists already, and is not {what} that this command made.",
-        fix=f"name another file with {option}, or move it away.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"{path} exists already, and is not {what} that this command made."
+    raise Refusal(what, fix=f"name another file with {option}, or move it away.", code=ExitCode.CANNOT_CREATE)
 
 
 def refuse_other_picture(path: Path, is_ours: Callable[[int, int], bool], *, option: str) -> None:

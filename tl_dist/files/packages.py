@@ -104,11 +104,9 @@ def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
                     if not home.is_dir():
                         raise
     except OSError as error:
-        raise Refusal(
-            f"{what} cannot be stored in {home.parent}: {reason(error)}.",
-            fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
-            code=ExitCode.STORAGE,
-        ) from error
+        what = f"{what} cannot be stored in {home.parent}: {reason(error)}."
+        fix = "free space there, or point XDG_CACHE_HOME at a directory that you can write."
+        raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
 
 
 def fetch(requirement: str, member: str | None = None, *, cache: Path | None = None) -> Path:

@@ -60,11 +60,9 @@ def format_of(name: str, numbers: str) -> Format:
         raise Refusal(f"no export is called '{name}'.", fix=f"{fix}.", code=ExitCode.USAGE)
     if numbers not in export.numbers:
         others = [other for other, record in FORMATS.items() if numbers in record.numbers]
-        raise Refusal(
-            f"an export to {name} has no weights in {numbers}.",
-            fix=f"leave out --{numbers}, or export --to {' or '.join(others)}.",
-            code=ExitCode.USAGE,
-        )
+        what = f"an export to {name} has no weights in {numbers}."
+        fix = f"leave out --{numbers}, or export --to {' or '.join(others)}."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return export
 
 

@@ -41,11 +41,9 @@ def first_trainable_layer(
         return 0
     first = backbone.stages.get(train_from, train_from)
     if first not in names:
-        raise Refusal(
-            f"{key} is '{train_from}', which is no stage or layer of {backbone.name}.",
-            fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{key} is '{train_from}', which is no stage or layer of {backbone.name}."
+        fix = f"use head, all, or one of {', '.join(backbone.stages)}."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return names.index(first)
 
 

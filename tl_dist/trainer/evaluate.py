@@ -131,22 +131,16 @@ def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.flo
 def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
     """Return the logits of each example on rank 0; refuse (64) a split that is too large for them to be `what`."""
     if result.logits is None:
-        raise Refusal(
-            f"split '{result.split}' has too many examples and classes to be {what} one by one.",
-            fix="name a smaller split.",
-            code=ExitCode.USAGE,
-        )
+        what = f"split '{result.split}' has too many examples and classes to be {what} one by one."
+        raise Refusal(what, fix="name a smaller split.", code=ExitCode.USAGE)
     return result.logits
 
 
 def split_of(setup: Setup, split: str) -> Source:
     """Return a split by its name; refuse (64) one that does not exist."""
     if split not in setup.splits:
-        raise Refusal(
-            f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
-            fix=f"use one of {', '.join(setup.splits)}.",
-            code=ExitCode.USAGE,
-        )
+        what = f"'{setup.cfg.data.name}' has no split '{split}' under this config."
+        raise Refusal(what, fix=f"use one of {', '.join(setup.splits)}.", code=ExitCode.USAGE)
     return setup.splits[split]
 
 
@@ -159,9 +153,6 @@ def of_checkpoint(setup: Setup, split: str, at: str) -> tuple[Evaluator, Checkpo
     saved = restore(setup, lambda text: None, at)
     if saved is None:
         identity_of(setup.run)  # a cross-validation will never have one
-        raise Refusal(
-            f"{setup.run.path} has no checkpoint to evaluate.",
-            fix="train it first: tl-dist train CONFIG.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{setup.run.path} has no checkpoint to evaluate."
+        raise Refusal(what, fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE)
     return Evaluator.of_state(setup), saved

@@ -160,11 +160,9 @@ def _restore(
             variable.assign(value)
     frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
     if digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
-        raise Refusal(
-            f"the weights that run {run.path} kept frozen differ from '{cfg.model.weights}' here.",
-            fix="bring back the file of its weights, or name another run.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"the weights that run {run.path} kept frozen differ from '{cfg.model.weights}' here."
+        fix = "bring back the file of its weights, or name another run."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     return saved
 
 

@@ -126,11 +126,9 @@ class Setup:
         loss, train = self.cfg.loss, self.splits["train"]
         wanted = loss.class_weights
         if isinstance(wanted, tuple) and len(wanted) != train.num_classes:
-            raise Refusal(
-                f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",
-                fix=f"give one for each of {', '.join(train.class_names)}.",
-                code=ExitCode.USAGE,
-            )
+            what = f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes."
+            fix = f"give one for each of {', '.join(train.class_names)}."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
         return losses.class_weights(wanted, labels, train.num_classes, weights, beta=loss.beta)
 
 

@@ -204,11 +204,9 @@ def _unpickled(file: Path) -> dict[str, Any]:
     """Load a published pickle; refuses (78) any other, which could run code or take all memory."""
     content = bytes_in(file, limits.CIFAR_FILE)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != PUBLISHED[file.name]:
-        raise Refusal(
-            f"{file} is a pickle other than the published one, and could do harm.",
-            fix="obtain the file again from its publisher, or use the binary version of the dataset.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"{file} is a pickle other than the published one, and could do harm."
+        fix = "obtain the file again from its publisher, or use the binary version of the dataset."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     return dict(_Unpickler(io.BytesIO(content), encoding="latin1").load())
 
 

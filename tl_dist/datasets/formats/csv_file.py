@@ -71,11 +71,9 @@ def is_csv(path: Path, names: Set[str]) -> bool:
 
 def _table(data: DataConfig) -> Path:
     if data.path is None:
-        raise Refusal(
-            f"dataset {data.name} needs its table.",
-            fix="set data.path to a CSV file with the columns path and label.",
-            code=ExitCode.USAGE,
-        )
+        what = f"dataset {data.name} needs its table."
+        fix = "set data.path to a CSV file with the columns path and label."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     path = Path(data.path).expanduser()
     if path.is_dir():
         tables = sorted(path.glob("*.csv"))

@@ -74,17 +74,13 @@ def load(network: Any, file: WeightsFile) -> None:
         with file.path.open("rb") as stored:
             digest = hashlib.file_digest(stored, "sha256").hexdigest()
     except OSError as error:
-        raise Refusal(
-            f"weights file {file.path} cannot be read on this host: {atomic.reason(error)}.",
-            fix="point XDG_CACHE_HOME at a directory that all hosts share.",
-            code=ExitCode.STORAGE,
-        ) from error
+        what = f"weights file {file.path} cannot be read on this host: {atomic.reason(error)}."
+        fix = "point XDG_CACHE_HOME at a directory that all hosts share."
+        raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
     if digest != file.sha256:
-        raise Refusal(
-            f"weights file {file.path} has sha256 {digest}, not {file.sha256}.",
-            fix="delete it and start again: it is then converted again.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"weights file {file.path} has sha256 {digest}, not {file.sha256}."
+        fix = "delete it and start again: it is then converted again."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     wanted = {v.path: (str(v.dtype), tuple(v.shape)) for v in network.weights}
     with safetensors.safe_open(file.path, framework="numpy") as stored:
         views = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
@@ -193,11 +189,9 @@ def _convert(request: _Request) -> WeightsFile:
         with locked(request.directory / f".{request.record.stem}.lock"):
             return _recall(request) or _obtain(request)
     except OSError as error:
-        raise Refusal(
-            f"the weights '{request.spec}' cannot be kept in {request.directory}: {atomic.reason(error)}.",
-            fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
-            code=ExitCode.STORAGE,
-        ) from error
+        what = f"the weights '{request.spec}' cannot be kept in {request.directory}: {atomic.reason(error)}."
+        fix = "free space there, or point XDG_CACHE_HOME at a directory that you can write."
+        raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
 
 
 def _obtain(request: _Request) -> WeightsFile:
@@ -250,8 +244,6 @@ def _convert_in_child(request: _Request) -> WeightsFile:
 
 
 def _failed(request: _Request, how: str, command: list[str]) -> Refusal:
-    return Refusal(
-        f"the conversion of the weights '{request.spec}' for {request.name} {how}.",
-        fix=f"run 'python {' '.join(command[1:6])}' to see why, and use no file that you do not trust.",
-        code=ExitCode.UNSAFE if request.kind == "file" else ExitCode.INTERNAL,
-    )
+    what = f"the conversion of the weights '{request.spec}' for {request.name} {how}."
+    fix = f"run 'python {' '.join(command[1:6])}' to see why, and use no file that you do not trust."
+    return Refusal(what, fix=fix, code=ExitCode.UNSAFE if request.kind == "file" else ExitCode.INTERNAL)

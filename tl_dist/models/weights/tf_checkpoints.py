@@ -33,11 +33,9 @@ def arrays_of(prefix: Path, network: Any) -> tuple[dict[str, Any], list[str]]:
         chosen = _choose(keys, shapes, network)
         arrays = {path: reader.get_tensor(key) for path, key in chosen.items()}
     except (tf.errors.OpError, RuntimeError, LookupError, MemoryError, DecodeError) as error:
-        raise Refusal(
-            f"TensorFlow checkpoint {prefix.name} cannot be read: {str(error)[:300]}.",
-            fix="copy its .index and all of its .data-* files again, into one directory.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"TensorFlow checkpoint {prefix.name} cannot be read: {str(error)[:300]}."
+        fix = "copy its .index and all of its .data-* files again, into one directory."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
     # `m/dense/kernel` is an optimizer's for `dense/kernel`.
     of_layers = (name for name in keys if name.endswith(_OF_LAYERS) and name.partition("/")[2] not in keys)
     used = set(chosen.values())

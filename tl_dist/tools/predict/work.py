@@ -76,8 +76,5 @@ def _known(model: Loaded, rate: float) -> Neighbours:
 
 
 def _not_calibrated(model: Loaded, option: str, more: str) -> Refusal:
-    return Refusal(
-        f"--{option} needs a calibration of step {model.step:,} of run '{model.run.name}'.",
-        fix=f"run tl-dist calibrate RUN{more}, with the same --at.",
-        code=ExitCode.USAGE,
-    )
+    what = f"--{option} needs a calibration of step {model.step:,} of run '{model.run.name}'."
+    return Refusal(what, fix=f"run tl-dist calibrate RUN{more}, with the same --at.", code=ExitCode.USAGE)
