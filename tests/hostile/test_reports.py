@@ -62,7 +62,7 @@ def _(arena: Arena) -> tuple[str, ...]:
 
 @CASES.add("a page of others", code=73, says="report.html exists already, and is not a report")
 def _(arena: Arena) -> tuple[str, ...]:
-    of_many_classes(arena)
+    began(arena)
     arena.file("runs/run/report.html", "<html>my thesis").chmod(0o600)
     return "report", "runs/run"
 

@@ -131,13 +131,14 @@ def test_an_image_that_takes_minutes_is_refused_at_once(server: Server, what: st
     assert time.monotonic() - begin < PATIENCE_S / 2 and server.answers()
 
 
-@pytest.mark.parametrize("first", [b"", b"GET /healthz HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "])
-def test_silent_connections_stop_nobody_and_are_closed(server: Server, first: bytes) -> None:
+def test_silent_connections_stop_nobody_and_are_closed(server: Server) -> None:
+    """Whatever they began to say."""
+    first = (b"", b"GET /healthz HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
     with ExitStack() as open_ones:
         silent = [open_ones.enter_context(server.connected()) for _ in range(MANY)]
-        for one in silent:
+        for k, one in enumerate(silent):
             with suppress(OSError):
-                one.sendall(first)
+                one.sendall(first[k % 3])
         for _ in range(5):
             assert server.answers()
         descriptors = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
