@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
+from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases, Warm
 from tl_dist.config import file as config_file
 from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
@@ -196,8 +196,11 @@ def _(arena: Arena) -> Sequence[str]:
     return "train", "run.yaml"
 
 
-def whole(arena: Arena) -> Path:
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, warm: Warm | None) -> Path:
     """A run that has ended, with all that commands leave in one beside what training does."""
+    root = tmp_path_factory.mktemp("ended")
+    arena = Arena(root, root, warm)
     arena.file("run.yaml", CONFIG)
     assert arena.run(("train", "run.yaml"), seconds=WORKER_SECONDS, environment={}).returncode == 0
     run = RunDir(arena.folder / "runs" / "run").path
@@ -215,9 +218,14 @@ def whole(arena: Arena) -> Path:
     return run
 
 
-def test_no_entry_of_a_run_may_be_a_link_or_be_in_the_hands_of_others(arena: Arena) -> None:
+@pytest.fixture
+def run(ended: Path, arena: Arena) -> Path:
+    """A copy of that run."""
+    return shutil.copytree(ended, arena.folder / "runs" / "run")
+
+
+def test_no_entry_of_a_run_may_be_a_link_or_be_in_the_hands_of_others(arena: Arena, run: Path) -> None:
     """Whatever a command reads or writes is among all entries, and so is what nobody has thought of."""
-    run = whole(arena)
     (run / "exports" / "keras" / "a new name").write_text("")
     entries = sorted(run.rglob("*"))
     assert len(entries) > 25
@@ -312,10 +320,9 @@ FILES = (
 
 
 def test_no_value_in_a_run_ends_a_command_in_anything_but_a_line(
-    arena: Arena, pytestconfig: pytest.Config
+    run: Path, pytestconfig: pytest.Config
 ) -> None:
     """Each value of each JSON of a real run, replaced by what it may not be; with --full by each such thing."""
-    run = whole(arena)
     full, number = pytestconfig.option.full, 0
     texts = {name: [(run / name).read_bytes()] for name in FILES}
     texts["metrics.jsonl"] = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -339,8 +346,7 @@ def test_no_value_in_a_run_ends_a_command_in_anything_but_a_line(
     assert number > 150
 
 
-def test_no_file_in_a_run_ends_a_command_in_anything_but_a_line(arena: Arena) -> None:
-    run = whole(arena)
+def test_no_file_in_a_run_ends_a_command_in_anything_but_a_line(run: Path) -> None:
     arrays = ("predictions/test.npz", calibration.FILE)
     for name in (*FILES, "metrics.jsonl", "config.yaml", "checkpoints/step-00000004/MANIFEST.json", *arrays):
         before = (run / name).read_bytes()
