@@ -1,4 +1,4 @@
-"""Commands that show how far to trust a run: `tl-dist eval`, `report`, `explain`, `compare`, `calibrate` and `cv`."""
+"""Commands that show how far to trust a run: `tl-dist eval`, `report`, `explain`, `compare`, `calibrate`, `threshold` and `cv`."""
 
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,32 @@ def calibrate(
     with console.busy(f"calibrating {run}"):
         calibration = command.calibrate(run, Computation(at, strategy, workers), unknown=unknown)
     command.show(calibration, run, console.say)
+
+
+@add_command()
+def threshold(
+    run: RunPath,
+    recall: Annotated[float | None, Option(min=0.01, max=0.9999, help="least recall of the class")] = None,
+    precision: Annotated[float | None, Option(min=0.01, max=1, help="least precision of it")] = None,
+    costs: Annotated[Path | None, Option(metavar="CSV", help="costs by true class (rows)")] = None,
+    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: second of two")] = None,
+    remove: Annotated[bool, Option("--remove", help="go by the highest probability again")] = False,
+    at: At = "",
+) -> None:
+    """Choose from which probability on a run decides on a class, or go by costs."""
+    from tl_dist.tools.threshold import command
+
+    given = {"--recall": recall, "--precision": precision, "--costs": costs, "--remove": remove or None}
+    if sum(value is not None for value in given.values()) != 1:
+        what = "threshold needs one aim."
+        raise Refusal(what, fix=f"give one of {', '.join(given)}.", code=ExitCode.USAGE)
+    console = Console()
+    if remove:
+        command.remove(run)
+        console.say("from now on predict, serve and export go by the highest probability")
+    else:
+        wish = command.Wish(recall, precision, of_class, costs)
+        command.show(*command.choose(run, wish, at), run, console.say)
 
 
 @add_command("cv")

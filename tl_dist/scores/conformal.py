@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tl_dist.refusal import ExitCode, Refusal
 
 
-def least_probability(of_true: NDArray[np.floating], coverage: float) -> float:
+def least_probability(of_true: NDArray[np.floating], coverage: float, name: str = "coverage") -> float:
     """Return the least probability of a class in the set, so that the set contains the true class at this rate or more.
 
     Least ambiguous sets (Sadinle, Lei and Wasserman 2019, arXiv 1609.00451): the smallest on average of all sets with
@@ -23,8 +23,8 @@ def least_probability(of_true: NDArray[np.floating], coverage: float) -> float:
     num = len(of_true)
     rank = num + 1 - math.ceil(round((num + 1) * coverage, 9))  # rounded, so that no error changes it by one
     if rank < 1:
-        instead = f"--coverage {math.floor(100 * num / (num + 1)) / 100:g}"
-        raise _too_few("coverage", num, 1 - coverage, instead)
+        instead = f"--{name} {math.floor(100 * num / (num + 1)) / 100:g}"
+        raise _too_few(name, num, 1 - coverage, instead)
     return float(np.partition(of_true, rank - 1)[rank - 1])
 
 

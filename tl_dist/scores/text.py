@@ -73,6 +73,20 @@ def calibration(effect: Mapping[str, Any]) -> str:
     return f"calibrated, temperature {figure(effect['temperature'])}: {', '.join(changes)}{flatters}"
 
 
+def decision(effect: Mapping[str, Any]) -> str:
+    """Write the effect of a rule: "recall 0.957 (95 % interval 0.9213 to 0.9801; 0.811 without the rule), ..."."""
+    parts = []
+    for name in ("recall", "precision", "accuracy", "cost"):
+        if name not in effect:
+            continue
+        ends = effect.get(f"{name}_interval")
+        known = f"{interval(ends)}; " if ends else ""
+        parts.append(
+            f"{name} {figure(effect[name])} ({known}{figure(effect[f'{name}_plain'])} without the rule)"
+        )
+    return ", ".join(parts)
+
+
 def worst_group(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the first row of `groups.by_group`, and whether it is below the others by more than chance."""
     worst = rows[0]
