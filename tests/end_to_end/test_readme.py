@@ -50,6 +50,7 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist export runs/my_images --to onnx": "tests/end_to_end/test_export.py",
     "tl-dist export runs/my_images --to litert": "tests/end_to_end/test_export.py",
     "tl-dist calibrate": "needs a validation split: tests/end_to_end/test_trust.py",
+    "tl-dist threshold": "needs a validation split: tests/end_to_end/test_threshold.py",
     "tl-dist predict runs/cells": "tests/end_to_end/test_trust.py",
     "tl-dist eval runs/cells": "tests/end_to_end/test_trust.py",
     "tl-dist compare runs/cells": "tests/unit/scores/test_robustness.py",

@@ -1,4 +1,4 @@
-"""Commands that show how far to trust a run: `tl-dist eval`, `report`, `explain`, `compare`, `calibrate`, `threshold` and `cv`."""
+"""Commands about how far to trust a run: `tl-dist eval`, `report`, `explain`, `compare`, `calibrate` and others."""
 
 from functools import partial
 from pathlib import Path

@@ -19,7 +19,7 @@ from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import clusters
-from tl_dist.scores.figures import Labels, Probabilities
+from tl_dist.scores.figures import Labels
 
 FILE = "decision.json"
 
@@ -56,7 +56,7 @@ class Decision:
         """Write the rule as `of_json` reads it."""
         return json.dumps(asdict(self)).encode()
 
-    def classes(self, probabilities: Probabilities) -> NDArray[np.int32]:
+    def classes(self, probabilities: NDArray[np.floating]) -> NDArray[np.int32]:
         """Return the class of each row of calibrated probabilities [images, classes]."""
         if self.positive is None:
             return (probabilities @ np.array(self.costs)).argmin(axis=1).astype(np.int32)
@@ -66,7 +66,7 @@ class Decision:
         return np.where(chosen, self.positive, others.argmax(axis=1)).astype(np.int32)
 
     def effect(
-        self, labels: Labels, probabilities: Probabilities, groups: Sequence[str] = ()
+        self, labels: Labels, probabilities: NDArray[np.floating], groups: Sequence[str] = ()
     ) -> dict[str, Any]:
         """Return figures of the rule on labelled images, with 95 % intervals, beside those of the highest probability.
 

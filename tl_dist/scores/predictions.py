@@ -14,6 +14,7 @@ import numpy as np
 from tl_dist.files.npz import save_npz
 from tl_dist.scores import calibration, clusters, evaluation, figures
 from tl_dist.scores.arrays import Arrays, no_text
+from tl_dist.scores.decision import Decision
 from tl_dist.scores.evaluation import Evaluation
 
 MAX_RECORDED_CLASSES = 100
@@ -80,14 +81,15 @@ def with_figures(
     groups: Sequence[str] = (),
     temperature: float | None = None,
     num_fitted: int = 0,
+    decision: Decision | None = None,
     trained: np.ndarray | None = None,
 ) -> Evaluation:
     """Return the evaluation with all its figures, and store its predictions in the run.
 
     With two classes, the threshold is chosen on the validation split and reported for the other splits. With the
     `temperature` of a calibrated run (fitted to its validation split, or `num_fitted` examples of other data), the
-    figures show what it changes; with the `trained` labels, which classes these lack. The stored probabilities are not
-    calibrated. They overwrite the logits, to save memory.
+    figures show what it changes, and so they do with the `decision` of `tl-dist threshold`; with the `trained` labels,
+    which classes these lack. The stored probabilities are not calibrated. They overwrite the logits, to save memory.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
@@ -110,6 +112,11 @@ def with_figures(
     if temperature is not None:
         fitted = len(labels) if result.split == "validation" else num_fitted
         values["calibration"] = calibration.before_and_after(labels, result.logits, temperature, of, fitted)
+    if decision is not None:
+        shown = figures.Softmax(result.logits, decision.temperature)[:]
+        values["decision"] = decision.effect(labels, shown, groups) | {
+            "chosen_here": result.split == "validation"
+        }
     texts = np.array(types, np.str_), np.array(groups, np.str_)
     predicted = Predictions(np.array(ids), labels, softmax.in_place(), np.array(class_names), step, *texts)
     predicted.save(file_of(run, result.split))

@@ -74,7 +74,8 @@ def calibration(effect: Mapping[str, Any]) -> str:
 
 
 def decision(effect: Mapping[str, Any]) -> str:
-    """Write the effect of a rule: "recall 0.957 (95 % interval 0.9213 to 0.9801; 0.811 without the rule), ..."."""
+    """Write the effect of a rule: "AIM: recall 0.957 (95 % interval 0.9213 to 0.9801; 0.811 without the rule), ..."."""
+    here = " (on which it was chosen: it flatters)" if effect.get("chosen_here") else ""
     parts = []
     for name in ("recall", "precision", "accuracy", "cost"):
         if name not in effect:
@@ -84,7 +85,7 @@ def decision(effect: Mapping[str, Any]) -> str:
         parts.append(
             f"{name} {figure(effect[name])} ({known}{figure(effect[f'{name}_plain'])} without the rule)"
         )
-    return ", ".join(parts)
+    return f"{effect['aim']}{here}: {', '.join(parts)}"
 
 
 def worst_group(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:

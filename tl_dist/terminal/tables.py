@@ -75,6 +75,8 @@ def show_evaluation(record: Record, console: Console) -> None:
         console.say(text.never_seen(values["never_seen"]), style="yellow")
     if values and "calibration" in values:
         console.say(text.calibration(values["calibration"]))
+    if values and "decision" in values:
+        console.say(text.decision(values["decision"]))
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)

@@ -20,7 +20,8 @@ from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import calibration, figures, predictions
+from tl_dist.scores import calibration, decision, figures, predictions
+from tl_dist.scores.decision import Decision
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer.precise_statistics import PreciseStatistics
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
@@ -53,11 +54,13 @@ class Evaluator:
         """Evaluate the weights that the state holds, in the stage of its step, from images."""
         return cls(setup, from_images(setup, stages.at(setup.stages, setup.state.step)))
 
-    def evaluate(self, split: str, temperature: float | None = None) -> Evaluation:
+    def evaluate(
+        self, split: str, temperature: float | None = None, decision: Decision | None = None
+    ) -> Evaluation:
         """Return figures over every example of a split, over all workers; raise StopRequested if that was requested.
 
         The averaged weights are evaluated where the run keeps an average. `temperature` of a calibrated run: it divides
-        the logits in the figures that depend on it.
+        the logits in the figures that depend on it. `decision`: the rule of `tl-dist threshold`, if the run has one.
         """
         setup, source = self._setup, self._setup.splits[split]
         result = self.counted(split)
@@ -75,6 +78,7 @@ class Evaluator:
             types=source.annotations.types,
             groups=groups_of(source, setup.cfg.data),
             temperature=temperature,
+            decision=decision,
             trained=setup.splits["train"].labels,
         )
 
@@ -116,7 +120,10 @@ def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     """Return figures of a checkpoint on a split, `at` as in `checkpoint.find`; train nothing."""
     evaluator, saved = of_checkpoint(setup, split, at)
     fit = calibration.of_checkpoint(setup.run.path, saved.sha256, setup.cfg.evaluation.views)
-    return evaluator.evaluate(split, None if fit is None else fit.temperature)
+    temperature = None if fit is None else fit.temperature
+    num_classes = setup.splits["train"].num_classes
+    rule = decision.of_checkpoint(setup.run.path, saved.sha256, temperature or 1.0, num_classes)
+    return evaluator.evaluate(split, temperature, rule)
 
 
 def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:

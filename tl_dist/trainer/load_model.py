@@ -26,8 +26,9 @@ from tl_dist.runs import checkpoint, init_from
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
-from tl_dist.scores import calibration
+from tl_dist.scores import calibration, decision
 from tl_dist.scores.calibration import Calibration
+from tl_dist.scores.decision import Decision
 
 
 @contextmanager
@@ -189,6 +190,11 @@ class Loaded:
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
+    def decision(self) -> Decision | None:
+        """The rule of `tl-dist threshold` for this checkpoint, if the run has one."""
+        return decision.of_checkpoint(self.run.path, self.sha256, self.temperature, len(self.class_names))
+
+    @property
     def image_size(self) -> int:
         """The side in pixels of the square images that the model takes."""
         return image_size_of(self.cfg)
@@ -240,6 +246,7 @@ class Restored:
     precision: str
     trained_in: str  # the precision of the run
     temperature: float | None  # by which the logits of a calibrated checkpoint are divided
+    decision: Decision | None  # the rule of `tl-dist threshold`
 
 
 def restored(
@@ -271,4 +278,5 @@ def restored(
             dense_head=dense_head,
             temperature=temperature if calibrated else None,
         )
-    return Restored(model, cfg, class_names, saved, precision, identity["precision"], temperature)
+    rule = decision.of_checkpoint(run.path, saved.sha256, temperature or 1.0, len(class_names))
+    return Restored(model, cfg, class_names, saved, precision, identity["precision"], temperature, rule)

@@ -179,6 +179,7 @@ def evaluate_data(
         types=evaluated.annotations.types,
         groups=evaluated.annotations.groups or (),
         temperature=None if model.calibration is None else model.temperature,
+        decision=model.decision,
         num_fitted=seen.among(evaluated, directory, own.validation),
     )
     record = _record(model.run, model.step, result, evaluated, by)

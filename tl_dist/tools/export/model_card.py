@@ -43,6 +43,12 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
         if own.temperature is not None
         else ""
     )
+    decision = (
+        f"Classes are chosen by the rule of `classes.json`, not by the highest probability: {_plain(own.decision.aim)} "
+        "(chosen on the validation split).\n\n"
+        if own.decision is not None
+        else ""
+    )
     ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
     data = (f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
     config = yaml.safe_dump(_without_place(cfg.model_dump(mode="json")), sort_keys=False)
@@ -63,6 +69,7 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
         num_parameters=own.model.count_params(),
         precision=identity.get("precision", "float32"),
         calibrated=calibrated,
+        decision=decision,
         megabytes=report["bytes"] / 1e6,
         size=own.model.input_shape[1],
         splits="".join(f"{_code(split)}: {len(ids):,} images.\n\n" for split, ids in ids_of.items()),

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -82,6 +83,8 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
     """Write the model, the names of its classes, and how an image becomes its input."""
     size, crop = own.model.input_shape[1], own.config.data.kept_fraction
     settings = {"class_names": list(own.class_names), "image_size": size, "crop_fraction": crop}
+    if own.decision is not None:
+        settings["decision"] = asdict(own.decision)
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
     shutil.copyfile(preprocess.__file__, directory / "preprocess.py")
     write(

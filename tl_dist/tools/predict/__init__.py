@@ -52,6 +52,10 @@ class Piece(NamedTuple):
     """how many of the first classes form the conformal set of each example; empty if no sets were requested"""
     p_known: NDArray[np.float32]
     """`conformal.p_values` of each example; empty if not requested"""
+    decided: NDArray[np.int32]
+    """the class of each example by the rule of `tl-dist threshold`; empty without one"""
+    p_decided: NDArray[np.float32]
+    """its probability"""
 
 
 def ask(directory: Path, paths: Sequence[str]) -> None:

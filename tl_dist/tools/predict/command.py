@@ -158,14 +158,18 @@ class _InOrder:
         top, rate = self._request.top, self._request.unknown
         for row, k in enumerate(piece.examples.tolist()):
             rows += self._bad(self._places[k])
-            names = [self._class_names[number] for number in piece.classes[row].tolist()]
+            likely = [self._class_names[number] for number in piece.classes[row].tolist()]
+            pairs = list(zip(likely, piece.probabilities[row], strict=True))
+            if piece.decided.size:  # first, whatever its probability
+                first = self._class_names[piece.decided[row]], piece.p_decided[row]
+                pairs = [first, *(pair for pair in pairs if pair[0] != first[0])]
             p_known = piece.p_known[row] if piece.p_known.size else None
             rows.append(
                 Row(
                     self._paths[self._places[k]],
-                    names[:top],
-                    piece.probabilities[row][:top],
-                    in_set=names[: piece.in_set[row]] if piece.in_set.size else (),
+                    [name for name, _ in pairs[:top]],
+                    [probability for _, probability in pairs[:top]],
+                    in_set=likely[: piece.in_set[row]] if piece.in_set.size else (),
                     p_known=p_known,
                     unknown=None if p_known is None or rate is None else bool(p_known <= rate),
                 )
@@ -229,6 +233,8 @@ def _summarize(
     if facts["temperature"] is not None:
         how = f"temperature {facts['temperature']:.3f}, fitted on the validation split"
         progress.say(f"probabilities are calibrated: {how}")
+    if facts["decision"] is not None:
+        progress.say(f"classes are chosen by the rule of tl-dist threshold: {facts['decision']}")
     if request.coverage is not None:
         kind = f"of kind {request.of_type} " if request.of_type is not None else ""
         progress.say(

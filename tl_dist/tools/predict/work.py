@@ -22,12 +22,13 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     directory = Path(request.into or "")
     least = None if request.coverage is None else _least(model, request.coverage, request.of_type)
     known = None if request.unknown is None else _known(model, request.unknown)
-    source = unlabelled(asked(directory), model.class_names)
+    source, rule = unlabelled(asked(directory), model.class_names), model.decision
     if model.parallel.rank == 0:
         facts = {
             "step": model.step,
             "moving_statistics": model.moving_statistics,
             "temperature": None if model.calibration is None else model.temperature,
+            "decision": None if rule is None else rule.aim,
         }
         write_atomically(directory / FACTS, json.dumps(facts).encode())
     for number, part in enumerate(predict(model, source, features=known is not None)):
@@ -39,7 +40,11 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
             if known is not None:
                 distances = known.distances(part.features, model.cfg.evaluation_batch)
                 p_known = conformal.p_values(distances, known.of_known)
-            piece = Piece(part.examples, classes, probabilities, part.faults, in_set, p_known)
+            decided = np.empty(0, np.int32) if rule is None else rule.classes(softmax)
+            p_decided = softmax[np.arange(len(decided)), decided]
+            piece = Piece(
+                part.examples, classes, probabilities, part.faults, in_set, p_known, decided, p_decided
+            )
             put(directory, number, piece)
     return ExitCode.DONE
 

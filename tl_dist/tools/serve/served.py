@@ -23,6 +23,7 @@ from tl_dist.models.export import Predict, compiled, format_of, opened
 from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.scores.decision import Decision
 from tl_dist.trainer.load_model import restored, start_tensorflow
 
 
@@ -39,6 +40,8 @@ class Served:
     """from the bytes of an image file to uint8 [size, size, 3]; raises ValueError with the reason if it cannot"""
     calibrated: bool = False
     """whether the temperature of `tl-dist calibrate` is applied to the probabilities"""
+    decision: Decision | None = None
+    """the rule of `tl-dist threshold` for the class"""
 
 
 def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
@@ -62,7 +65,16 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
     decode = decoder(int(shape[1]), kept)
     answer, calibrated = compiled(predict, shape), temperature is not None
     return _checked(
-        Served(run.name, own.checkpoint.step, own.class_names, int(shape[1]), answer, decode, calibrated)
+        Served(
+            run.name,
+            own.checkpoint.step,
+            own.class_names,
+            int(shape[1]),
+            answer,
+            decode,
+            calibrated,
+            own.decision,
+        )
     )
 
 
@@ -78,9 +90,11 @@ def of_export(directory: Path, *, cores: int) -> Served:
         size, names = int(settings["image_size"]), [str(name) for name in settings["class_names"]]
         predict = opened(report["to"], directory / form.file, threads=cores)
         decode = decoder(size, settings["crop_fraction"])
-        calibrated = report.get("temperature") is not None
+        calibrated, rule = report.get("temperature") is not None, settings.get("decision")
+        if rule is not None:
+            rule = Decision.of_json(json.dumps(rule).encode(), len(names))
         return _checked(
-            Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated)
+            Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated, rule)
         )
     except Refusal:
         raise

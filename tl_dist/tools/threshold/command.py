@@ -74,11 +74,9 @@ def remove(path: Path) -> None:
 
 def show(rule: Decision, effect: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
     """Print the rule, its effect where it was chosen, and who obeys it."""
-    say(
-        f"step {rule.step:,}: {rule.aim}"
-        + ("" if rule.positive is None else f": from {rule.at_least:.4f} on")
-    )
-    say(f"validation, on which it was chosen: {text.decision(effect)}")
+    where = "" if rule.positive is None else f" is reached from probability {rule.at_least:.4f} on"
+    say(f"step {rule.step:,}: {rule.aim}{where}")
+    say(f"validation: {text.decision(effect)}")
     say(
         "from now on predict, serve and export decide on the class by this rule; probabilities stay as they are"
     )
