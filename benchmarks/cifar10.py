@@ -29,9 +29,7 @@ def comparisons() -> Iterator[Comparison]:
     from tl_dist.models.precision import cpu_has_bfloat16
 
     if VARIABLE not in os.environ:
-        raise NotHereError(
-            f"it needs the images: {VARIABLE}=DIRECTORY, with train/CLASS/IMAGE and test/CLASS/IMAGE"
-        )
+        raise NotHereError(f"it needs the images: {VARIABLE}=DIRECTORY, with train/CLASS/IMAGE and test/CLASS/IMAGE")
     images = Path(os.environ[VARIABLE]).absolute()
     data = ("data.name=image_folder", f"data.path={json.dumps(str(images))}", f"model.weights={WEIGHTS}")
     directory = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
@@ -91,8 +89,7 @@ def _preprocessed(images: Path) -> tuple[float, float]:
     values = {name: features(opened[name]) for name in ("train", "test")}
     labels = {name: np.asarray(opened[name].labels) for name in values}
     found = [
-        accuracy((values["train"][side], labels["train"]), (values["test"][side], labels["test"]), 0)
-        for side in (0, 1)
+        accuracy((values["train"][side], labels["train"]), (values["test"][side], labels["test"]), 0) for side in (0, 1)
     ]
     return found[0], found[1]
 

@@ -56,8 +56,7 @@ def launched(
             argv = [sys.executable, "-m", "benchmarks.collective_vs_horovod", strategy, case, str(output)]
             common = dict(os.environ, OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(ROOT))
             workers = [
-                subprocess.Popen(argv, env=common | rendezvous.worker_environment(rank), cwd=ROOT)
-                for rank in (0, 1)
+                subprocess.Popen(argv, env=common | rendezvous.worker_environment(rank), cwd=ROOT) for rank in (0, 1)
             ]
             codes = [worker.wait() for worker in workers]
             if any(codes):

@@ -136,10 +136,7 @@ def main(names: Sequence[str]) -> int:
             print(f"{name:<32} not run: {why}", flush=True)
             missing = True
     short = [result.name for result in results if not result.holds]
-    print(
-        f"{len(results) - len(short)} of {len(results)} hold"
-        + (f"; short: {', '.join(short)}" if short else "")
-    )
+    print(f"{len(results) - len(short)} of {len(results)} hold" + (f"; short: {', '.join(short)}" if short else ""))
     if short:
         return 1
     return NOT_RUN if missing else 0

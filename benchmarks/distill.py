@@ -54,9 +54,7 @@ def comparisons() -> Iterator[Comparison]:
         yield from _of("tenth", tenth, teacher, points=1.5, parameters=0.1)
 
 
-def _of(
-    name: str, student: tl.Run, teacher: tl.Run, *, points: float, parameters: float
-) -> Iterator[Comparison]:
+def _of(name: str, student: tl.Run, teacher: tl.Run, *, points: float, parameters: float) -> Iterator[Comparison]:
     """Points of accuracy that are lost, so many of them allowed, and the share of the parameters that is left."""
     found = compare(teacher.path, student.path, "test")
     theirs, ours = found["accuracies"]

@@ -30,13 +30,9 @@ def comparisons() -> Iterator[Comparison]:
         small, large = run.export("litert", numbers="int8", min_agreement=0), made["litert"]
         yield _agreement("int8", small, 0.98, accuracy)
         sizes = (small["bytes"] / 1e6, large["bytes"] / 1e6)
-        yield Comparison(
-            "export[int8, size]", "MB", sizes[0], "litert float32", sizes[1], bar=0.27, at_most=True
-        )
+        yield Comparison("export[int8, size]", "MB", sizes[0], "litert float32", sizes[1], bar=0.27, at_most=True)
         speeds = [1e3 / report["latency_ms"]["1"]["p50"] for report in (small, large)]
-        yield Comparison(
-            "export[int8, one at a time]", "images/s", speeds[0], "litert float32", speeds[1], bar=1.5
-        )
+        yield Comparison("export[int8, one at a time]", "images/s", speeds[0], "litert float32", speeds[1], bar=1.5)
 
 
 def _agreement(name: str, report: dict[str, Any], bar: float, note: str) -> Comparison:

@@ -52,9 +52,7 @@ class Step:
 def doctor() -> Outcome:
     done = command("doctor")
     nccl = "[X] NCCL" in done.stdout
-    return Outcome(
-        done.returncode == 0 and nccl, f"exit code {done.returncode}, {'with' if nccl else 'no'} NCCL"
-    )
+    return Outcome(done.returncode == 0 and nccl, f"exit code {done.returncode}, {'with' if nccl else 'no'} NCCL")
 
 
 def cpu_tests() -> Outcome:
@@ -77,9 +75,7 @@ def out_of_memory() -> Outcome:
     said = [line for line in (done.stdout + done.stderr).splitlines() if "accumulate" in line]
     refused = done.returncode == ExitCode.NO_REQUEUE and "restart 1" not in done.stdout
     trained(*common, "accumulate=16")
-    return Outcome(
-        refused and len(said) == 1, f"exit code {done.returncode}, {len(said)} line that names accumulate"
-    )
+    return Outcome(refused and len(said) == 1, f"exit code {done.returncode}, {len(said)} line that names accumulate")
 
 
 def scaling() -> Outcome:
@@ -112,9 +108,7 @@ def parity() -> Outcome:
     one = found["single 1"]["losses"]
     worst = max(abs(a / b - 1) for each in found.values() for a, b in zip(each["losses"], one, strict=True))
     equal = all(each["replicas_equal"] for each in found.values())
-    return Outcome(
-        worst <= 1e-4 and equal, f"{', '.join(found)}: at most {worst:.1e}, replicas equal: {equal}"
-    )
+    return Outcome(worst <= 1e-4 and equal, f"{', '.join(found)}: at most {worst:.1e}, replicas equal: {equal}")
 
 
 def figures_of(strategy: str, workers: int) -> dict[str, Any]:
@@ -185,9 +179,7 @@ def blocked() -> Outcome:
 
 def of_process(*argv: str, **variables: str) -> Outcome:
     """Whether it ends with 0, and its last line; what it prints is shown."""
-    done = subprocess.run(
-        argv, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(argv, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, flush=True)
     last = (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return Outcome(done.returncode == 0, last)

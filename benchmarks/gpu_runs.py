@@ -36,9 +36,7 @@ def require_gpus(number: int = 1) -> int:
     """The GPUs that can be seen; raises where there are fewer than `number`."""
     found = visible_gpus(os.environ)
     if found < number:
-        raise NotHereError(
-            "no GPU was found" if not found else f"{found} GPUs were found, and it needs {number}"
-        )
+        raise NotHereError("no GPU was found" if not found else f"{found} GPUs were found, and it needs {number}")
     return found
 
 
@@ -54,9 +52,7 @@ def trained(*overrides: str, config: str = CONFIG, runs: Path | None = None) -> 
     return [json.loads(line) for line in lines]
 
 
-def command(
-    *arguments: str, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`tl-dist` with these arguments, in the checkout."""
     return subprocess.run(
         [TL_DIST, *arguments],

@@ -55,9 +55,7 @@ def comparisons() -> Iterator[Comparison]:
         )  # fmt: skip
 
 
-def launched(
-    launcher: Sequence[str], case: Sequence[str], details: dict[int, dict[str, float]]
-) -> Callable[[], float]:
+def launched(launcher: Sequence[str], case: Sequence[str], details: dict[int, dict[str, float]]) -> Callable[[], float]:
     workers = 2 if launcher else 1
 
     def measure() -> float:
@@ -95,9 +93,7 @@ def figures(
         return [json.loads(output.read_text()) for output in outputs]
 
 
-def trained(
-    strategy: str, train_from: str, precision: str, wire: str, threads: str, batch: str, output: str
-) -> None:
+def trained(strategy: str, train_from: str, precision: str, wire: str, threads: str, batch: str, output: str) -> None:
     """One worker: the median rate over several stretches of steps."""
     import statistics
 

@@ -48,9 +48,7 @@ def per_core(source: Any, augmentations: tuple[str, ...]) -> float:
     from tl_dist.data.pipeline import augmented, train_batches
 
     read = augmented(source, augmentations, 0, 32)
-    batches = train_batches(
-        read, Order(0, NUMBER, BATCH), rows=range(BATCH), steps=range(NUMBER // BATCH), threads=1
-    )
+    batches = train_batches(read, Order(0, NUMBER, BATCH), rows=range(BATCH), steps=range(NUMBER // BATCH), threads=1)
     start = time.process_time()
     for _ in batches:
         pass

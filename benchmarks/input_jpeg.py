@@ -42,9 +42,7 @@ def comparisons() -> Iterator[Comparison]:
             sides["simplejpeg"] = lambda: by_simplejpeg(images, boxes, cores)
         found = in_turn(sides, rounds=5)
         best = max((name for name in sides if name != "pipeline"), key=found.__getitem__)
-        yield Comparison(
-            "input_jpeg[crop, resize, flip]", "images/s", found["pipeline"], best, found[best], bar=0.9
-        )
+        yield Comparison("input_jpeg[crop, resize, flip]", "images/s", found["pipeline"], best, found[best], bar=0.9)
     finally:
         shutil.rmtree(root)
 
@@ -83,9 +81,7 @@ def by_tensorflow(images: Sequence[bytes], boxes: Any, cores: int) -> float:
     options = tf.data.Options()
     options.threading.private_threadpool_size = cores
     options.threading.max_intra_op_parallelism = 1
-    with tf.device(
-        "CPU:0"
-    ):  # captured by reference: constants of the graph would be copied within the time taken
+    with tf.device("CPU:0"):  # captured by reference: constants of the graph would be copied within the time taken
         contents, windows = tf.constant(list(images)), tf.constant(boxes)
     data = tf.data.Dataset.range(len(images)).map(
         lambda k: tf.shape(tf.io.decode_and_crop_jpeg(contents[k], windows[k], channels=3))[0],

@@ -44,9 +44,7 @@ def comparisons() -> Iterator[Comparison]:
             if not isinstance(source.store, RecordStore):
                 return places.map(source.read, num_parallel_calls=cores).prefetch(8)
             found = places.batch(PART).map(source.encoded_rows, num_parallel_calls=cores).unbatch()
-            return found.map(
-                lambda image, label: (decode_rgb(image), label), num_parallel_calls=cores
-            ).prefetch(8)
+            return found.map(lambda image, label: (decode_rgb(image), label), num_parallel_calls=cores).prefetch(8)
 
         def in_order() -> Any:
             keys = {

@@ -60,9 +60,7 @@ def _build(input_shape: tuple[int, int, int], *, name: str, width: float, depth:
             if expansion > 1:
                 x = pointwise(x, expansion * x.shape[-1], f"{block}_expand")
             step = stride if k == 0 else 1
-            x = layers.DepthwiseConv2D(
-                kernel, step, padding="same", use_bias=False, name=f"{block}_depthwise_conv"
-            )(x)
+            x = layers.DepthwiseConv2D(kernel, step, padding="same", use_bias=False, name=f"{block}_depthwise_conv")(x)
             x = normed(x, f"{block}_depthwise")
             x = pointwise(x, wide, f"{block}_project", relu=False)
             if k > 0:
@@ -104,8 +102,7 @@ def write_weights(name: str, path: Path) -> dict[str, np.ndarray]:
         of = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
         of["project"] = ("_project_conv", "_bn2")
         places |= {
-            f"block{k}_{part}": (f"_blocks.{k}.{conv}", f"_blocks.{k}.{norm}")
-            for part, (conv, norm) in of.items()
+            f"block{k}_{part}": (f"_blocks.{k}.{conv}", f"_blocks.{k}.{norm}") for part, (conv, norm) in of.items()
         }
     of_norm = {
         "weight": "gamma",

@@ -46,9 +46,7 @@ def comparisons() -> Iterator[Comparison]:
             "eval": lambda: NUMBER / seconds(root, "eval", "runs/small"),
         }
         found = in_turn(sides, rounds=3)
-        yield Comparison(
-            "predict_speed", "images/s", found["predict"], "tl-dist eval", found["eval"], bar=0.95
-        )
+        yield Comparison("predict_speed", "images/s", found["predict"], "tl-dist eval", found["eval"], bar=0.95)
         yield Comparison(
             f"predict_speed[memory of {NUMBER:,}]",
             "MB",

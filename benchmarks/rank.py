@@ -62,9 +62,7 @@ VGG16_ACCURACY = 0.713  # of the weights that these were trained on from
 
 def comparisons() -> Iterator[Comparison]:
     if VARIABLE not in os.environ:
-        raise NotHereError(
-            f"it needs CIFAR-10: {VARIABLE}=DIRECTORY, with train/CLASS/IMAGE and test/CLASS/IMAGE"
-        )
+        raise NotHereError(f"it needs CIFAR-10: {VARIABLE}=DIRECTORY, with train/CLASS/IMAGE and test/CLASS/IMAGE")
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     regrets, errors, plain = [], [], []
@@ -101,9 +99,7 @@ def list_candidates(directory: Path) -> Path:
         path = directory / f"{name}.safetensors"
         networks.write_weights(name, path)
         backbone = f"benchmarks.networks:{name.upper()}"
-        entries.append(
-            {"backbone": backbone, "weights": str(path), "train_from": "stage5", "accuracy": accuracy}
-        )
+        entries.append({"backbone": backbone, "weights": str(path), "train_from": "stage5", "accuracy": accuracy})
     file = directory / "candidates.yaml"
     file.write_text(json.dumps(entries))
     return file
@@ -173,9 +169,7 @@ def compared(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[A
 
 def outcome(rows: Sequence[dict[str, Any]], scores: Sequence[Agreement]) -> str:
     """Probe and accuracy of each candidate; what the first by each other score would have lost, and its order."""
-    probes = [
-        f"{row['candidate'].split()[-1]} {row['linear_probe']:.3f} -> {row['trained']:.3f}" for row in rows
-    ]
+    probes = [f"{row['candidate'].split()[-1]} {row['linear_probe']:.3f} -> {row['trained']:.3f}" for row in rows]
     lost = [
         f"{score.name} {100 * score.regret:.2f} (tau {text.figure(score.kendall)}, "
         f"Spearman {text.figure(score.spearman)})"

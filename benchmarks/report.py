@@ -58,9 +58,7 @@ def _planted(directory: Path) -> Comparison:
         if k in flipped:
             planted.add(f"{label}/{k}.png")
     config = directory / "digits.yaml"
-    config.write_text(
-        CONFIG.format(data=f"name: image_folder, path: '{directory / 'digits'}', image_size: 64")
-    )
+    config.write_text(CONFIG.format(data=f"name: image_folder, path: '{directory / 'digits'}', image_size: 64"))
     command = [TL_DIST, "cv", str(config), "--folds", "5", "--seeds", "1", "--runs", str(directory / "runs")]
     subprocess.run(command, check=True)
     found = cross_validation.load(directory / "runs" / "digits-cv" / cross_validation.OUT_OF_FOLD)

@@ -27,9 +27,7 @@ def record(lines: Iterable[tuple[str, ...]], machine: str, file: Path = FILE) ->
     for heading, table in sorted(tables.items()):
         if table:
             rows = [COLUMNS, ("--",) * len(COLUMNS), *((name, *table[name]) for name in sorted(table))]
-            parts.append(
-                f"\n## {heading}\n\n" + "".join(f"|{'|'.join(f' {c} ' for c in row)}|\n" for row in rows)
-            )
+            parts.append(f"\n## {heading}\n\n" + "".join(f"|{'|'.join(f' {c} ' for c in row)}|\n" for row in rows))
     file.write_text("".join(parts))
 
 
@@ -50,9 +48,7 @@ def commit() -> str:
     """The short name of the checkout's commit, with `+` if files differ from it."""
     git = ("git", "-C", str(FILE.parent))
     try:
-        name = subprocess.run(
-            (*git, "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=True
-        )
+        name = subprocess.run((*git, "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=True)
         state = subprocess.run(
             (*git, "status", "--porcelain", "--untracked-files=no", "--", ":!RESULTS.md"),
             capture_output=True, text=True, check=True,

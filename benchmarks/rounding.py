@@ -132,9 +132,7 @@ def _drift(axes: Any, found: dict[tuple[str, int], Figures]) -> None:
     one = found["one", SEEDS[0]]
     steps = np.arange(1, len(one.losses) + 1)
     axes.axhline(2**-24, color="#999999", lw=0.8, ls=(0, (4, 3)))
-    axes.text(
-        steps[-1], 2**-24 * 0.8, "one rounding of float32", ha="right", va="top", fontsize=8, color="#555555"
-    )
+    axes.text(steps[-1], 2**-24 * 0.8, "one rounding of float32", ha="right", va="top", fontsize=8, color="#555555")
     curves = [(v.label, v.colour, apart(one, found[n, SEEDS[0]])) for n, v in VARIANTS.items() if n != "one"]
     curves.append(("one worker, another seed", "#b9b9b9", apart(one, found["one", SEEDS[1]])))
     for label, colour, values in curves:
@@ -156,15 +154,11 @@ def _accuracies(axes: Any, found: dict[tuple[str, int], Figures]) -> None:
     for row in shares:
         axes.plot(range(len(names)), row, color="#d9d9d9", lw=0.8, zorder=1)
     for k, name in enumerate(names):
-        axes.scatter(
-            np.full(len(SEEDS), k), shares[:, k], s=34, color=VARIANTS[name].colour, lw=0, alpha=0.8, zorder=2
-        )
+        axes.scatter(np.full(len(SEEDS), k), shares[:, k], s=34, color=VARIANTS[name].colour, lw=0, alpha=0.8, zorder=2)
         mean = shares[:, k].mean()
         axes.plot([k - 0.22, k + 0.22], [mean, mean], color=VARIANTS[name].colour, lw=2.4, zorder=3)
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.text(
-            k + 0.27, mean, f"{mean:.3f}", va="center", fontsize=8.5, color=VARIANTS[name].colour, bbox=paper
-        )
+        axes.text(k + 0.27, mean, f"{mean:.3f}", va="center", fontsize=8.5, color=VARIANTS[name].colour, bbox=paper)
     axes.set_title("Eight seeds: accuracies do not\n", loc="left", fontsize=11, fontweight="bold")
     axes.text(0, 1.02, "bars: means; lines: the same seed", transform=axes.transAxes, color="#555555")
     axes.set_xticks(range(len(names)), [VARIANTS[name].label.replace(", ", ",\n") for name in names])
@@ -176,9 +170,7 @@ def _accuracies(axes: Any, found: dict[tuple[str, int], Figures]) -> None:
 def processor() -> str:
     """What the kernel calls it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -194,9 +186,7 @@ def main() -> None:
         if variant.every_seed and name != "one":
             gaps = np.array([found[name, k].num_correct - found["one", k].num_correct for k in SEEDS])
             error = gaps.std(ddof=1) / np.sqrt(len(gaps))
-            print(
-                f"  over {len(gaps)} seeds {gaps.mean():+.1f} images, standard error {error:.1f}: {gaps.tolist()}"
-            )
+            print(f"  over {len(gaps)} seeds {gaps.mean():+.1f} images, standard error {error:.1f}: {gaps.tolist()}")
     spread = np.std([found["one", k].num_correct for k in SEEDS], ddof=1)
     print(f"one worker over seeds: standard deviation {spread:.1f} images")
     draw(found)

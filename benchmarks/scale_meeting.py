@@ -23,15 +23,11 @@ def comparisons() -> Iterator[Comparison]:
         found = [played(num, mesh) for _ in range(ROUNDS)]
         seconds = statistics.median(max(each["meet_s"], each["mesh_s"]) for each in found)
         note = f"{found[0]['requests']:,.0f} requests"
-        yield Comparison(
-            f"scale_meeting[{name}]", "s", seconds, "patience", bar_s, bar=1.0, at_most=True, note=note
-        )
+        yield Comparison(f"scale_meeting[{name}]", "s", seconds, "patience", bar_s, bar=1.0, at_most=True, note=note)
 
 
 def played(num: int, mesh: bool) -> dict[str, float]:
     with Rendezvous([(f"node{k}", 8) for k in range(num // 8)], "127.0.0.1") as rendezvous:
         argv = [sys.executable, "-m", "tests.scale.peers", rendezvous.endpoint.split(":")[1], str(num)]
-        done = subprocess.run(
-            [*argv, *["--mesh"] * mesh], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*argv, *["--mesh"] * mesh], cwd=ROOT, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))

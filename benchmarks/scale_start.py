@@ -44,9 +44,7 @@ def comparisons() -> Iterator[Comparison]:
         time.sleep(directory_cache.SETTLED_S)  # what has just changed is not believed
         sides = {str(first): opened(root, first=first) for first in (True, False)}
         found = in_turn(sides, rounds=5)
-    yield Comparison(
-        "scale_start[20,000 images]", "s", found["False"], "rank 0", found["True"], bar=0.6, at_most=True
-    )
+    yield Comparison("scale_start[20,000 images]", "s", found["False"], "rank 0", found["True"], bar=0.6, at_most=True)
     eight, two = first_step(8), first_step(2)
     yield Comparison(
         "scale_start[8 workers]", "s", eight, "2 workers", two, bar=8 / 2, at_most=True,

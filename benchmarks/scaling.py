@@ -75,9 +75,7 @@ def comparisons() -> Iterator[Comparison]:
             f"scaling[model, {name} on {gpus}]", "efficiency", most, "published", efficiency,
             bar=1.0, note=f"model: {least:.0%} with nothing hidden, {most:.0%} with all that can be",
         )  # fmt: skip
-    print(
-        "Projection, not measured: efficiency with nothing hidden to all that can be, float32, batch 64 by P100"
-    )
+    print("Projection, not measured: efficiency with nothing hidden to all that can be, float32, batch 64 by P100")
     for name, network in NETWORKS.items():
         for gbit in (25, 100):
             bounds = (efficiencies(network, gpus, gbit) for gpus in SIZES)

@@ -76,9 +76,7 @@ class Trainer:
         on_gpu = gpu_of_process() is not None
         xla = cfg.runtime.compiles(on_gpu=on_gpu)
         self._run_steps = chunk.train_chunk(
-            step.TrainStep(
-                self.model, self.optimizer, objective, parallel, rate, wire=wire, xla=xla, gpu=on_gpu
-            )
+            step.TrainStep(self.model, self.optimizer, objective, parallel, rate, wire=wire, xla=xla, gpu=on_gpu)
         )
         self._batches = train_batches(
             plain(source, size),

@@ -72,9 +72,7 @@ def ours() -> dict[str, float]:
     start = time.perf_counter()
     pulled = advance(reports, STEPS)
     seconds = time.perf_counter() - start
-    return _figures(
-        sum(report.num_examples for report in pulled) / seconds, list(trainer.model.trainable.values())
-    )
+    return _figures(sum(report.num_examples for report in pulled) / seconds, list(trainer.model.trainable.values()))
 
 
 def wrapper() -> dict[str, float]:
@@ -100,9 +98,7 @@ def wrapper() -> dict[str, float]:
     optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1e-4 * hvd.size(), momentum=0.9))
     net.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     started: list[float] = []
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: started.append(time.perf_counter())
-    )
+    clock = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: started.append(time.perf_counter()))
     net.fit(data, steps_per_epoch=STEPS, epochs=2, verbose=0, callbacks=[clock])
     rate = STEPS * BATCH / (time.perf_counter() - started[1])
     return _figures(rate, net.trainable_variables)

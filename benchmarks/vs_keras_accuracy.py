@@ -108,8 +108,7 @@ def fine_tuning(directory: Path, seeds: int, policy: str) -> tuple[list[float], 
     files, labels = cells()
     splits = StratifiedShuffleSplit(seeds, test_size=0.25, random_state=0).split(files, labels)
     folders = [
-        class_folders(directory / f"division-{seed}", files, labels, train)
-        for seed, (train, _) in enumerate(splits)
+        class_folders(directory / f"division-{seed}", files, labels, train) for seed, (train, _) in enumerate(splits)
     ]
     options = ("--size", SIZE, "--head-epochs", HEAD_EPOCHS, "--epochs", EPOCHS, "--policy", policy)
     rival = answer(keras_script("fine_tune.py", weights(), *map(str, folders), *map(str, options)))

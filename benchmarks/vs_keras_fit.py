@@ -59,13 +59,7 @@ def fit(precision: str) -> Callable[[], float]:
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    data = (
-        tf.data.Dataset.from_tensor_slices((images, labels))
-        .shuffle(len(labels))
-        .repeat()
-        .batch(32)
-        .prefetch(2)
-    )
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels)).repeat().batch(32).prefetch(2)
 
     def measure() -> float:
         start = time.perf_counter()

@@ -31,9 +31,7 @@ def page() -> str:
         if section is not None:
             again = {p[:2]: _repeats(p) for p in problems.key_paths(Config) if p[0] == name and _repeats(p)}
             text += _table(f"`{name}`", section, of_it)
-            text += "".join(
-                f"`{'.'.join(path)}` holds the keys of `{other}`.\n\n" for path, other in again.items()
-            )
+            text += "".join(f"`{'.'.join(path)}` holds the keys of `{other}`.\n\n" for path, other in again.items())
     return (text + _table("Each of `stages`", StageConfig, list(rows(StageConfig)))).rstrip() + "\n"
 
 

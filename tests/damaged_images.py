@@ -85,9 +85,7 @@ def jpeg_parts(data: bytes) -> list[tuple[int, bytes]]:
     return parts
 
 
-def scans(
-    side: int, number: int, *, refining: bool = False, arithmetic: bool = False, between: bytes = b""
-) -> bytes:
+def scans(side: int, number: int, *, refining: bool = False, arithmetic: bool = False, between: bytes = b"") -> bytes:
     """A grey progressive JPEG with one of its scans, which holds next to nothing, so many times more."""
     file = io.BytesIO()
     Image.new("L", (side, side), 128).save(file, "JPEG", progressive=True)
@@ -128,18 +126,14 @@ def tiff(entries: list[tuple[int, int, int, int]], rest: bytes) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + rest
 
 
-def grey_tiff(
-    width: int, height: int, strips: int, strip_bytes: int, more: Any = (), rest: bytes = b""
-) -> bytes:
+def grey_tiff(width: int, height: int, strips: int, strip_bytes: int, more: Any = (), rest: bytes = b"") -> bytes:
     """A grey TIFF of strips that all are the same bytes."""
     tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
     tags += [(277, 3, 1, 1), (278, 4, 1, max(1, height // strips)), *more]
     at = 8 + 2 + 12 * (len(tags) + 2) + 4
     tags += [(273, 4, strips, at), (279, 4, strips, at + 4 * strips)]
     begin = at + 8 * strips
-    lists = struct.pack(f"<{strips}I", *[begin] * strips) + struct.pack(
-        f"<{strips}I", *[strip_bytes] * strips
-    )
+    lists = struct.pack(f"<{strips}I", *[begin] * strips) + struct.pack(f"<{strips}I", *[strip_bytes] * strips)
     return tiff(tags, lists + rest)
 
 

@@ -84,9 +84,7 @@ def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> c
     return classifier.Classifier(record, config, image_size=image_size, num_classes=3, seed=0)
 
 
-def normalised(
-    train_from: str, batch_norm: str, *, num_classes: int = 3, **settings: Any
-) -> classifier.Classifier:
+def normalised(train_from: str, batch_norm: str, *, num_classes: int = 3, **settings: Any) -> classifier.Classifier:
     config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm, **settings)
     return classifier.Classifier(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
 
@@ -109,14 +107,10 @@ def compute_features(images: Any) -> Any:
     return tf.cast(images[:, :4, :, 0], tf.bfloat16)
 
 
-PREFIX = extraction.Prefix(
-    compute_features, 8, {"frozen_sha256": "abc", "cut": "block5_conv1", "precision": "float32"}
-)
+PREFIX = extraction.Prefix(compute_features, 8, {"frozen_sha256": "abc", "cut": "block5_conv1", "precision": "float32"})
 
 
-def extract(
-    root: Path, views: tuple[str, ...] = (), prefix: extraction.Prefix = PREFIX, **changes: Any
-) -> Any:
+def extract(root: Path, views: tuple[str, ...] = (), prefix: extraction.Prefix = PREFIX, **changes: Any) -> Any:
     said: list[Any] = []
     settings: dict[str, Any] = {"stop_requested": lambda: False, "say": said.append, **changes}
     source = settings.pop("source", FEATURE_SOURCE)
@@ -147,13 +141,9 @@ def setup_of(
     )  # fmt: skip
 
 
-def given_to(
-    setup: Setup, *, net: Any = None, stage: Stage | None = None, features: Any = None
-) -> StageInput:
+def given_to(setup: Setup, *, net: Any = None, stage: Stage | None = None, features: Any = None) -> StageInput:
     """The input of a stage (the first) of images that nobody reads."""
-    return StageInput(
-        stage or setup.stages[0], net or setup.model, Read(lambda *_: (None, None)), {}, features
-    )
+    return StageInput(stage or setup.stages[0], net or setup.model, Read(lambda *_: (None, None)), {}, features)
 
 
 def run_writer(run: RunDir, step: int = 0, *, tensorboard: bool = False, **changes: Any) -> RunWriter:
@@ -176,9 +166,7 @@ def digit_files(folder: Path, num: int, size: tuple[int, int] = (20, 24), *, jpe
     for k in range(num):
         directory = folder / f"digit {found.target[k]}"
         directory.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray((found.images[k] * 15).astype(np.uint8)).resize(
-            size, Image.Resampling.BICUBIC
-        )
+        image = Image.fromarray((found.images[k] * 15).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
         suffix = "jpg" if jpeg_every and k % jpeg_every == 0 else "png"
         image.convert("RGB").save(directory / f"{k:04d}.{suffix}")
     return folder

@@ -51,8 +51,6 @@ def kernel_for(op: Any) -> Any:
 
 if __name__ == "__main__":
     if not tf.test.is_built_with_cuda():
-        raise SystemExit(
-            "this is a CPU build. Fix: pip install --no-deps tensorflow, instead of tensorflow-cpu."
-        )
+        raise SystemExit("this is a CPU build. Fix: pip install --no-deps tensorflow, instead of tensorflow-cpu.")
     KEPT.write_bytes(lzma.compress(registered(), preset=9))
     print(f"{KEPT}: {KEPT.stat().st_size:,} bytes")

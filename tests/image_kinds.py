@@ -190,16 +190,12 @@ def is_lossy(name: str) -> bool:
 def seen(content: bytes) -> np.ndarray:
     """int [height, width, 3]: what is to be seen of an image on a white page."""
     image = Image.open(io.BytesIO(content))
-    stored = cv2.imdecode(
-        np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    stored = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if stored is not None and stored.dtype == np.uint16:
         return _of_16_bits(stored, image)
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         cmyk = 255 - np.asarray(image).astype(float)  # Pillow always takes them for negatives
-        image = Image.fromarray(
-            ((255 - cmyk[..., :3]) * (255 - cmyk[..., 3:]) / 255).round().astype(np.uint8)
-        )
+        image = Image.fromarray(((255 - cmyk[..., :3]) * (255 - cmyk[..., 3:]) / 255).round().astype(np.uint8))
     image = ImageOps.exif_transpose(image)
     rgba = image.convert("RGBA")
     page = Image.new("RGB", rgba.size, "white")

@@ -103,9 +103,7 @@ def write_cifar100_python(parent: Path, train: Labelled, test: Labelled) -> Path
     """`cifar-100-python` as cifar-100-python.tar.gz unpacks it; labels are fine, 5 to a coarse class."""
     root = parent / "cifar-100-python"
     root.mkdir(parents=True)
-    coarse, fine = (
-        [name.encode() for name in names] for names in (CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES)
-    )
+    coarse, fine = ([name.encode() for name in names] for names in (CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES))
     write_python2_pickle(root / "meta", {b"fine_label_names": fine, b"coarse_label_names": coarse})
     for name, part in (("train", train), ("test", test)):
         batch = _cifar10_batch(part, b"training batch 1 of 1")
@@ -145,9 +143,7 @@ def write_elpv(root: Path, examples: Labelled) -> Path:
     return root
 
 
-def write_image_folder(
-    root: Path, examples: Labelled, class_names: Sequence[str], suffix: str = ".png"
-) -> Path:
+def write_image_folder(root: Path, examples: Labelled, class_names: Sequence[str], suffix: str = ".png") -> Path:
     """`root/CLASS/NUMBER.suffix`, as torchvision's ImageFolder and Keras read it."""
     for k, (image, label) in enumerate(zip(examples.images, examples.labels, strict=True)):
         folder = root / class_names[label]
@@ -262,9 +258,7 @@ def example_of(record: dict[str, Any]) -> bytes:
     return tf.train.Example(features=features).SerializeToString()
 
 
-def imagenet_record(
-    image: bytes, label: int, synset: str, name: str, size: tuple[int, int]
-) -> dict[str, Any]:
+def imagenet_record(image: bytes, label: int, synset: str, name: str, size: tuple[int, int]) -> dict[str, Any]:
     """The keys of the TensorFlow scripts' ImageNet, with two bounding boxes."""
     box = {f"image/object/bbox/{side}": [0.1, 0.2] for side in ("xmin", "xmax", "ymin", "ymax")}
     return {

@@ -39,9 +39,7 @@ def _address(shown: str) -> Address:
     return socket.inet_ntoa(struct.pack("=I", int(address[-8:], 16))), int(port, 16)
 
 
-def answers(
-    source: Address, port: int, where: str, reuse: tuple[int, ...], *, user: int | None = None
-) -> bytes:
+def answers(source: Address, port: int, where: str, reuse: tuple[int, ...], *, user: int | None = None) -> bytes:
     """What comes back from there to this user, or to `user`, if anything does."""
     with suppress(OSError), socket.socket() as knocking:
         if user is not None:
@@ -65,9 +63,7 @@ def takes(port: int, where: str, victim: int) -> bool:
         beside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         beside.bind((where, port))
         beside.listen()
-        return any(
-            here[1] == port and state == LISTENING and user == victim for here, _, state, user in rows()
-        )
+        return any(here[1] == port and state == LISTENING and user == victim for here, _, state, user in rows())
     return False
 
 

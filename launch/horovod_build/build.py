@@ -86,9 +86,7 @@ def work_folder(progress: Progress) -> tempfile.TemporaryDirectory[str]:
         if PLAIN.fullmatch(folder) and os.access(folder, os.W_OK | os.X_OK):
             if folder != os.path.realpath(stated):
                 progress.say(f"compiling in {folder}: Horovod does not compile in {stated!r}")
-            return tempfile.TemporaryDirectory(
-                prefix="tl_dist-horovod-", dir=folder, ignore_cleanup_errors=True
-            )
+            return tempfile.TemporaryDirectory(prefix="tl_dist-horovod-", dir=folder, ignore_cleanup_errors=True)
     raise refusal.Refusal(
         f"Horovod does not compile in {stated!r}, and /tmp and /var/tmp cannot be written. "
         "Fix: set TMPDIR to a folder of yours whose path has only letters, digits, '.', '_' and '-'",
@@ -128,9 +126,7 @@ def build_environment(found: Survey, work: Path) -> dict[str, str]:
     (work / "toolchain.cmake").write_text(TOOLCHAIN)
     env |= {
         "PATH": os.pathsep.join([str(tools / "bin"), str(found.python.parent), env.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(
-            [str(tools), str(work / "packages"), *filter(None, [env.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(tools), str(work / "packages"), *filter(None, [env.get("PYTHONPATH")])]),
         "TMPDIR": str(work),
         "CMAKE_GENERATOR": "Unix Makefiles",  # setup.py passes VERBOSE=1, which only make understands
         "CMAKE_TOOLCHAIN_FILE": str(work / "toolchain.cmake"),

@@ -25,9 +25,7 @@ class Progress:
     def say(self, text: str) -> None:
         print(f"horovod: {text}", flush=True)
 
-    def run(
-        self, what: str, command: Sequence[object], log: Path, env: dict[str, str], expect: str = ""
-    ) -> None:
+    def run(self, what: str, command: Sequence[object], log: Path, env: dict[str, str], expect: str = "") -> None:
         """Run the command with its output in `log`; raise CalledProcessError if it fails."""
         started = time.monotonic()
         if not self.live:
@@ -125,6 +123,4 @@ def telling_line(log_text: str) -> str:
 def build_failure(what: str, log: Path, log_text: str) -> refusal.Refusal:
     line = telling_line(log_text)
     fix = next(fix for pattern, fix in FIXES if re.search(pattern, line))
-    return refusal.Refusal(
-        f"{what} failed: {line} (log: {log}). Fix: {fix}; {refusal.MEANWHILE}", refusal.INTERNAL
-    )
+    return refusal.Refusal(f"{what} failed: {line} (log: {log}). Fix: {fix}; {refusal.MEANWHILE}", refusal.INTERNAL)

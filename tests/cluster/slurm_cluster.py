@@ -131,11 +131,7 @@ class SlurmCluster:
     @property
     def env(self) -> dict[str, str]:
         """This process's environment, without any enclosing Slurm job, with this cluster's SLURM_CONF."""
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("SLURM", "SBATCH", "SRUN"))
-        }
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         return clean | {"SLURM_CONF": str(self.conf)}
 
     def start(self, *, timeout_s: float = 60.0) -> None:
@@ -201,17 +197,11 @@ class SlurmCluster:
         text = self.run("scontrol", "show", "job", job_id, timeout_s=10)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
-    def wait_until(
-        self, condition: Callable[[], bool], what: str, timeout_s: float, *, every_s: float = 0.1
-    ) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float, *, every_s: float = 0.1) -> None:
         """Block until `condition()`; a ClusterError when a daemon ends, or the time is over."""
         deadline = time.monotonic() + timeout_s
         while not condition():
-            dead = [
-                f"{name} ({process.returncode})"
-                for name, process in self._daemons
-                if process.poll() is not None
-            ]
+            dead = [f"{name} ({process.returncode})" for name, process in self._daemons if process.poll() is not None]
             if dead or time.monotonic() > deadline:
                 reason = f"ended: {', '.join(dead)}" if dead else f"not within {timeout_s:.0f} s"
                 raise ClusterError(f"waiting for {what}: {reason}\n{self._try('squeue')}\n{self.logs()}")
@@ -325,9 +315,7 @@ class SlurmCluster:
         return states == ["idle"] * self.num_nodes
 
     def _try(self, *argv: str) -> str:
-        done = subprocess.run(
-            argv, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
-        )
+        done = subprocess.run(argv, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
         return done.stdout
 
     def _strays(self) -> Iterator[int]:

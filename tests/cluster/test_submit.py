@@ -153,9 +153,7 @@ def test_two_nodes_train_by_tensorflows_own_collectives(
     assert "strategy: collective" in run.config_file.read_text()
 
 
-def test_interrupted_job_ends_with_the_same_weights(
-    slurm: SlurmCluster, harness: Harness, two_nodes: RunDir
-) -> None:
+def test_interrupted_job_ends_with_the_same_weights(slurm: SlurmCluster, harness: Harness, two_nodes: RunDir) -> None:
     """Asked to stop as before a time limit, then a worker is killed; each time Slurm starts the job again."""
     # A worker stops after its tenth step of each attempt, and the other waits for it: nothing is a race.
     env = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done@1:10=stop"}
@@ -164,9 +162,7 @@ def test_interrupted_job_ends_with_the_same_weights(
     slurm.run("scancel", "--signal=USR1", "--batch", job_id)
     slurm.wait_until(run.stop_requested, "the request to stop", timeout_s=60)
     os.kill(worker, signal.SIGCONT)
-    slurm.wait_until(
-        lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=120, every_s=0.5
-    )
+    slurm.wait_until(lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=120, every_s=0.5)
     stopped_at = newest_step(run)
     assert 10 <= stopped_at < NUM_STEPS
 
@@ -206,9 +202,7 @@ def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harn
 def test_tasks_that_cannot_meet_refuse_to_train_alone(slurm: SlurmCluster, two_nodes: RunDir) -> None:
     """srun without a plan and without PMIx: each task would be a world of its own."""
     argv = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "tl_dist.trainer", str(two_nodes.path)]
-    with pytest.raises(
-        ClusterError, match=r"Horovod sees 1 workers, but the launcher started 2\b.*Fix: "
-    ) as refusal:
+    with pytest.raises(ClusterError, match=r"Horovod sees 1 workers, but the launcher started 2\b.*Fix: ") as refusal:
         slurm.run(*argv, cwd=CHECKOUT)
     assert f"exit code {int(ExitCode.UNSAFE)}" in str(refusal.value)
 

@@ -38,9 +38,7 @@ class TinyDigits(tfds.core.GeneratorBasedBuilder):
             "file_name": tfds.features.Text(),
         }
         keys = ("image", "label")
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys
-        )
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys)
 
     def _split_generators(self, dl_manager: Any) -> Any:
         if self.builder_config.name == "plain":

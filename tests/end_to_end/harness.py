@@ -103,9 +103,7 @@ class Workspace:
         It would stop there again in an attempt that does as many steps by itself.
         """
         failpoint = f"train.chunk_done@{rank}:{step}=stop"
-        process = self.start(
-            self.argv(name, program=program), TL_FAILPOINT=failpoint, TL_ALLOW_FAILPOINTS="1"
-        )
+        process = self.start(self.argv(name, program=program), TL_FAILPOINT=failpoint, TL_ALLOW_FAILPOINTS="1")
         return process, self.stopped(process, name, rank)
 
     def stopped(self, process: subprocess.Popen[str], name: str, rank: int) -> int:

@@ -43,9 +43,7 @@ def test_the_report_names_each_layer_and_the_workers_agree(workspace: Workspace)
 def test_the_checkpoint_holds_the_statistics_that_the_figures_are_of(workspace: Workspace) -> None:
     """Six steps of momentum 0.999 move nothing: they are recomputed at the end, and `tl-dist eval` finds them."""
     run = workspace.run("whole")
-    assert any(
-        "by statistics recomputed over 45 training images" in note["text"] for note in records(run, "note")
-    )
+    assert any("by statistics recomputed over 45 training images" in note["text"] for note in records(run, "note"))
     (judged,) = [record for record in records(run, "evaluation") if record["split"] == "test"]
     subprocess.run([TL_DIST, "eval", str(run.path), "--split", "test"], check=True)
     again = json.loads((run.path / "evaluations" / "test.json").read_text())

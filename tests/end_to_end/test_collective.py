@@ -102,6 +102,4 @@ def test_a_stop_is_heeded_and_horovod_goes_on_from_there(workspace: Workspace) -
     assert found.keys() == expected.keys()
     # As in test_interruptions: parity is a statement about 20 steps.
     compared = [step for step in found if step <= stopped + 20]
-    np.testing.assert_allclose(
-        [found[step] for step in compared], [expected[step] for step in compared], rtol=1e-5
-    )
+    np.testing.assert_allclose([found[step] for step in compared], [expected[step] for step in compared], rtol=1e-5)

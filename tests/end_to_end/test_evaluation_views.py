@@ -35,9 +35,7 @@ def probabilities(workspace: Workspace, name: str) -> np.ndarray:
 
 def test_two_workers_on_the_cache_predict_the_same(workspace: Workspace) -> None:
     workspace.train("two", "--strategy=horovod", "-n2", "runtime.prefix_cache=on")
-    np.testing.assert_allclose(
-        probabilities(workspace, "two"), probabilities(workspace, "one"), rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(probabilities(workspace, "two"), probabilities(workspace, "one"), rtol=1e-4, atol=1e-6)
 
 
 def test_eval_takes_other_views_for_once(workspace: Workspace) -> None:

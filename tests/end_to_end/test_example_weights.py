@@ -93,9 +93,7 @@ def test_a_run_learns_from_what_weighs(workspace: Workspace, name: str, settings
 def test_cross_validation_trains_by_the_weights_and_its_figures_count_each_example_alike(
     workspace: Workspace,
 ) -> None:
-    tl_dist(
-        workspace, "cv", "trial.yaml", "name=one", "classifier.name=logistic", "--folds", "3", "--seeds", "1"
-    )
+    tl_dist(workspace, "cv", "trial.yaml", "name=one", "classifier.name=logistic", "--folds", "3", "--seeds", "1")
     with np.load("runs/one-cv/predictions/out_of_fold.npz") as kept:
         said, labels = kept["probabilities"][0].argmax(axis=1), kept["labels"]
         truth = np.array([load_digits().target[int(name[:4])] == 8 for name in kept["ids"]])

@@ -153,9 +153,7 @@ def test_onnx_by_the_command_line(run: tl.Run, folder: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(session.run(None, {"images": images})[0], expected, atol=0.02)
     card = (directory / "MODEL_CARD.md").read_text()
     _, front, body = card.split("---\n", 2)
-    (result,) = [
-        r for r in yaml.safe_load(front)["model-index"][0]["results"] if r["dataset"]["split"] == "test"
-    ]
+    (result,) = [r for r in yaml.safe_load(front)["model-index"][0]["results"] if r["dataset"]["split"] == "test"]
     assert result["metrics"][0]["value"] == pytest.approx(run.scores["test"]["accuracy"], abs=1e-6)
     low, high = run.scores["test"]["interval"]
     assert f"95 % interval {low:.4f} to {high:.4f}" in body and "`test`: 180 images" in body
@@ -171,9 +169,7 @@ def test_litert(run: tl.Run, folder: Path, tmp_path: Path, numbers: str) -> None
     assert report["num_agreeing"] >= (178 if numbers == "int8" else 180)
     file = tmp_path / "made" / "model.tflite"
     with zipfile.ZipFile(file) as labels:
-        assert labels.read("labels.txt").decode().split("\n")[:-1] == list(
-            run.predictions("test").class_names
-        )
+        assert labels.read("labels.txt").decode().split("\n")[:-1] == list(run.predictions("test").class_names)
     images, expected = from_files(run, folder, tmp_path / "made")
     interpreter = Interpreter(str(file))
     interpreter.allocate_tensors()
@@ -194,9 +190,7 @@ def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tm
     kept = [line for line in text.splitlines() if not line.startswith(("steps", "model", "optimizer"))]
     weights = folder / "tiny.safetensors"
     save_file({v.path: v.numpy() for v in build(image_size=16).network.weights}, weights)
-    model = (
-        f"model: {{backbone: tiny, weights: '{weights}', pooling: both, layers: [block1, block2, block3]}}"
-    )
+    model = f"model: {{backbone: tiny, weights: '{weights}', pooling: both, layers: [block1, block2, block3]}}"
     config.write_text("\n".join([*kept, model, "classifier: {name: logistic}"]))
     run = tl.train(tl.load_config(config), runs=folder / "runs", here=True)
     assert run.scores["test"]["accuracy"] > 0.8
@@ -241,9 +235,7 @@ def test_an_earlier_checkpoint_is_read_once_and_compared_with_itself(
 ) -> None:
     read: list[str] = []
     find = checkpoint.find
-    monkeypatch.setattr(
-        checkpoint, "find", lambda run, at="", **more: read.append(at) or find(run, at, **more)
-    )
+    monkeypatch.setattr(checkpoint, "find", lambda run, at="", **more: read.append(at) or find(run, at, **more))
     report = run.export("keras", tmp_path / "made", at="50")
     assert read == ["50"]
     assert (report["step"], report["num_agreeing"]) == (50, 180)
@@ -251,15 +243,11 @@ def test_an_earlier_checkpoint_is_read_once_and_compared_with_itself(
     assert first == second != run.scores["test"]["accuracy"]
 
 
-def test_what_falls_short_is_not_written(
-    run: tl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_falls_short_is_not_written(run: tl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tl_dist.models import export as exports
 
     ours = exports._keras
-    monkeypatch.setattr(
-        exports, "_keras", lambda *given: lambda images: np.roll(ours(*given)(images), 1, axis=1)
-    )
+    monkeypatch.setattr(exports, "_keras", lambda *given: lambda images: np.roll(ours(*given)(images), 1, axis=1))
     with pytest.raises(Refusal, match=r"gives 0 of 180 images of 'test'") as refused:
         run.export("keras", tmp_path / "made")
     assert refused.value.code == ExitCode.DATA

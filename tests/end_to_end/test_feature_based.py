@@ -68,10 +68,7 @@ def test_another_classifier_and_another_split_read_no_image(
     assert sets(workspace).keys() == before
     for name in ("means", "other-split"):
         assert not records(workspace.run(name), "extraction")
-    a, b = (
-        predictions.load(predictions.file_of(workspace.run(n).path, "validation"))
-        for n in ("one", "other-split")
-    )
+    a, b = (predictions.load(predictions.file_of(workspace.run(n).path, "validation")) for n in ("one", "other-split"))
     assert set(a.ids) != set(b.ids)
 
 
@@ -132,8 +129,6 @@ def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Worksp
     assert tl.train(tl.load_config(runs / "one-tune" / "best.yaml"), runs=runs, here=True).done
     (best, *_) = json.loads((workspace.run("one-tune").path / "tuning.json").read_text())
     assert best["model"]["layers"] in (["block3"], ["block1", "block3"])
-    (judged,) = [
-        one for one in records(workspace.run("one-best"), "evaluation") if one["split"] == "validation"
-    ]
+    (judged,) = [one for one in records(workspace.run("one-best"), "evaluation") if one["split"] == "validation"]
     assert judged["accuracy"] == best["accuracy"]
     assert judged["figures"]["log_loss"] == pytest.approx(best["log_loss"], rel=1e-4)

@@ -41,9 +41,7 @@ def test_a_folder_is_a_served_prediction_in_five_minutes(tmp_path: Path) -> None
     address = server.stdout.readline().partition("http://")[2].split()[0]
     sent = [folder / "3" / "0003.png", folder / "7" / "0007.png"]
     form = [word for file in sent for word in ("-F", f"file=@{file}")]
-    curl = subprocess.run(
-        ["curl", "-s", *form, f"{address}predict"], check=True, capture_output=True, timeout=60
-    )
+    curl = subprocess.run(["curl", "-s", *form, f"{address}predict"], check=True, capture_output=True, timeout=60)
     assert time.monotonic() - start < SECONDS
     assert [row["class"] for row in json.loads(curl.stdout)["predictions"]] == ["3", "7"]
     done = json.loads((tmp_path / "runs" / "my_digits" / "DONE").read_text())

@@ -89,9 +89,7 @@ def test_who_is_killed_while_asking_ends_no_server(environment: dict[str, str]) 
     paths = [path for path in Path(PYTHONS[1]).parent.iterdir() if path.is_socket()]
     asked = json.dumps({"words": ["no.module"], "files": [], "environment": {}, "limits": [], "cores": [0]})
     for path in paths:
-        begun = [
-            server_of(path, said) for said in (b"\n", b'\n{"words"', b"\n" + asked.encode() + b"\n", b"")
-        ]
+        begun = [server_of(path, said) for said in (b"\n", b'\n{"words"', b"\n" + asked.encode() + b"\n", b"")]
         time.sleep(0.2)
         assert {*begun} == {server_of(path, b"")} and alive(begun[0])
     assert paths

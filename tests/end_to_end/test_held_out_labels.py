@@ -224,8 +224,6 @@ def test_each_part_of_a_cross_validation(workspace: Workspace, how: str) -> None
 def test_what_a_recipe_fills_in(workspace: Workspace) -> None:
     text = "recipe: auto\ndata: {name: csv, path: true.csv}\nmodel: {backbone: tiny, weights: random}\n"
     Path("recipe.yaml").write_text(text)
-    true, turned = (
-        tl.load_config("recipe.yaml", f"data.path={one}.csv").model_dump() for one in ("true", "both")
-    )
+    true, turned = (tl.load_config("recipe.yaml", f"data.path={one}.csv").model_dump() for one in ("true", "both"))
     del true["data"]["path"], turned["data"]["path"]
     assert true == turned

@@ -102,9 +102,7 @@ def test_what_a_killed_call_left_is_taken_over_and_of_several_at_once_one_writes
     assert (written.read_bytes(), (tmp_path / "i.split.json").read_bytes()) == before
     written.unlink()
     next((folder / os.listdir(folder)[0]).iterdir()).unlink()
-    with pytest.raises(
-        Refusal, match=r"i.split.json is there already, and divides .* Fix: move it away, or name"
-    ):
+    with pytest.raises(Refusal, match=r"i.split.json is there already, and divides .* Fix: move it away, or name"):
         init(folder, written, lambda text: None, LAPTOP)
     argv = [TL_DIST, "init", str(folder), "--out", "two.yaml"]
     both = [subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -94,9 +94,7 @@ def test_a_stop_saves_at_a_step_boundary_and_loses_nothing(workspace: Workspace,
 @pytest.mark.parametrize(
     "way", ["single", "mirrored-2", "horovod-3", pytest.param("collective-3", marks=pytest.mark.full)]
 )
-def test_a_run_goes_on_with_another_strategy_or_worker_count(
-    workspace: Workspace, half_done: Path, way: str
-) -> None:
+def test_a_run_goes_on_with_another_strategy_or_worker_count(workspace: Workspace, half_done: Path, way: str) -> None:
     run, resumed_at = workspace.run(f"moved-{way}"), step_of(workspace.run("half-done"))
     shutil.copytree(half_done, run.path)
     if way == "single":
@@ -108,9 +106,7 @@ def test_a_run_goes_on_with_another_strategy_or_worker_count(
     # Rounding grows: parity is a statement about 20 steps.
     compared = [step for step in found if step <= resumed_at + 20]
     assert len(compared) >= 36
-    np.testing.assert_allclose(
-        [found[step] for step in compared], [expected[step] for step in compared], rtol=1e-5
-    )
+    np.testing.assert_allclose([found[step] for step in compared], [expected[step] for step in compared], rtol=1e-5)
     assert len({record["workers"] for record in records(run, "train")}) == (1 if way == "mirrored-2" else 2)
 
 

@@ -65,9 +65,7 @@ def test_a_run_in_this_process_is_that_of_the_command_line(config: Path, run: tl
     assert run.done and apart.done
     assert run.scores.keys() == apart.scores.keys() == {"validation", "test"}
     assert [r["step"] for r in run.history()] == [r["step"] for r in apart.history()]
-    np.testing.assert_allclose(
-        [r["loss"] for r in run.history()], [r["loss"] for r in apart.history()], rtol=1e-5
-    )
+    np.testing.assert_allclose([r["loss"] for r in run.history()], [r["loss"] for r in apart.history()], rtol=1e-5)
     assert run.scores["test"]["accuracy"] == pytest.approx(apart.scores["test"]["accuracy"], abs=0.01)
     assert run.config == tl.load_config(config)
 

@@ -157,9 +157,7 @@ def test_stopped_and_killed_before_in_and_after_what_decides_it_ends_with_the_sa
     for place in (
         "evaluation.figures:1", "selection.decided:2", "checkpoint.after_rename:1", "evaluation.figures:4"
     ):  # fmt: skip
-        process = workspace.start(
-            workspace.argv("killed"), TL_FAILPOINT=f"{place}=kill", TL_ALLOW_FAILPOINTS="1"
-        )
+        process = workspace.start(workspace.argv("killed"), TL_FAILPOINT=f"{place}=kill", TL_ALLOW_FAILPOINTS="1")
         said, _ = process.communicate(timeout=240)
         assert process.returncode not in (0, ExitCode.USAGE) and run.done is None, (place, said)
     workspace.train("killed")
@@ -207,9 +205,7 @@ def test_a_stage_that_stops_early_hands_its_best_to_the_next(workspace: Workspac
     run = workspace.run("stages")
     trained = [record["step"] for record in records(run, "train")]
     first = [step for step in trained if step <= 40]
-    validated = {
-        r["step"]: r["figures"]["log_loss"] for r in records(run, "evaluation") if r["step"] in first
-    }
+    validated = {r["step"]: r["figures"]["log_loss"] for r in records(run, "evaluation") if r["step"] in first}
     best = min(validated, key=lambda step: validated[step])
     assert best < first[-1] < 40 and trained[len(first)] == 41
     state = {step: load_file(path / "state.safetensors") for step, path in steps_in(run.checkpoints)}

@@ -43,9 +43,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(made.directory / f"{k:02}.png")
         if label != "red" or part != "train":
             parted.append(f"{k:02}.png,{label},{part}")
-        sites.append(
-            f"{k:02}.png,{label},{'north' if label == 'red' else ('north', 'south', 'west')[k // 3 % 3]}"
-        )
+        sites.append(f"{k:02}.png,{label},{'north' if label == 'red' else ('north', 'south', 'west')[k // 3 % 3]}")
     (made.directory / "parted.csv").write_text("\n".join(parted) + "\n")
     (made.directory / "sites.csv").write_text("\n".join(sites) + "\n")
     with pytest.MonkeyPatch.context() as patch:

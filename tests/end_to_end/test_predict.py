@@ -74,9 +74,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         write(made.directory / "images" / CLASSES[k % 3], (32, 32) if k % 3 == 2 else (40 + k, 70), k, 0)
     network = build("tiny")
     start = {path: v.numpy() for path, v in {**network.trainable, **network.frozen}.items()}
-    backbone = {
-        path.removeprefix("backbone/"): v for path, v in start.items() if path.startswith("backbone/")
-    }
+    backbone = {path.removeprefix("backbone/"): v for path, v in start.items() if path.startswith("backbone/")}
     save_file(backbone, made.directory / "tiny.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.directory)
@@ -148,11 +146,7 @@ def test_they_are_those_of_keras_on_images_that_pillow_decodes(workspace: Worksp
 
 
 def state_of_the_run() -> dict[str, bytes]:
-    return {
-        str(p): p.read_bytes()
-        for p in Path("runs/trained").rglob("*")
-        if p.is_file() and "lock" not in str(p)
-    }
+    return {str(p): p.read_bytes() for p in Path("runs/trained").rglob("*") if p.is_file() and "lock" not in str(p)}
 
 
 def test_whatever_cannot_be_decoded_has_a_row_and_changes_no_other(workspace: Workspace) -> None:

@@ -48,9 +48,7 @@ def test_cached_and_uncached_runs_have_one_loss_curve(workspace: Workspace, way:
         assert "features of train 384/384" in said  # 48 images in 8 views
 
 
-def test_auto_says_what_it_chose_and_changes_no_curve(
-    workspace: Workspace, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace, capfd: pytest.CaptureFixture[str]) -> None:
     kept = features(workspace)
     workspace.train_here("auto", *FROZEN, "runtime.prefix_cache=auto")
     said = capfd.readouterr().out

@@ -73,11 +73,7 @@ def commands_of(page: Path) -> list[str]:
 
 def configs_of(page: Path) -> list[str]:
     """YAML that begins with the name of its file: a whole config. Other YAML is a part of one."""
-    return [
-        text
-        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
-        if text.startswith("# ")
-    ]
+    return [text for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL) if text.startswith("# ")]
 
 
 def reason(command: str) -> str | None:
@@ -140,9 +136,7 @@ def run(command: str, directory: Path) -> str:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if reason(c) is None])
-def test_a_command_of_the_documentation_works(
-    checkout: Path, command: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_command_of_the_documentation_works(checkout: Path, command: str, request: pytest.FixtureRequest) -> None:
     of_a_run = "runs/my_images" in command or (OF_VGG16 in command and command != OF_VGG16)
     said = run(command, request.getfixturevalue("small_run") if of_a_run else checkout)
     assert said.strip() or command.startswith("source ")

@@ -79,9 +79,7 @@ def run(markers: Markers) -> tl.Run:
 @pytest.fixture(scope="module")
 def page(run: tl.Run) -> Path:
     """By the command line, with heat maps by a worker."""
-    done = subprocess.run(
-        [TL_DIST, "report", str(run.path)], capture_output=True, text=True, timeout=240, check=False
-    )
+    done = subprocess.run([TL_DIST, "report", str(run.path)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     return run.path / "report.html"
@@ -95,16 +93,12 @@ def test_a_map_points_at_what_the_label_depends_on(run: tl.Run, markers: Markers
         every = np.arange(source.num_examples)
         request = Request(cam="layercam", integrated=False)
         found = explained(model, source, every, np.full(len(every), -1, np.int32), request)
-        few = explained(
-            model, source, every[:6], np.full(6, -1, np.int32), Request(cam="gradcam", integrated=True)
-        )
+        few = explained(model, source, every[:6], np.full(6, -1, np.int32), Request(cam="gradcam", integrated=True))
         # Adebayo et al. (arXiv 1810.03292): a map that stays when the weights are shuffled explains nothing.
         for variable in model.model.moving.values():
             values = np.random.default_rng(0).permutation(variable.numpy().ravel())
             variable.assign(values.reshape(variable.shape))
-        random = explained(
-            model, source, every[:6], found.classes[:6].copy(), Request(cam="layercam", integrated=True)
-        )
+        random = explained(model, source, every[:6], found.classes[:6].copy(), Request(cam="layercam", integrated=True))
     np.testing.assert_allclose(found.logits[:6], few.logits, atol=1e-5)
     assert (few.gaps <= 0.01).all()
     for trained, shuffled in ((found.cam[:6], random.cam), (few.integrated, random.integrated)):

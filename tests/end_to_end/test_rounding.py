@@ -54,9 +54,7 @@ def test_two_workers_end_as_far_from_one_as_other_threads_do(workspace: Workspac
 def test_accuracies_are_alike(workspace: Workspace) -> None:
     """Within three deviations of what seeds move it by: 4 of 449 images each."""
     accuracy = [
-        [one["num_correct"] for one in records(workspace.run(name), "evaluation") if one["split"] == "test"][
-            -1
-        ]
+        [one["num_correct"] for one in records(workspace.run(name), "evaluation") if one["split"] == "test"][-1]
         for name in ("one", "threads", "two")
     ]
     assert np.ptp(accuracy) <= 30 and min(accuracy) > 380

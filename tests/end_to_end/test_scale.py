@@ -15,8 +15,7 @@ def test_300_shards_are_read_where_128_files_may_be_open(tmp_path: Path) -> None
     images = photographs(300)
     wnids = ["n01440764", "n01443537", "n01484850"]
     rows = [
-        imagenet_record(image, 1 + k % 3, wnids[k % 3], f"photo_{k}.JPEG", (64, 48))
-        for k, image in enumerate(images)
+        imagenet_record(image, 1 + k % 3, wnids[k % 3], f"photo_{k}.JPEG", (64, 48)) for k, image in enumerate(images)
     ]
     write_tfrecords(tmp_path / "data", "train", rows, 300)
     write_tfrecords(tmp_path / "data", "validation", rows[:20], 2)

@@ -90,9 +90,7 @@ def notes(run: RunDir) -> str:
 
 
 @pytest.mark.parametrize("command", ["cv", "cv --by", "cv by training", "tune"])
-def test_cv_and_tune_refuse_a_source_that_has_seen_what_they_hold_out(
-    workspace: Workspace, command: str
-) -> None:
+def test_cv_and_tune_refuse_a_source_that_has_seen_what_they_hold_out(workspace: Workspace, command: str) -> None:
     ask = {
         "cv": ["cv", "features.yaml", "--folds=3", "--seeds=1"],
         "cv --by": ["cv", "features.yaml", "--by", "^coin/(.)"],
@@ -211,9 +209,7 @@ def test_a_chain_a_teacher_and_a_file_of_weights_pass_on_what_they_have_seen(wor
     run = workspace.train_here("taught", *taught, SHORT, "distill.allow_seen=true")
     assert "figures of test flatter" in notes(run)
     # Whoever was taught knows what the teacher knew.
-    assert "runs/taught has seen" in refused(
-        workspace, "pupil", "source.run=runs/taught", "data.split_seed=2"
-    )
+    assert "runs/taught has seen" in refused(workspace, "pupil", "source.run=runs/taught", "data.split_seed=2")
     cfg = pruned(workspace.run("coin"), 0.5, ["epochs=1", "name=narrow", OTHER])
     with pytest.raises(tl.Refusal, match="has seen"):
         tl.train(cfg, runs="runs", here=True)
@@ -251,9 +247,7 @@ def test_what_was_fitted_to_the_images_that_are_shown_says_so(workspace: Workspa
     flatters = f"(fitted to {HELD_OUT} of these very images: it flatters)"
     assert flatters in tl_dist(workspace, "eval", "runs/fitted", "--split", "validation")
     assert "it flatters" not in tl_dist(workspace, "eval", "runs/fitted")
-    workspace.directory.joinpath("again.yaml").write_text(
-        CONFIG.replace("image_size: 12", "validation_fraction: 0.25")
-    )
+    workspace.directory.joinpath("again.yaml").write_text(CONFIG.replace("image_size: 12", "validation_fraction: 0.25"))
     ask = ["eval", "runs/fitted", "--data", "again.yaml", "--split"]
     assert flatters in tl_dist(workspace, *ask, "validation")
     assert "it flatters" not in tl_dist(workspace, *ask, "test")

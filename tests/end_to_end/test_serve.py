@@ -30,9 +30,7 @@ from tl_dist.tools.serve.command import PACKAGES, listening_on, refuse_unusable
 from tl_dist.tools.serve.requests import Answers
 from tl_dist.tools.serve.served import Served, of_export, of_run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras, as it saves
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
 
 CONFIG = """\
 steps: 60
@@ -64,9 +62,7 @@ def run(folder: Path) -> tl.Run:
 
 def answers(served: Served, files: list[Path]) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     """Probabilities, classes and the metadata, by the way of TensorFlow Serving."""
-    with TestClient(
-        application(Answers(served, cores=2), hosts=["127.0.0.1"]), base_url="http://127.0.0.1"
-    ) as asked:
+    with TestClient(application(Answers(served, cores=2), hosts=["127.0.0.1"]), base_url="http://127.0.0.1") as asked:
         instances = [{"b64": base64.b64encode(file.read_bytes()).decode()} for file in files]
         found = asked.post(f"/v1/models/{served.name}:predict", json={"instances": instances})
         assert found.status_code == 200, found.text
@@ -77,9 +73,7 @@ def answers(served: Served, files: list[Path]) -> tuple[np.ndarray, list[str], d
 
 def test_a_run_is_served_with_the_answers_of_its_evaluation(run: tl.Run, folder: Path) -> None:
     said = run.predictions("test")
-    assert (
-        said.probabilities.argmax(axis=1) == said.labels
-    ).mean() > 0.5  # else it would have learnt nothing
+    assert (said.probabilities.argmax(axis=1) == said.labels).mean() > 0.5  # else it would have learnt nothing
     files = [folder / "images" / name for name in said.ids]
     found, classes, _ = answers(of_run(RunDir.open(run.path), "", cores=None), files)
     np.testing.assert_allclose(found, said.probabilities, atol=1e-6)
@@ -119,9 +113,7 @@ def test_exports_are_served_and_described_as_tensorflow_describes_them(
             "outputs": signature.structured_outputs,
         }
         for side, tensors in sides.items():
-            kinds = {
-                key: types_pb2.DataType.Name(tensor.dtype.as_datatype_enum) for key, tensor in tensors.items()
-            }
+            kinds = {key: types_pb2.DataType.Name(tensor.dtype.as_datatype_enum) for key, tensor in tensors.items()}
             assert {key: one["dtype"] for key, one in described[name][side].items()} == kinds
     (tmp_path / "savedmodel" / "classes.json").write_text("{}")
     with pytest.raises(Refusal, match="is no export that can be served") as refused:
@@ -237,9 +229,7 @@ def test_images_that_are_dropped_on_the_page_get_their_classes(
         tab = browser.new_page()
         tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         tab.on("pageerror", lambda error: said.append(f"error: {error}"))
-        tab.on(
-            "request", lambda one: None if one.url.startswith((address, "blob:")) else said.append(one.url)
-        )
+        tab.on("request", lambda one: None if one.url.startswith((address, "blob:")) else said.append(one.url))
         tab.goto(address)
         dragged = {"items": [], "files": files, "dragOperationsMask": 1}
         hand = tab.context.new_cdp_session(tab)

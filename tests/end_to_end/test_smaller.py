@@ -119,9 +119,7 @@ def test_what_is_kept_is_what_the_teacher_says_in_the_step(
 
 
 def test_mixed_images_are_shown_to_the_teacher_as_they_are(workspace: Workspace) -> None:
-    run = workspace.train_here(
-        "mixed", *TAUGHT, "data.augmentation.mixup=0.4", "data.augment=[pad_crop]", "steps=2"
-    )
+    run = workspace.train_here("mixed", *TAUGHT, "data.augmentation.mixup=0.4", "data.augment=[pad_crop]", "steps=2")
     assert "in each step" in " ".join(record["text"] for record in records(run, "note"))
     assert run.done and len(losses(run)) == 2
 

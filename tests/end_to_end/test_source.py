@@ -59,9 +59,7 @@ def test_the_backbone_starts_at_the_averaged_weights_of_the_source(workspace: Wo
 @pytest.mark.parametrize("part", ["target", pytest.param("source", marks=pytest.mark.full)])
 def test_an_interruption_in_either_changes_no_bit(workspace: Workspace, part: str) -> None:
     name = f"stopped-in-{part}"
-    process = workspace.start(
-        workspace.argv(name), TL_FAILPOINT="train.chunk_done:5=stop", TL_ALLOW_FAILPOINTS="1"
-    )
+    process = workspace.start(workspace.argv(name), TL_FAILPOINT="train.chunk_done:5=stop", TL_ALLOW_FAILPOINTS="1")
     worker = workspace.stopped(process, f"{name}-source", 0)
     if part == "target":
         os.kill(worker, signal.SIGCONT)
@@ -88,7 +86,5 @@ def test_an_earlier_run_is_pinned_by_digest_and_by_backbone(workspace: Workspace
     workspace.run("later").done_file.unlink()
     said = workspace.train("later", "source.run=runs/whole", expect=78)
     assert "source_sha256" in said
-    said = workspace.train(
-        "x", "source.run=runs/whole", "model.backbone=vgg16", "data.image_size=32", expect=64
-    )
+    said = workspace.train("x", "source.run=runs/whole", "model.backbone=vgg16", "data.image_size=32", expect=64)
     assert said.count("\n") == 1 and "trained tiny, but model.backbone is vgg16" in said, said

@@ -63,9 +63,7 @@ def test_a_stage_moves_its_variables_their_slots_and_averages_and_nothing_else(
     moved = {path for path in after if not np.array_equal(after[path], before[path])}
     assert layers({path for path in moved if path.startswith(("head", "backbone"))}) == TRAINED[number]
     for slot in ("m", "v", "ema"):
-        own = {
-            path.removeprefix(f"optimizer/{slot}/") for path in moved if path.startswith(f"optimizer/{slot}/")
-        }
+        own = {path.removeprefix(f"optimizer/{slot}/") for path in moved if path.startswith(f"optimizer/{slot}/")}
         assert layers(own) == TRAINED[number]
     counters = {path for path in moved if path.startswith("optimizer/updates")}
     assert counters == {"optimizer/updates" + (f"/{number}" if number else "")}
@@ -121,7 +119,5 @@ def test_two_workers_and_a_cached_prefix_have_one_loss_curve(
     found, expected = losses(workspace.run(name)), losses(workspace.run("whole"))
     assert found.keys() == expected.keys() and len(found) == ENDS[-1]
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-    validation = [
-        [record["loss"] for record in records(workspace.run(run), "evaluation")] for run in (name, "whole")
-    ]
+    validation = [[record["loss"] for record in records(workspace.run(run), "evaluation")] for run in (name, "whole")]
     np.testing.assert_allclose(validation[0], validation[1], rtol=1e-5)

@@ -41,9 +41,7 @@ def test_a_long_fit_and_slow_figures_of_rank_0_end_no_run(tmp_path: Path) -> Non
 def test_a_worker_that_hangs_is_named_as_stalled_and_ended(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, CONFIG + SAFETY)
     hangs = "train.chunk_done@1:5=sleep=600"
-    process = workspace.start(
-        workspace.argv("hangs", program=INSTALLED), TL_FAILPOINT=hangs, TL_ALLOW_FAILPOINTS="1"
-    )
+    process = workspace.start(workspace.argv("hangs", program=INSTALLED), TL_FAILPOINT=hangs, TL_ALLOW_FAILPOINTS="1")
     said, _ = process.communicate(timeout=240)
     assert process.returncode == ExitCode.PEER_LOST, said
     (path,) = workspace.run("hangs").attempts.iterdir()

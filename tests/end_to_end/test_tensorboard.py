@@ -42,11 +42,7 @@ def test_a_profile_has_the_steps_that_were_asked_for(run: RunDir) -> None:
     names = {meta.name for plane in trace.planes for meta in plane.event_metadata.values()}
     events = sum(len(line.events) for plane in trace.planes for line in plane.lines)
     steps = [
-        next(
-            stat.int64_value
-            for stat in event.stats
-            if plane.stat_metadata[stat.metadata_id].name == "step_num"
-        )
+        next(stat.int64_value for stat in event.stats if plane.stat_metadata[stat.metadata_id].name == "step_num")
         for plane in trace.planes
         for line in plane.lines
         for event in line.events

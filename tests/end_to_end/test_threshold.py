@@ -87,9 +87,7 @@ def test_it_is_chosen_on_validation_images_and_obeyed(workspace: Workspace) -> N
         assert row["class_2"] == test.class_names[1 - first]
         said_of = [float(row["probability"]), float(row["probability_2"])]
         assert said_of == pytest.approx([p[first], p[1 - first]], abs=1e-5)
-    said = tl_dist(
-        workspace, "predict", "runs/cells", *paths, "--out", "two.csv", "-n", "2", "--strategy", "horovod"
-    )
+    said = tl_dist(workspace, "predict", "runs/cells", *paths, "--out", "two.csv", "-n", "2", "--strategy", "horovod")
     assert "chosen by the rule of tl-dist threshold: recall of 'faulty' at least 0.9" in said
     assert [row["class"] for row in rows_of(workspace, "two.csv")] == expected
 

@@ -110,9 +110,7 @@ def test_two_workers_calibrate_as_one_does_and_predict_says_so(workspace: Worksp
     with open("said.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [np.float32(row["probability"]) for row in rows[: len(files)]] == after.max(axis=1).tolist()
-    least = np.sort(alone.of_true)[
-        len(alone.of_true) + 1 - int(np.ceil(round(0.9 * (len(alone.of_true) + 1), 9))) - 1
-    ]
+    least = np.sort(alone.of_true)[len(alone.of_true) + 1 - int(np.ceil(round(0.9 * (len(alone.of_true) + 1), 9))) - 1]
     for row, p in zip(rows, after, strict=False):
         inside = [CLASSES[k] for k in np.argsort(-p, kind="stable") if p[k] >= least or p[k] == p.max()]
         assert row["set"] == "|".join(inside)
@@ -197,9 +195,7 @@ def test_two_workers_corrupt_as_one_does(workspace: Workspace) -> None:
 
 def test_what_cannot_be_done_is_refused(workspace: Workspace) -> None:
     run = without_validation(workspace)
-    with pytest.raises(
-        Refusal, match=r"no validation split.* Fix: train it with data\.validation_fraction"
-    ) as caught:
+    with pytest.raises(Refusal, match=r"no validation split.* Fix: train it with data\.validation_fraction") as caught:
         run.calibrate()
     assert caught.value.code == ExitCode.USAGE and not (run.path / calibration.FILE).exists()
     said = tl_dist(workspace, "predict", "runs/without", "000.png", "--coverage=0.9", expect=ExitCode.USAGE)
@@ -229,9 +225,7 @@ def test_each_group_is_left_out_once(workspace: Workspace) -> None:
         rows.append(f"elsewhere{k}.png,{CLASSES[k % 3]}")
     Path("elsewhere.csv").write_text("\n".join(rows) + "\n")
     workspace.train_here("elsewhere", "data.path=elsewhere.csv", "steps=20")
-    config = CONFIG.replace("steps: 60\n", "").replace(
-        "optimizer: {name: adam, learning_rate: 0.01}", COMPUTED
-    )
+    config = CONFIG.replace("steps: 60\n", "").replace("optimizer: {name: adam, learning_rate: 0.01}", COMPUTED)
     Path("sites.yaml").write_text(config.replace(", train_from: all", ""))
     leaking = ("--by", "camera", "source.run=runs/one")
     said = tl_dist(workspace, "cv", "sites.yaml", *leaking, expect=ExitCode.USAGE)

@@ -114,9 +114,7 @@ def connection(executable: str, directory: str, kind: str) -> socket.socket:
             os.unlink(path)  # of a server that is no more
         argv = [executable, "-P", os.path.join(os.path.dirname(__file__), "server.py"), path, kind]
         with open(f"{path}.log", "w") as log:
-            server = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and server.poll() is None:
             with contextlib.suppress(OSError):

@@ -9,9 +9,7 @@ import time
 
 
 def main() -> None:
-    open_files = [
-        fd for fd in range(3, 100) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)
-    ]
+    open_files = [fd for fd in range(3, 100) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
     found = {
         "words": sys.argv[1:],
         "input": sys.stdin.read() if "read" in sys.argv else "",
@@ -20,9 +18,7 @@ def main() -> None:
         "files": {fd: os.read(fd, 100).decode() for fd in open_files},
         "limits": [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_DATA)],
         "cores": sorted(os.sched_getaffinity(0)),
-        "handlers": [
-            str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        ],
+        "handlers": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)],
         "path": sys.path,
         "pid": os.getpid() if "sleep" in sys.argv else 0,
     }

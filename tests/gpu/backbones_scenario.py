@@ -27,12 +27,8 @@ def main() -> None:
         for precision in PRECISIONS:
             keras.config.set_dtype_policy(precision)
             config = ModelConfig(backbone=name, weights="random", train_from="all", batch_norm="train")
-            net = classifier.Classifier(
-                registry.backbone(name), config, image_size=SIZE, num_classes=3, seed=0
-            )
-            images = tf.cast(
-                tf.random.uniform([8, SIZE, SIZE, 3], maxval=256, dtype=tf.int32, seed=1), tf.uint8
-            )
+            net = classifier.Classifier(registry.backbone(name), config, image_size=SIZE, num_classes=3, seed=0)
+            images = tf.cast(tf.random.uniform([8, SIZE, SIZE, 3], maxval=256, dtype=tf.int32, seed=1), tf.uint8)
             trainable = list(net.trainable.values())
             with tf.GradientTape() as tape, net.batch_statistics(lambda value, name: value):
                 loss = tf.reduce_sum(net.suffix(net.prefix(images), None))

@@ -33,9 +33,7 @@ def python(script: Path, *arguments: str, environment: Mapping[str, str]) -> Non
     """Run a script in a process of its own: this one sees no GPU."""
     argv = [sys.executable, str(script), *arguments]
     path = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        argv, env={**environment, **path}, capture_output=True, text=True, timeout=1500, check=False
-    )
+    done = subprocess.run(argv, env={**environment, **path}, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -45,9 +43,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     scenario, found = ROOT / "tests" / "parallel" / "parity_scenario.py", {}
     for device, environment in (("GPU", with_gpus()), ("CPU", dict(os.environ))):
         output = tmp_path_factory.mktemp("gpu") / f"{device}.json"
-        python(
-            scenario, "single", "1", ",".join([*TOLERANCE, "overflow"]), str(output), environment=environment
-        )
+        python(scenario, "single", "1", ",".join([*TOLERANCE, "overflow"]), str(output), environment=environment)
         found[device] = json.loads(output.read_text())
     return found
 

@@ -95,9 +95,7 @@ text(
 )
 
 
-@CASES.add(
-    "a file that is too large, alone in its folder", code=64, says=r"larger than .* Fix: give the path"
-)
+@CASES.add("a file that is too large, alone in its folder", code=64, says=r"larger than .* Fix: give the path")
 def _(arena: Arena) -> Sequence[str]:
     with arena.file("a.yaml").open("wb") as file:
         file.truncate(50 << 30)

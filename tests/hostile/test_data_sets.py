@@ -188,9 +188,7 @@ def _(arena: Arena) -> Sequence[str]:
     return INSPECT
 
 
-@CASES.add(
-    "names of classes without end", code=65, says=r"labels\.txt cannot be read: is larger than", always=False
-)
+@CASES.add("names of classes without end", code=65, says=r"labels\.txt cannot be read: is larger than", always=False)
 def _(arena: Arena) -> Sequence[str]:
     arena.file("set/train.tfrecord", b"x")
     with arena.file("set/labels.txt").open("wb") as file:
@@ -201,9 +199,7 @@ def _(arena: Arena) -> Sequence[str]:
 # ------------------------------------------------------------------------------------------- tables, folders
 
 
-@CASES.add(
-    "a path with a NUL", code=65, says=r"set\.csv:2: this path is none: .*embedded null (byte|character)"
-)
+@CASES.add("a path with a NUL", code=65, says=r"set\.csv:2: this path is none: .*embedded null (byte|character)")
 def _(arena: Arena) -> Sequence[str]:
     arena.file("set.csv", "path,label\na\0.png,1\nb.png,2\n")
     return "data", "inspect", "set.csv"
@@ -301,9 +297,7 @@ def cifar(arena: Arena, names: bytes) -> Sequence[str]:
 
 def pickled(name: str, content: bytes) -> None:
     says = "batches.meta is a pickle other than the published one"
-    CASES.add(name, code=78, says=says, always=name == "a key of nested tuples")(
-        lambda arena: cifar(arena, content)
-    )
+    CASES.add(name, code=78, says=says, always=name == "a key of nested tuples")(lambda arena: cifar(arena, content))
 
 
 TWICE = b"".join(b"q%ch%c\x86" % (k, k) for k in range(60))

@@ -95,9 +95,7 @@ def damaged(draw: st.DrawFn, whole: Callable[[], list[bytes]]) -> bytes:
                 data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
             case "number":
                 form = draw(st.sampled_from(["<I", ">I", "<Q", ">Q", "<H", ">H"]))
-                number = draw(
-                    st.sampled_from([0, 1, 0x7F, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**63, 2**64 - 1])
-                )
+                number = draw(st.sampled_from([0, 1, 0x7F, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**63, 2**64 - 1]))
                 packed = struct.pack(form, number % 2 ** (8 * struct.calcsize(form)))
                 data[at : at + len(packed)] = packed
             case "insert":
@@ -265,9 +263,7 @@ def packed() -> Any:
 
 @target("packed set", mangled(packed), [])
 def _(content: Any, folder: Path) -> None:
-    facts, manifest = (
-        content.get(key) if isinstance(content, dict) else content for key in ("facts", "manifest")
-    )
+    facts, manifest = (content.get(key) if isinstance(content, dict) else content for key in ("facts", "manifest"))
     write_packed(folder, facts, manifest)
     with suppress(Refusal):
         for source in open_packed(data(folder, "packed")).values():
@@ -289,12 +285,8 @@ def info() -> Any:
 
 @target("tfds", mangled(info), [])
 def _(content: Any, folder: Path) -> None:
-    (folder / "dataset_info.json").write_text(
-        json.dumps(content["info"] if isinstance(content, dict) else content)
-    )
-    (folder / "features.json").write_text(
-        json.dumps(content["features"] if isinstance(content, dict) else content)
-    )
+    (folder / "dataset_info.json").write_text(json.dumps(content["info"] if isinstance(content, dict) else content))
+    (folder / "features.json").write_text(json.dumps(content["features"] if isinstance(content, dict) else content))
     payload = record(b"\xff\xd8x", 1)
     size = struct.pack("<Q", len(payload))
     parts = (size, struct.pack("<I", masked_crc32c(size)), payload, struct.pack("<I", masked_crc32c(payload)))
@@ -328,9 +320,7 @@ def _(content: Any, folder: Path) -> None:
         (folder / name).write_bytes(b"x")
     with suppress(Refusal):
         folded = "folds" in read_manifest(folder / "split.json")
-        open_splits(
-            data(folder / "t.csv", "csv", split=str(folder / "split.json"), fold=0 if folded else None)
-        )
+        open_splits(data(folder / "t.csv", "csv", split=str(folder / "split.json"), fold=0 if folded else None))
 
 
 @target("CSV table", damaged(lambda: [b'path,label,weight,split,group\nx,1,0.5,train,g\n"y",2,,test,\n']), [])
@@ -349,10 +339,7 @@ NETWORK: Any = SimpleNamespace(name="tiny", weights=[KERNEL], layers=[LAYER])
 
 @functools.cache
 def weights() -> list[bytes]:
-    return [
-        safetensors.numpy.save({"a/kernel": np.ones((3, 2), kind)})
-        for kind in (np.float32, np.float16, np.int8)
-    ]
+    return [safetensors.numpy.save({"a/kernel": np.ones((3, 2), kind)}) for kind in (np.float32, np.float16, np.int8)]
 
 
 @target("safetensors", damaged(weights), [])
@@ -429,9 +416,7 @@ def _(content: bytes, folder: Path) -> None:
 @contextmanager
 def bounded_memory() -> Iterator[None]:
     """Past MEMORY an allocation fails, which no parser may answer with anything but its own error."""
-    (line,) = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")
-    ]
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")]
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (int(line.split()[1]) * 1024 + MEMORY, hard))
     try:

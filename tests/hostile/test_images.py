@@ -127,9 +127,7 @@ def _(folder: Path) -> None:
 def bomb(what: str) -> None:
     suffix, content, why = BOMBS[what]
     kept = cache(content)  # some take a second to make
-    hostile(f"a {what}", why)(
-        lambda folder: (folder / f"{what.replace(' ', '-')}{suffix}").write_bytes(kept())
-    )
+    hostile(f"a {what}", why)(lambda folder: (folder / f"{what.replace(' ', '-')}{suffix}").write_bytes(kept()))
 
 
 for _name in BOMBS:

@@ -62,9 +62,7 @@ def _(arena: Arena) -> Sequence[str]:
     return "runs", "runs"
 
 
-@CASES.add(
-    "a lock whose owner was never born", code=0, says=rf"(?s)bad-run[^\n]*stopped.*{SHOWN}|{SHOWN}.*bad-run"
-)
+@CASES.add("a lock whose owner was never born", code=0, says=rf"(?s)bad-run[^\n]*stopped.*{SHOWN}|{SHOWN}.*bad-run")
 def _(arena: Arena) -> Sequence[str]:
     run = pair(arena)
     owner = {"who": "x", "host": os.uname().nodename, "pid": int("9" * 300), "started": 1, "boot": ""}
@@ -199,9 +197,7 @@ def _(arena: Arena) -> Sequence[str]:
     return "data", "inspect", "set"
 
 
-@CASES.add(
-    "a class of two thousand links to one folder of five thousand names", code=0, says="train: 6 examples"
-)
+@CASES.add("a class of two thousand links to one folder of five thousand names", code=0, says="train: 6 examples")
 def _(arena: Arena) -> Sequence[str]:
     for name in ("cat", "dog"):
         images(arena, f"set/{name}", 3)
@@ -212,9 +208,7 @@ def _(arena: Arena) -> Sequence[str]:
     return "data", "inspect", "set"
 
 
-@CASES.add(
-    "a prepared set behind four hundred links to where it is sought", code=65, says="no dataset_info.json"
-)
+@CASES.add("a prepared set behind four hundred links to where it is sought", code=65, says="no dataset_info.json")
 def _(arena: Arena) -> Sequence[str]:
     arena.file("set/.config/metadata.json", "{}")
     for k in range(400):

@@ -110,9 +110,7 @@ def test_sorted_images_are_private_whatever_the_umask(tmp_path: Path) -> None:
         sorted_into(tmp_path / "s", tmp_path / "a.png")
     finally:
         os.umask(before)
-    modes = [
-        path.stat().st_mode & 0o777 for path in (tmp_path / "s", tmp_path / "s/cat", tmp_path / "s/cat/a.png")
-    ]
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "s", tmp_path / "s/cat", tmp_path / "s/cat/a.png")]
     assert modes == [0o700, 0o700, 0o600]
 
 

@@ -71,9 +71,7 @@ def port_of(rendezvous: Rendezvous) -> int:
 
 @as_root
 @pytest.mark.parametrize("how", [IPV4, MAPPED], ids=["ipv4", "ipv4 through ipv6"])
-def test_another_user_of_the_host_is_not_answered(
-    kernel: str, rendezvous: Rendezvous, how: tuple[int, str]
-) -> None:
+def test_another_user_of_the_host_is_not_answered(kernel: str, rendezvous: Rendezvous, how: tuple[int, str]) -> None:
     """Garbage instead of the workers' addresses aborted both, and a member that never was forgot the scope."""
     port = port_of(rendezvous)
     assert status(connect(port, how=how), "PUT", "/global/0", b"address") == 200
@@ -188,9 +186,7 @@ def test_another_host_is_known_by_the_jobs_token_and_then_by_its_address(
         assert status(stranger, "GET", "/global/0") == 0
 
 
-def test_a_worker_that_is_not_known_is_told_so(
-    rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_not_known_is_told_so(rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl_dist.rendezvous.server.Rendezvous.trusts", lambda server, peer: None)
     env = rendezvous.worker_environment(0)
     with pytest.raises(Refusal, match=r"does not know this worker.*Fix: ") as refusal:

@@ -91,9 +91,7 @@ def test_its_figures_of_many_classes_are_those_of_scikit_learn(arena: Arena) -> 
 def test_suspects_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = np.random.default_rng(1)
     said = draws.dirichlet(np.full(5, 0.4), 400).astype(np.float32)
-    labels = np.where(draws.random(400) < 0.8, said.argmax(axis=1), draws.integers(0, 5, 400)).astype(
-        np.int32
-    )
+    labels = np.where(draws.random(400) < 0.8, said.argmax(axis=1), draws.integers(0, 5, 400)).astype(np.int32)
     whole = label_errors.label_errors(labels, said)
     assert len(whole.examples) > 10
     monkeypatch.setattr(figures, "BLOCK", 50)
@@ -105,6 +103,4 @@ def test_its_memory_is_that_of_the_predictions(arena: Arena) -> None:
     found = facts.gather(of_many_classes(arena).parents[1], None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     examples.confusions(examples.examples_of(found))
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
-    )  # KiB; a matrix would be 3 GiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # KiB; a matrix would be 3 GiB

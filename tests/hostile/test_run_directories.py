@@ -80,9 +80,7 @@ def is_whole(arena: Arena) -> None:
 def littered(run: RunDir) -> None:
     """Lines that are no records, a lock before nine digits, names of numbers that no number has."""
     with run.metrics_file.open("ab") as lines:
-        lines.write(
-            b'\xff\xfe\n5\n{"step": "x"}\n' + b"[" * 100_000 + b'\n{"event": "evaluation", "split": []}\n'
-        )
+        lines.write(b'\xff\xfe\n5\n{"step": "x"}\n' + b"[" * 100_000 + b'\n{"event": "evaluation", "split": []}\n')
         lines.truncate(lines.tell() + (64 << 20))
     owner = {"who": "x", "host": "x", "pid": 1, "started": 1, "boot": "", "namespaces": [0, 0], "token": "x"}
     (run.lock_dir / "owner-99999999.json").write_text(json.dumps(owner | {"released": True}))
@@ -91,9 +89,7 @@ def littered(run: RunDir) -> None:
         (run.attempts / f"{number}.json").write_text("{}")
 
 
-@CASES.add(
-    "what stopped a run at its start", code=0, says="test accuracy", worker=True, always=True, after=is_whole
-)
+@CASES.add("what stopped a run at its start", code=0, says="test accuracy", worker=True, always=True, after=is_whole)
 def _(arena: Arena) -> Sequence[str]:
     littered(began(arena))
     return "train", "run.yaml"
@@ -154,9 +150,7 @@ def predicted(arena: Arena, name: str, **arrays: object) -> Path:
     return path
 
 
-@CASES.add(
-    "predictions of another shape", code=65, says="holds no predictions .*probabilities have another shape"
-)
+@CASES.add("predictions of another shape", code=65, says="holds no predictions .*probabilities have another shape")
 def _(arena: Arena) -> Sequence[str]:
     predicted(arena, "a")
     predicted(arena, "b", probabilities=np.zeros(3, np.float32))
@@ -319,9 +313,7 @@ FILES = (
 )
 
 
-def test_no_value_in_a_run_ends_a_command_in_anything_but_a_line(
-    run: Path, pytestconfig: pytest.Config
-) -> None:
+def test_no_value_in_a_run_ends_a_command_in_anything_but_a_line(run: Path, pytestconfig: pytest.Config) -> None:
     """Each value of each JSON of a real run, replaced by what it may not be; with --full by each such thing."""
     full, number = pytestconfig.option.full, 0
     texts = {name: [(run / name).read_bytes()] for name in FILES}
@@ -330,9 +322,7 @@ def test_no_value_in_a_run_ends_a_command_in_anything_but_a_line(
         whole_text = b"".join(lines)
         for k, line in enumerate(lines):
             value = json.loads(line)
-            if not full and (
-                value.get("event") in ("note", "checkpoint", "resumed") or 1 < k < len(lines) - 3
-            ):
+            if not full and (value.get("event") in ("note", "checkpoint", "resumed") or 1 < k < len(lines) - 3):
                 continue
             every = [at for at in places(value) if "trajectory" not in at or len(at) < 3]
             for at in every:

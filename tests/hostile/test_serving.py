@@ -21,9 +21,7 @@ from tests.damaged_images import BOMBS, photograph, scans
 from tests.hostile.arena import TL_DIST
 from tests.image_kinds import jpeg
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras, as it saves
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
 
 CONFIG = """\
 data: {name: image_folder, path: set, test_fraction: 0, validation_fraction: 0, image_size: 16}
@@ -51,9 +49,7 @@ class Server:
         assert found is not None, log.read_text()
         self.name, self.port = found[1], int(found[2])
 
-    def ask(
-        self, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> tuple[int, dict[str, Any]]:
+    def ask(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
         """Status and answer; POST where there is a body."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
@@ -191,11 +187,7 @@ def test_requests_beyond_what_is_taken_get_an_answer_of_the_usual_form(server: S
     assert all("error" in answer for status, answer in found if status == 503)
 
 
-WEBP = (
-    b"RIFF\x32\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\x0f\0\0\x0f\0\0VP8L\x14\0\0\0\x2f"
-    + b"\xff\xff\xff\x0f"
-    + bytes(15)
-)
+WEBP = b"RIFF\x32\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\x0f\0\0\x0f\0\0VP8L\x14\0\0\0\x2f" + b"\xff\xff\xff\x0f" + bytes(15)
 RAW: Mapping[str, bytes] = {
     "broken off form": (HEAD.format("/predict", FORM, 5000) + "\r\n--XX\r\n").encode(),
     "broken off JSON": (HEAD.format("/v1/models/a:predict", "text/plain", 5000) + '\r\n{"inst').encode(),
@@ -311,9 +303,7 @@ def test_as_many_pixels_as_numbers_as_are_taken_get_their_answer(server: Server)
         for text in ('{"instances": [%s]}', '{"signature_name":"encoded" ,"instances":[%s] , "x": 1}'):
             status, answer = server.predict((text % " ,\n".join(instances)).encode())
             assert status == 200 and len(answer["predictions"]) == 256, answer
-        alone = [
-            server.predict(f'{{"instances": [{one}]}}'.encode())[1]["predictions"][0] for one in (IMAGE, b64)
-        ]
+        alone = [server.predict(f'{{"instances": [{one}]}}'.encode())[1]["predictions"][0] for one in (IMAGE, b64)]
         expected = [alone[0 if one is IMAGE else 1]["probabilities"] for one in instances]
         assert [row["probabilities"] for row in answer["predictions"]] == [
             pytest.approx(row, abs=1e-5) for row in expected
@@ -339,9 +329,7 @@ def test_as_many_pixels_as_numbers_as_are_taken_get_their_answer(server: Server)
         ({"Sec-Fetch-Site": "cross-site, same-origin"}, 403), ({"Sec-Fetch-Site": "same-origin"}, 200), ({}, 200),
     ],
 )  # fmt: skip
-def test_pages_of_other_sites_are_refused_in_any_browser(
-    server: Server, headers: dict[str, str], status: int
-) -> None:
+def test_pages_of_other_sites_are_refused_in_any_browser(server: Server, headers: dict[str, str], status: int) -> None:
     sent = {name: value.format(port=server.port) for name, value in headers.items()}
     assert server.files(photograph("PNG"), **sent)[0] == status
 

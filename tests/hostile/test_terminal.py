@@ -100,10 +100,7 @@ def test_ctrl_c_ends_a_pool_at_once_and_says_so(arena: Arena) -> None:
         arena, "data", "verify", "images", "--workers", "2", interrupt_at=b"decoding"
     )
     assert code == 130, output
-    assert (
-        re.sub(r"\x1b\[[0-9;]*m", "", output).count("error: interrupted. Fix: run the same command again.")
-        == 1
-    )
+    assert re.sub(r"\x1b\[[0-9;]*m", "", output).count("error: interrupted. Fix: run the same command again.") == 1
     assert "Traceback" not in output
     assert seconds < 4
     assert not left
@@ -143,9 +140,7 @@ inspected("a class with C1 controls", "\x9b31mred", says=r"\\x9b31mred")
 inspected("a class in a bidirectional override", "\u202egnp.exe", says=r"\\u202egnp\.exe")
 inspected("a class of two lines", "b\nerror: c", says=r"b\\nerror: c")
 inspected("a class that is not UTF-8", os.fsdecode(b"caf\xe9"), says=r"caf\\udce9")
-inspected(
-    "a class that is markup", "[red]b[", "[bold]", says=r"\[red\]b\[ .*\n.*\[bold\]|\[bold\].*\n.*\[red\]b\["
-)
+inspected("a class that is markup", "[red]b[", "[bold]", says=r"\[red\]b\[ .*\n.*\[bold\]|\[bold\].*\n.*\[red\]b\[")
 inspected("honest names", "Kätzchen", "写真", "👩‍🔬", ":smile:", says=r"(?s)Kätzchen.*写真|写真.*Kätzchen")
 
 
@@ -250,9 +245,7 @@ def _(arena: Arena) -> Sequence[str]:
     return "features", "list"
 
 
-@CASES.add(
-    "the environment", code=0, says=TITLE_SHOWN, environment={"CUDA_VISIBLE_DEVICES": TITLE}, always=False
-)
+@CASES.add("the environment", code=0, says=TITLE_SHOWN, environment={"CUDA_VISIBLE_DEVICES": TITLE}, always=False)
 def _(arena: Arena) -> Sequence[str]:
     return ("env",)
 

@@ -153,9 +153,7 @@ def test_settings_that_the_environment_names_by_a_relative_path_are_the_users(
     assert own.asked and other.asked == []
 
 
-def test_what_is_uploaded_is_never_a_file_that_came_with_the_run(
-    arena: Arena, servers: tuple[Server, Server]
-) -> None:
+def test_what_is_uploaded_is_never_a_file_that_came_with_the_run(arena: Arena, servers: tuple[Server, Server]) -> None:
     """It could name any file of the user, to be sent with it, and its author's account as the place."""
     run = tracked(arena, "wandb")
     assert sync(arena, WANDB_MODE="offline").returncode == 0

@@ -23,9 +23,7 @@ CASES = Cases()
 
 def model_with_code(path: Path) -> None:
     """A model whose file runs a lambda in whoever builds it."""
-    code = keras.layers.Lambda(
-        lambda x: [x, __import__("os").system('[ -z "$RAN" ] || touch "$RAN/lambda"')][0]
-    )
+    code = keras.layers.Lambda(lambda x: [x, __import__("os").system('[ -z "$RAN" ] || touch "$RAN/lambda"')][0])
     tiny = registry.backbone("tiny").build((32, 32, 3))
     keras.Sequential([keras.Input((32, 32, 3)), code, tiny, keras.layers.Flatten()]).save(path)
 
@@ -35,18 +33,14 @@ def never_read(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = ["dense"]
     content = path.read_bytes()
-    free = (
-        content.index(b"GCOL") + 16 + 24 + 8
-    )  # behind the heap's head, the one text, and what tells that it is free
+    free = content.index(b"GCOL") + 16 + 24 + 8  # behind the heap's head, the one text, and what tells that it is free
     assert content[free : free + 8] == (4096 - 16 - 24).to_bytes(8, "little")
     path.write_bytes(content[:free] + (256).to_bytes(8, "little") + content[free + 8 :])
 
 
 def prepare(arena: Arena, name: str) -> Sequence[str]:
     model = f"{{backbone: tiny, weights: {name}, train_from: all}}"
-    arena.file(
-        "x.yaml", f"steps: 1\ndata: {{name: synthetic}}\nmodel: {model}\noptimizer: {{learning_rate: 1}}\n"
-    )
+    arena.file("x.yaml", f"steps: 1\ndata: {{name: synthetic}}\nmodel: {model}\noptimizer: {{learning_rate: 1}}\n")
     return ["prepare", "x.yaml"]
 
 

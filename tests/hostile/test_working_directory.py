@@ -12,9 +12,7 @@ from tests.hostile.arena import Arena, Case, Cases
 
 CASES = Cases()
 
-MARK = (
-    'import os\nopen(os.path.join(os.environ["RAN"], __name__), "w").close()\nraise ImportError("hostile")\n'
-)
+MARK = 'import os\nopen(os.path.join(os.environ["RAN"], __name__), "w").close()\nraise ImportError("hostile")\n'
 CONFIG = """\
 name: x
 strategy: single
@@ -94,9 +92,7 @@ def test_an_empty_or_relative_entry_of_a_path_does_not_reach_what_is_started(
 
 def test_a_module_that_a_relative_entry_leads_to_is_not_found(poisoned: Arena) -> None:
     poisoned.file("below/tl_shadow.py", MARK)
-    done = poisoned.run(
-        ["train", "a.yaml", "data.name=tl_shadow:X"], seconds=60, environment={"PYTHONPATH": "below"}
-    )
+    done = poisoned.run(["train", "a.yaml", "data.name=tl_shadow:X"], seconds=60, environment={"PYTHONPATH": "below"})
     assert done.returncode == 64 and b"there is no module tl_shadow" in done.stderr, done
     assert os.listdir(poisoned.ran) == []
 
@@ -120,9 +116,7 @@ def test_a_matplotlibrc_of_the_working_directory_makes_no_text_a_program(arena: 
     arena.file("matplotlibrc", "text.usetex: True\ntext.latex.preamble: \\\\input{/etc/passwd}\n")
     environment = arena.environment | {"PATH": f"{latex.parent}:{os.environ['PATH']}"}
     argv = [sys.executable, "-P", "-c", DRAW]
-    done = subprocess.run(
-        argv, cwd=arena.folder, env=environment, capture_output=True, timeout=120, check=False
-    )
+    done = subprocess.run(argv, cwd=arena.folder, env=environment, capture_output=True, timeout=120, check=False)
     assert os.listdir(arena.ran) == []
     assert done.returncode == 0, done.stderr
 

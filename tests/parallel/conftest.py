@@ -66,9 +66,7 @@ def launches_of(*variants: str, but: str = "") -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def figures(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[str, Any]]:
+def figures(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """The figures of parity_scenario.py for a key of LAUNCHES; each is launched once."""
     known: dict[str, dict[str, Any]] = {}
     folder: Path = tmp_path_factory.mktemp("parity")

@@ -19,9 +19,7 @@ def run_workers(argv: list[str], environment: dict[str, str], workers: int) -> s
     """What the command says as that many workers that meet as `tl-dist train`'s do; fails as soon as one does."""
     with Rendezvous([("localhost", workers)], "127.0.0.1") as rendezvous, TemporaryFile("w+") as said:
         started = [
-            subprocess.Popen(
-                argv, env=environment | rendezvous.worker_environment(rank), stdout=said, stderr=said
-            )
+            subprocess.Popen(argv, env=environment | rendezvous.worker_environment(rank), stdout=said, stderr=said)
             for rank in range(workers)
         ]
         deadline = time.monotonic() + TIMEOUT_S
@@ -51,10 +49,6 @@ def run_script(script: str, *arguments: str, workers: int, launcher: str | None,
         return json.loads(output.read_text())
     if launcher == "mpi":  # which knows its children by more than their output
         argv = [*MPIRUN, "-np", str(workers), sys.executable, *argv[1:]]
-    done = subprocess.run(
-        argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    assert done.returncode == 0, (
-        f"{' '.join(argv)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    )
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return json.loads(output.read_text())

@@ -71,9 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model_settings": {"backbone": "normalised", "train_from": "all", "batch_norm": "sync"},
     },
     "plain": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05)},
-    "clipped": {
-        "optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05, clip_norm=0.3)
-    },
+    "clipped": {"optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05, clip_norm=0.3)},
     "accumulated": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "accumulate": 2},
     "overflow": {"optimizer": OptimizerConfig(name="adam", learning_rate=3e-3), "overflow": True},
     "bfloat16": {
@@ -98,9 +96,7 @@ WIRES: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "averaged": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05, ema=0.9)},
     "toward_start": {
-        "optimizer": OptimizerConfig(
-            name="sgd", learning_rate=0.05, momentum=0.9, l2_sp=0.5, head_weight_decay=0.1
-        )
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05, momentum=0.9, l2_sp=0.5, head_weight_decay=0.1)
     },
     "by_depth": {"optimizer": OptimizerConfig(name="adam", learning_rate=0.01, layer_decay=0.3)},
     "staged": {
@@ -263,9 +259,7 @@ def run_variant(
         moved = {path: variable.numpy().tolist() for path, variable in net.statistics.items()}
         if moved:
             average = averaging(net, parallel, global_batch=global_batch)
-            batches = parallel.feed(
-                train_batches(read, order, rows=rows, steps=range(state.step, state.step + 3))
-            )
+            batches = parallel.feed(train_batches(read, order, rows=rows, steps=range(state.step, state.step + 3)))
             for k in (1, 2, 3):
                 average(batches, tf.constant(k, tf.int64))
         return {
@@ -277,9 +271,7 @@ def run_variant(
             "replicas_equal": bool((checksums == checksums[0]).all()),
             "weights_finite": all(bool(np.isfinite(w).all()) for w in weights.values()),
             "statistics": moved,
-            "precise_statistics": {
-                path: variable.numpy().tolist() for path, variable in net.statistics.items()
-            },
+            "precise_statistics": {path: variable.numpy().tolist() for path, variable in net.statistics.items()},
             **result,
         }
 
@@ -290,9 +282,7 @@ def run_variant(
 
 def main() -> None:
     gc.freeze()  # what imports have made stays
-    tf.config.experimental.enable_tensor_float_32_execution(
-        False
-    )  # on a GPU, where it would round to 10 bits
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # on a GPU, where it would round to 10 bits
     strategy, workers, names, output = (
         sys.argv[1],
         int(sys.argv[2]),
@@ -306,9 +296,7 @@ def main() -> None:
     ready = time.monotonic()
     parallel = registry.strategy(strategy).start(config)
     assert parallel.num_replicas == workers
-    clocks = np.array(
-        [json.loads(c) for c in parallel.gather(json.dumps([ready, time.monotonic()]).encode())]
-    )
+    clocks = np.array([json.loads(c) for c in parallel.gather(json.dumps([ready, time.monotonic()]).encode())])
     results: dict[str, Any] = {"meeting_s": clocks[:, 1].max() - clocks[:, 0].max()}
     # An evaluation knows nothing of how the weights were trained: one is enough.
     for name in (name for name in names if name in VARIANTS):

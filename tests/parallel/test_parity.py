@@ -27,9 +27,7 @@ EXACT = ("plain", "clipped", "accumulated", "overflow", "sync_batch_norm")
 
 
 @pytest.mark.parametrize(("name", "variant"), launches_of(*EXACT, but="single"))
-def test_every_step_has_the_loss_and_the_norm_of_a_single_device(
-    figures: Figures, name: str, variant: str
-) -> None:
+def test_every_step_has_the_loss_and_the_norm_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
     found, single = figures(name)[variant], figures("single")[variant]
     for key, tolerance in (("losses", 1e-5), ("gradient_norms", 1e-3)):
         assert len(found[key]) == NUM_STEPS
@@ -37,9 +35,7 @@ def test_every_step_has_the_loss_and_the_norm_of_a_single_device(
 
 
 @pytest.mark.parametrize(("name", "variant"), launches_of(*METHODS, but="single"))
-def test_every_method_computes_the_steps_of_a_single_device(
-    figures: Figures, name: str, variant: str
-) -> None:
+def test_every_method_computes_the_steps_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
     """Each by itself; the evaluation is of the averaged weights where there are some."""
     found, expected = figures(name)[variant], figures("single")[variant]
     assert len(expected["losses"]) == NUM_METHOD_STEPS
@@ -59,15 +55,11 @@ def test_every_method_is_in_force(figures: Figures, variant: str) -> None:
 @pytest.mark.parametrize(("name", "variant"), launches_of("float16", "bfloat16", but="single"))
 def test_mixed_precision_follows_a_single_device(figures: Figures, name: str, variant: str) -> None:
     """Within the precision of a 16-bit type: a share of another size may be computed by another kernel."""
-    np.testing.assert_allclose(
-        figures(name)[variant]["losses"], figures("single")[variant]["losses"], rtol=1e-2
-    )
+    np.testing.assert_allclose(figures(name)[variant]["losses"], figures("single")[variant]["losses"], rtol=1e-2)
 
 
 @pytest.mark.parametrize(("name", "variant"), launches_of(*WIRES))
-def test_a_narrow_wire_follows_a_wide_one_within_its_rounding(
-    figures: Figures, name: str, variant: str
-) -> None:
+def test_a_narrow_wire_follows_a_wide_one_within_its_rounding(figures: Figures, name: str, variant: str) -> None:
     """Half the bytes; each gradient is rounded, and their sum: by 2**-9 in bfloat16, by 2**-12 in float16."""
     found, wide = figures(name)[variant], figures(name)["plain"]
     steps, tolerance = (OVERFLOW_STEP, 3e-3) if WIRES[variant].get("overflow") else (NUM_STEPS, 2e-2)
@@ -87,9 +79,7 @@ def test_synchronized_batch_norm_moves_to_the_statistics_of_a_single_device(
     for kind in ("statistics", "precise_statistics"):
         assert len(single[kind]) == 4
         for path, values in found[kind].items():
-            np.testing.assert_allclose(
-                values, single[kind][path], rtol=1e-5, atol=1e-6, err_msg=f"{kind} {path}"
-            )
+            np.testing.assert_allclose(values, single[kind][path], rtol=1e-5, atol=1e-6, err_msg=f"{kind} {path}")
 
 
 def test_accumulation_changes_nothing_but_memory(figures: Figures) -> None:
@@ -122,9 +112,7 @@ def test_an_overflow_halves_the_loss_scale_once(figures: Figures, name: str, var
 
 
 @pytest.mark.parametrize(("name", "variant"), launches_of("plain"))
-def test_evaluation_counts_every_example_once_with_equal_figures(
-    figures: Figures, name: str, variant: str
-) -> None:
+def test_evaluation_counts_every_example_once_with_equal_figures(figures: Figures, name: str, variant: str) -> None:
     found, expected = figures(name)[variant], figures("single")[variant]
     assert found["num_examples"] == NUM_EXAMPLES == np.sum(found["confusion"])
     assert found["confusion"] == expected["confusion"]

@@ -93,9 +93,5 @@ def test_maps_of_several_stages_are_joined_as_layercams_authors_do(kind: Any, na
             (early,) = methods.LayerCAM._scale_cams([early])
         joined = methods.LayerCAM._fuse_cams([early, late], (SIZE, SIZE))[0].numpy()
         np.testing.assert_allclose(maps[k].numpy(), joined / joined.max(), atol=1e-4)
-    plain = methods.LayerCAM._fuse_cams(
-        [torch.cat(stage) for stage in zip(*by_stage, strict=True)], (SIZE, SIZE)
-    )
-    assert (
-        kind == "gradcam" or abs(maps.numpy() - plain.numpy()).max() > 0.1
-    )  # the rule makes a difference here
+    plain = methods.LayerCAM._fuse_cams([torch.cat(stage) for stage in zip(*by_stage, strict=True)], (SIZE, SIZE))
+    assert kind == "gradcam" or abs(maps.numpy() - plain.numpy()).max() > 0.1  # the rule makes a difference here

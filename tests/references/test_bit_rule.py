@@ -72,9 +72,7 @@ def test_rate_and_length_are_the_authors_on_as_many_images(num_examples: int, ba
 @pytest.mark.parametrize("num_examples", SIZES)
 def test_mixup_follows_the_number_of_examples(num_examples: int) -> None:
     found, _ = ours(num_examples, 512)
-    assert found["data"]["augmentation"]["mixup"] == next(
-        mix for below, _, mix in TABLE if num_examples < below
-    )
+    assert found["data"]["augmentation"]["mixup"] == next(mix for below, _, mix in TABLE if num_examples < below)
 
 
 @pytest.mark.parametrize("area", [32 * 32, 96 * 96 - 1, 96 * 96, 500 * 375])

@@ -32,9 +32,7 @@ def ill_scaled() -> tuple[np.ndarray, np.ndarray]:
     return ((values + 30 * rng.normal(size=12)) * np.geomspace(1e-4, 1e4, 12)).astype(np.float32), labels
 
 
-def reference(
-    l2: float, num: int, scaling: str = "standardize", weights: list[float] | None = None
-) -> Pipeline:
+def reference(l2: float, num: int, scaling: str = "standardize", weights: list[float] | None = None) -> Pipeline:
     fitted = LogisticRegression(
         C=1 / (l2 * num),
         solver="newton-cholesky",
@@ -51,9 +49,7 @@ def test_logistic_regression_of_digits(classes: int, l2: float, scaling: str) ->
     features, labels = digits(classes)
     fitted = classifiers.fit("logistic", features, labels, classes, l2=l2, scaling=scaling)
     other = reference(l2, len(labels), scaling).fit(features.astype(np.float64), labels)
-    np.testing.assert_allclose(
-        fitted.probabilities(features), other.predict_proba(features), atol=1e-6, rtol=0
-    )
+    np.testing.assert_allclose(fitted.probabilities(features), other.predict_proba(features), atol=1e-6, rtol=0)
     assert fitted.converged
 
 
@@ -90,9 +86,7 @@ def test_the_nearest_mean(scaling: str) -> None:
     """The classes of NearestCentroid, and the softmax of the negative squared distances to its centroids."""
     features, labels = digits()
     fitted = classifiers.fit("nearest_mean", features, labels, 10, scaling=scaling)
-    scaled = (
-        StandardScaler().fit_transform(features.astype(np.float64)) if scaling == "standardize" else features
-    )
+    scaled = StandardScaler().fit_transform(features.astype(np.float64)) if scaling == "standardize" else features
     other = NearestCentroid().fit(scaled, labels)
     np.testing.assert_array_equal(fitted.logits(features).argmax(axis=1), other.predict(scaled))
     # In units of the mean squared distance of an example to the centroid of its own class.

@@ -110,9 +110,7 @@ def test_of_equal_groups_the_interval_of_a_mean_is_students_of_theirs() -> None:
 @pytest.mark.parametrize("correlation", [1e-6, 0.1, CORRELATION])
 @pytest.mark.parametrize("mean", [0.7, 0.85])
 @pytest.mark.parametrize(("num", "unequal"), DESIGNS)
-def test_the_interval_of_an_accuracy_covers_it(
-    num: int, unequal: bool, mean: float, correlation: float
-) -> None:
+def test_the_interval_of_an_accuracy_covers_it(num: int, unequal: bool, mean: float, correlation: float) -> None:
     """95 % are said; few unequal groups of independent images are given a little too much, and none too little."""
     rng = np.random.default_rng(0)
     covered, plain = 0, 0
@@ -212,9 +210,7 @@ def corrupted(rng: np.random.Generator, share: NDArray[np.float64], names: Any =
     num = len(share)
     right = rng.random((len(names), 2, num)) < share
     severities = np.array([1, 2])
-    return Hits(
-        np.array([f"{k:04d}" for k in range(num)]), np.array(names), severities, right[0, 0], right, 1, 32
-    )
+    return Hits(np.array([f"{k:04d}" for k in range(num)]), np.array(names), severities, right[0, 0], right, 1, 32)
 
 
 def test_the_interval_of_corruptions_is_as_wide_as_the_gaps_spread() -> None:

@@ -99,9 +99,7 @@ def elastic(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.nd
     centre, arm = np.float32([height, width]) // 2, min(height, width) // 3
     triangle = np.float32([centre + arm, [centre[0] + arm, centre[1] - arm], centre - arm])
     other = triangle + rng.uniform(-reach, reach, triangle.shape).astype(np.float32)
-    x = cv2.warpAffine(
-        x, cv2.getAffineTransform(triangle, other), (width, height), borderMode=cv2.BORDER_REFLECT_101
-    )
+    x = cv2.warpAffine(x, cv2.getAffineTransform(triangle, other), (width, height), borderMode=cv2.BORDER_REFLECT_101)
     across = gaussian(rng.uniform(-1, 1, (height, width)), sigma, mode="reflect", truncate=3) * strength
     along = gaussian(rng.uniform(-1, 1, (height, width)), sigma, mode="reflect", truncate=3) * strength
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
@@ -114,9 +112,7 @@ def elastic(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.nd
 def test_the_elastic_transform_is_that_of_imagenet_c(severity: int) -> None:
     for image in (PHOTOGRAPH[60:284, 200:424], np.zeros((224, 224, 3), np.uint8)):
         theirs = elastic(image, severity, np.random.default_rng(severity)).astype(np.uint8).astype(int)
-        made = corruptions.CORRUPTIONS["elastic_transform"](
-            image / 255, severity - 1, np.random.default_rng(severity)
-        )
+        made = corruptions.CORRUPTIONS["elastic_transform"](image / 255, severity - 1, np.random.default_rng(severity))
         ours = (np.clip(made, 0, 1) * 255).astype(np.uint8).astype(int)
         assert abs(ours - theirs).max() <= 1 and (ours != theirs).mean() <= 0.01
 

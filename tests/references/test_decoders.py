@@ -45,9 +45,7 @@ def png(depth: int, colour: int, channels: int, palette: bytes = b"") -> bytes:
         rows = [np.packbits(row.astype(np.uint8)).tobytes() for row in bits.reshape(height, -1)]
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
@@ -61,9 +59,7 @@ def colours(number: int) -> bytes:
 
 def two_frames(kind: str, convert: Callable[[Image.Image], Image.Image]) -> bytes:
     black = convert(Image.new("RGB", (50, 37)))
-    return saved(
-        convert, kind, save_all=True, append_images=[black], **({"lossless": True} if kind == "WEBP" else {})
-    )
+    return saved(convert, kind, save_all=True, append_images=[black], **({"lossless": True} if kind == "WEBP" else {}))
 
 
 RGB, GREY = lambda p: p, lambda p: p.convert("L")

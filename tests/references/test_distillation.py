@@ -44,9 +44,7 @@ def of_torch(temperature: float, weight: float, *, smoothing: float, mixed: bool
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
-@pytest.mark.parametrize(
-    ("weight", "smoothing", "mixed"), [(0.9, 0.0, False), (0.3, 0.1, True), (1.0, 0.0, False)]
-)
+@pytest.mark.parametrize(("weight", "smoothing", "mixed"), [(0.9, 0.0, False), (0.3, 0.1, True), (1.0, 0.0, False)])
 def test_the_loss_and_its_gradient(temperature: float, weight: float, smoothing: float, mixed: bool) -> None:
     """With weights of examples and of classes, smoothed labels and mixtures: these are of the labels alone."""
     objective = Objective(CLASSES, ROWS, smoothing, CLASS_WEIGHTS, mixed, Distillation(temperature, weight))

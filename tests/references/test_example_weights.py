@@ -59,9 +59,7 @@ def test_logistic_regression(classes: int, class_weights: str | Sequence[float] 
     else:
         ours = None if class_weights is None else [float(k) for k in class_weights[:classes]]
         theirs = None if ours is None else dict(enumerate(ours))
-    fitted = classifiers.fit(
-        "logistic", values, labels, classes, l2=0.01, class_weights=ours, weights=weights
-    )
+    fitted = classifiers.fit("logistic", values, labels, classes, l2=0.01, class_weights=ours, weights=weights)
     expected = predicted_by_sklearn(values, labels, weights, 0.01, theirs)
     np.testing.assert_allclose(fitted.probabilities(values), expected, atol=1e-6, rtol=0)
     assert fitted.converged
@@ -96,9 +94,7 @@ def test_the_nearest_mean_of_whole_weights_is_that_of_repeated_examples(scaling:
     unit = np.average(square[np.arange(len(labels)), labels], weights=times)
     expected = np.exp(-(square - square.min(axis=1, keepdims=True)) / unit)
     expected /= expected.sum(axis=1, keepdims=True)
-    fitted = classifiers.fit(
-        "nearest_mean", values, labels, 3, scaling=scaling, weights=times.astype(np.float64)
-    )
+    fitted = classifiers.fit("nearest_mean", values, labels, 3, scaling=scaling, weights=times.astype(np.float64))
     np.testing.assert_allclose(fitted.probabilities(values), expected, atol=1e-6, rtol=0)
 
 
@@ -164,9 +160,7 @@ def test_a_whole_weight_is_the_example_so_many_times_and_only_ratios_matter(clas
         scaled, _ = classifier.fit(examples(scale * weights))
         np.testing.assert_allclose(scaled.probabilities(values), expected, atol=1e-6, rtol=0)
     ones, _ = classifier.fit(examples(np.full(120, 7.0)))
-    np.testing.assert_allclose(
-        ones.probabilities(values), unweighted.probabilities(values), atol=1e-6, rtol=0
-    )
+    np.testing.assert_allclose(ones.probabilities(values), unweighted.probabilities(values), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
@@ -184,9 +178,7 @@ def test_the_choice_of_l2_weights_the_fits_and_the_held_out_log_loss(
         for k in range(4):
             seen = fold != k
             given = None if class_weights is None else dict(enumerate(class_weights))
-            said[~seen] = predicted_by_sklearn(
-                values[seen], labels[seen], weights[seen], l2, given, of=values[~seen]
-            )
+            said[~seen] = predicted_by_sklearn(values[seen], labels[seen], weights[seen], l2, given, of=values[~seen])
         losses[l2] = log_loss(labels, said, sample_weight=weights * by_class)
     wide = values[:, None]
     weighted = Examples(wide, wide, labels, labels, weights=scale * weights)
@@ -212,9 +204,7 @@ def test_an_outlier_of_next_to_no_weight_takes_nothing_from_what_the_others_say(
     counts[::10] = 1e-12
     left = counts == 1
     chosen = nested.choose(Examples(far, far, labels, labels, weights=counts), fold, l2=[0.1])
-    expected = nested.choose(
-        Examples(values[left], values[left], labels[left], labels[left]), fold[left], l2=[0.1]
-    )
+    expected = nested.choose(Examples(values[left], values[left], labels[left], labels[left]), fold[left], l2=[0.1])
     assert chosen.log_loss == pytest.approx(expected.log_loss, abs=2e-3)
 
 
@@ -233,8 +223,6 @@ def test_settings_are_ranked_by_examples_that_count_as_they_do_in_training() -> 
     assert tuning.search(both, classifier, replace(of, weights=None), fold)[0].setting.layers == ["no"]
     best = tuning.search(both, classifier, of, fold)[0]
     assert best.setting.layers == ["yes"]
-    assert (
-        best.weighted_accuracy > 0.97 > 0.8 > best.accuracy
-    )  # what is shown counts each alike, as `eval` does
+    assert best.weighted_accuracy > 0.97 > 0.8 > best.accuracy  # what is shown counts each alike, as `eval` does
     left = replace(of, weights=np.where(wrong, 0.0, 1.0))
     assert tuning.search(both, classifier, left, fold)[0].accuracy > 0.97

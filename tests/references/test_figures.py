@@ -12,9 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from tl_dist.scores import figures
 
 
-def drawn(
-    classes: int, num: int = 400, shares: Sequence[float] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def drawn(classes: int, num: int = 400, shares: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Labels of unequal classes, and probabilities that are over-confident."""
     rng = np.random.default_rng(classes)
     shares = shares or np.geomspace(1, 5, classes) / np.geomspace(1, 5, classes).sum()

@@ -32,9 +32,7 @@ def test_wilsons_interval_covers_the_accuracy() -> None:
         stats.binom.pmf(counts, 200, accuracy)[(low <= accuracy) & (accuracy <= high)].sum()
         for accuracy in np.linspace(0.5, 0.97, 100)
     ]
-    assert (
-        np.mean(covered) == pytest.approx(0.95, abs=0.003) and min(covered) > 0.92
-    )  # counts are whole numbers
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.003) and min(covered) > 0.92  # counts are whole numbers
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(15, 0), (9, 3), (30, 22), (1, 1)])
@@ -94,9 +92,7 @@ def test_n1_is_what_the_folds_were_trained_on_also_beside_a_validation_split() -
     narrow = cross_validation.summary(cross_validation.merged(seeds))["interval"]
     assert narrow == pytest.approx(by_the_paper(values, 1 / 4), abs=1e-9)
     wider = np.ptp(result["interval"]) / np.ptp(narrow)
-    assert (
-        wider == pytest.approx(math.sqrt((1 / 10 + 40 / 130) / (1 / 10 + 1 / 4)), abs=1e-9) and wider > 1.07
-    )
+    assert wider == pytest.approx(math.sqrt((1 / 10 + 40 / 130) / (1 / 10 + 1 / 4)), abs=1e-9) and wider > 1.07
 
 
 def test_groups_of_unequal_size_have_the_mean_of_their_own_ratios() -> None:
@@ -121,9 +117,7 @@ def test_the_corrected_interval_covers_and_the_plain_one_does_not() -> None:
     True coverage of 0.95 would give less than 0.915 in 1 of 100 such simulations; the interval is a little wide.
     """
     rng = np.random.default_rng(0)
-    truth = stats.norm.cdf(
-        0.5
-    )  # of the best threshold between two normal classes; 48 examples find it nearly
+    truth = stats.norm.cdf(0.5)  # of the best threshold between two normal classes; 48 examples find it nearly
     covered = {0.25: 0, 0.0: 0}
     for _ in range(300):
         labels = rng.permutation(np.repeat([0, 1], 30))

@@ -41,9 +41,7 @@ def adamw_rule() -> tuple[OptimizerConfig, Any]:
     return ours, theirs
 
 
-def both(
-    backbone: str, reference_network: Callable[..., Any], **settings: Any
-) -> tuple[classifier.Classifier, Any]:
+def both(backbone: str, reference_network: Callable[..., Any], **settings: Any) -> tuple[classifier.Classifier, Any]:
     """Ours, and Keras's with the same weights, which rescales images by a layer of its own."""
     record = NORMALISED if backbone == "normalised" else registry.backbone(backbone)
     config = ModelConfig(backbone=backbone, weights="random", train_from="all", **settings)
@@ -65,9 +63,7 @@ def trained(net: classifier.Classifier, config: OptimizerConfig) -> list[float]:
     """The loss of each of our steps."""
     optimizer = optim.Optimizer(config, net.trainable, scale_loss=False)
     rate = partial(optim.learning_rate, config, steps_per_epoch=5, total_steps=NUM_STEPS)
-    run_steps = chunk.train_chunk(
-        step.TrainStep(net, optimizer, losses.Objective(CLASSES, BATCH), PARALLEL, rate)
-    )
+    run_steps = chunk.train_chunk(step.TrainStep(net, optimizer, losses.Objective(CLASSES, BATCH), PARALLEL, rate))
     feed, one = iter(batches()), tf.constant(1, tf.int64)
     return [float(run_steps(feed, tf.constant(k, tf.int64), one)["loss"]) / BATCH for k in range(NUM_STEPS)]
 
@@ -99,9 +95,7 @@ OTHER_MOMENTUM = (
         pytest.param(*PLAIN, momentum_rule, id="plain, momentum", marks=pytest.mark.full),
         pytest.param(*BATCH_NORM, adamw_rule, id="batch norm, adamw", marks=pytest.mark.full),
         pytest.param(*OTHER_MOMENTUM, adamw_rule, id="batch norm of another momentum, adamw"),
-        pytest.param(
-            *OTHER_MOMENTUM, momentum_rule, id="batch norm of another momentum", marks=pytest.mark.full
-        ),
+        pytest.param(*OTHER_MOMENTUM, momentum_rule, id="batch norm of another momentum", marks=pytest.mark.full),
     ],
 )
 def test_fifty_steps_have_the_losses_of_fit_and_end_with_its_outputs(

@@ -94,9 +94,7 @@ def test_the_loss_scale_and_the_weights_are_those_of_keras_through_overflows(
 
 def test_averaged_weights_are_those_of_tensorflow_with_the_number_of_updates() -> None:
     ours = variables()
-    optimizer = optim.Optimizer(
-        OptimizerConfig(name="sgd", learning_rate=0.1, ema=0.95), ours, scale_loss=False
-    )
+    optimizer = optim.Optimizer(OptimizerConfig(name="sgd", learning_rate=0.1, ema=0.95), ours, scale_loss=False)
     updates = tf.Variable(0, dtype=tf.int64)
     theirs = [tf.Variable(v.numpy()) for v in ours.values()]
     reference = tf.train.ExponentialMovingAverage(0.95, num_updates=updates)

@@ -30,9 +30,7 @@ def gradients(weights: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray
     return {path: w - 2.0 + noise.normal(size=w.shape) for path, w in weights.items()}
 
 
-def ours(
-    alpha: float = ALPHA, gradient: Any = gradients, steps: int = STEPS, **settings: Any
-) -> dict[str, np.ndarray]:
+def ours(alpha: float = ALPHA, gradient: Any = gradients, steps: int = STEPS, **settings: Any) -> dict[str, np.ndarray]:
     config = OptimizerConfig(**{"name": "sgd", "learning_rate": RATE, "l2_sp": alpha, **settings})
     variables = {path: tf.Variable(w, dtype=tf.float32) for path, w in start().items()}
     optimizer = optim.Optimizer(config, variables, scale_loss=False)
@@ -72,9 +70,7 @@ def test_through_the_momentum_the_pull_is_as_strong_as_the_documented_decoupled_
         return {path: np.full_like(w, push) for path, w in weights.items()}
 
     alpha, momentum = 0.002, 0.9
-    before, after = (
-        ours(alpha, displaced, steps, momentum=momentum)[KERNEL] - start()[KERNEL] for steps in (80, 130)
-    )
+    before, after = (ours(alpha, displaced, steps, momentum=momentum)[KERNEL] - start()[KERNEL] for steps in (80, 130))
     per_step = -np.log(after / before) / 50
     np.testing.assert_allclose(per_step, RATE * alpha / (1 - momentum), rtol=0.02)
 

@@ -52,9 +52,7 @@ CASES = [
 ]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras, as it reads its rate
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it reads its rate
 def test_they_decide_as_keras_does_in_any_number_of_attempts(tmp_path: Path) -> None:
     """The state goes through JSON after each evaluation, as it does through a checkpoint."""
     stops, drops = [], []

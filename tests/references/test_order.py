@@ -23,9 +23,7 @@ BATCH = 128
 Orders = NDArray[np.int64]
 
 
-def orders(
-    num_examples: int, epochs: int | range, *, seed: int = 0, block: int = 0, window: int = 1
-) -> Orders:
+def orders(num_examples: int, epochs: int | range, *, seed: int = 0, block: int = 0, window: int = 1) -> Orders:
     """The rows of the source in the order of each epoch, [epochs, examples]."""
     which = np.atleast_1d(np.arange(epochs) if isinstance(epochs, int) else np.array(epochs))
     positions = which[:, None] * num_examples + np.arange(num_examples)

@@ -21,14 +21,10 @@ from tl_dist.trainer.precise_statistics import averaging
 NUM_BATCHES = 5
 RNG = np.random.default_rng(0)
 # Each has a colour of its own, so that a small batch has another mean than the next one.
-IMAGES = np.clip(RNG.normal(RNG.uniform(40, 215, (40, 1, 1, 3)), 25, (40, 32, 32, 3)), 0, 255).astype(
-    np.uint8
-)
+IMAGES = np.clip(RNG.normal(RNG.uniform(40, 215, (40, 1, 1, 3)), 25, (40, 32, 32, 3)), 0, 255).astype(np.uint8)
 
 
-def recomputed(
-    policy: str, batch: int, accumulate: int
-) -> tuple[Any, dict[str, np.ndarray], list[np.ndarray]]:
+def recomputed(policy: str, batch: int, accumulate: int) -> tuple[Any, dict[str, np.ndarray], list[np.ndarray]]:
     """A network with wrong statistics, what these are afterwards, and the batches that it was shown."""
     net = normalised("all", policy)
     for statistic in net.statistics.values():
@@ -37,9 +33,7 @@ def recomputed(
     read = plain(labelled(IMAGES), 32)
     batches = list(train_batches(read, order, rows=range(batch), steps=range(NUM_BATCHES)))
     average = averaging(net, PARALLEL, global_batch=batch, accumulate=accumulate)
-    feed = iter(
-        tf.data.Dataset.from_tensor_slices(type(batches[0])(*map(tf.stack, zip(*batches, strict=True))))
-    )
+    feed = iter(tf.data.Dataset.from_tensor_slices(type(batches[0])(*map(tf.stack, zip(*batches, strict=True)))))
     for k in range(1, NUM_BATCHES + 1):
         average(feed, tf.constant(k, tf.int64))
     found = {path: variable.numpy() for path, variable in net.statistics.items()}
@@ -54,9 +48,7 @@ def of_torch(net: Any) -> tuple[list[Any], list[Any]]:
         convolution = torch.nn.Conv2d(kernel.shape[2], kernel.shape[3], 3, stride=2)
         convolution.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
         convolution.bias.data = torch.tensor(bias)
-        norm = torch.nn.BatchNorm2d(
-            kernel.shape[3], eps=net.network.get_layer(f"norm{k}").epsilon, momentum=1.0
-        )
+        norm = torch.nn.BatchNorm2d(kernel.shape[3], eps=net.network.get_layer(f"norm{k}").epsilon, momentum=1.0)
         convolutions.append(convolution.double())
         norms.append(norm.double().train())
     return convolutions, norms
@@ -66,9 +58,7 @@ def of_torch(net: Any) -> tuple[list[Any], list[Any]]:
 @pytest.mark.parametrize(
     ("policy", "batch", "accumulate"), [("sync", 8, 1), ("train", 8, 1), ("train", 4, 1), ("train", 5, 2)]
 )
-def test_they_are_those_of_all_values_that_the_layers_are_given(
-    policy: str, batch: int, accumulate: int
-) -> None:
+def test_they_are_those_of_all_values_that_the_layers_are_given(policy: str, batch: int, accumulate: int) -> None:
     net, found, batches = recomputed(policy, batch, accumulate)
     convolutions, norms = of_torch(net)
     given: list[list[np.ndarray]] = [[], []]

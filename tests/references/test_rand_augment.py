@@ -48,9 +48,7 @@ def test_an_operation_makes_torchvisions_image(name: str, magnitude: int) -> Non
         # A translation here says where a pixel comes from, there where it goes.
         inverse = -1.0 if name.startswith("Translate") else 1.0
         found = operation(tf.constant(image), magnitude / (BINS - 1), tf.constant(sign * inverse)).numpy()
-        expected = np.asarray(
-            _apply_op(Image.fromarray(image), name, sign * strength, InterpolationMode.NEAREST, None)
-        )
+        expected = np.asarray(_apply_op(Image.fromarray(image), name, sign * strength, InterpolationMode.NEAREST, None))
         distance = abs(found.astype(int) - expected)
         if name.startswith("Shear"):
             # torchvision shears about a pixel's corner, tl_dist about its middle: 0.15 of a pixel apart at most, so

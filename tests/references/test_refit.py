@@ -33,16 +33,12 @@ def reference(inputs: np.ndarray, outputs: np.ndarray, start: np.ndarray, dampin
     return scipy.linalg.lstsq(np.vstack([inputs, below]), np.vstack([outputs, below @ start]))[0]
 
 
-def design(
-    images: np.ndarray, network: Any, name: str, *, stride: int = 1, padding: int = 1
-) -> tuple[np.ndarray, Any]:
+def design(images: np.ndarray, network: Any, name: str, *, stride: int = 1, padding: int = 1) -> tuple[np.ndarray, Any]:
     """Patches that a 3 x 3 convolution sees, [places, height * width * channels + 1], by torch."""
     layer = network.get_layer(name)
     maps = keras.Model(network.inputs, layer.input)([images / np.float32(127.5) - 1])
     tensor = torch.tensor(maps.numpy()).permute(0, 3, 1, 2)
-    found = torch.nn.functional.unfold(
-        tensor, 3, padding=padding, stride=stride
-    )  # [images, channels * 9, places]
+    found = torch.nn.functional.unfold(tensor, 3, padding=padding, stride=stride)  # [images, channels * 9, places]
     patches = found.permute(0, 2, 1).reshape(-1, tensor.shape[1], 9).permute(0, 2, 1)
     flat = patches.reshape(len(patches), -1).double().numpy()
     return np.hstack([flat, np.ones((len(flat), 1))]), layer

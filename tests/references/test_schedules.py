@@ -52,8 +52,6 @@ def test_cosine(warmup: int, final: float) -> None:
 @pytest.mark.parametrize("warmup", [0, 30])
 def test_step(warmup: int) -> None:
     found = ours(name="step", warmup_epochs=warmup / PER_EPOCH, drop_at_epochs=(3.0, 7.0), drop_factor=0.2)
-    expected = theirs(
-        MultiStepLRScheduler, decay_t=[61, 141], decay_rate=0.2, warmup_t=warmup, warmup_prefix=False
-    )
+    expected = theirs(MultiStepLRScheduler, decay_t=[61, 141], decay_rate=0.2, warmup_t=warmup, warmup_prefix=False)
     np.testing.assert_allclose(found[warmup:], expected[warmup:-1], rtol=1e-5)
     np.testing.assert_allclose(found[:warmup], expected[1 : warmup + 1], rtol=1e-5)

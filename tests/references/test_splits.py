@@ -68,9 +68,7 @@ def test_every_example_is_held_out_equally_often_whatever_was_held_out_before() 
     held: dict[str, list[Any]] = {"test": [], "validation": []}
     for seed in SEEDS:
         fractions = {"test": 0.25, "validation": 0.15}
-        _, parts = hold_out_each(
-            np.arange(200), STRATA, None, fractions, total=200, seed=seed, key="data.{}_fraction"
-        )
+        _, parts = hold_out_each(np.arange(200), STRATA, None, fractions, total=200, seed=seed, key="data.{}_fraction")
         for name, rows in parts.items():
             held[name].append(as_mask(rows, 200))
     for masks in held.values():

@@ -51,9 +51,7 @@ def one_image(pixels: np.ndarray, kind: str = "PNG", num: int = 6) -> Source:
 @pytest.mark.parametrize(
     ("extent", "area"), [((375, 500), (0.08, 1.0)), ((300, 200), (0.3, 0.9)), ((64, 64), (0.08, 1.0))]
 )
-def test_random_crops_are_distributed_as_torchvisions(
-    extent: tuple[int, int], area: tuple[float, float]
-) -> None:
+def test_random_crops_are_distributed_as_torchvisions(extent: tuple[int, int], area: tuple[float, float]) -> None:
     torch.manual_seed(0)
     canvas = Image.new("L", extent[::-1])
     theirs = np.array([RandomResizedCrop.get_params(canvas, list(area), list(RATIO)) for _ in range(DRAWS)])
@@ -73,9 +71,7 @@ def test_the_place_of_a_crop_is_uniform() -> None:
         assert kstest(boxes[:, corner] / (whole - boxes[:, side]), "uniform").pvalue > 0.001
 
 
-@pytest.mark.parametrize(
-    "extent", [(50, 1000), (1000, 50), (37, 91), (333, 64), (100, 201), (3, 7), (1, 1000)]
-)
+@pytest.mark.parametrize("extent", [(50, 1000), (1000, 50), (37, 91), (333, 64), (100, 201), (3, 7), (1, 1000)])
 def test_where_no_attempt_fits_the_crop_is_torchvisions(extent: tuple[int, int]) -> None:
     theirs = RandomResizedCrop.get_params(Image.new("L", extent[::-1]), [1.0, 1.0], list(RATIO))
     assert crop_boxes(numbers(1), tf.constant(extent), (1.0, 1.0)).numpy()[0].tolist() == list(theirs)
@@ -114,9 +110,7 @@ def test_a_whole_image_is_stretched_to_the_square_that_torchvisions_resize_gives
 
 def test_a_batch_in_memory_is_cropped_alike() -> None:
     read = plain(labelled(np.stack([photograph(), photograph()[::-1]]), 2), 224, 0.875)
-    for ours, pixels in zip(
-        read.rows(tf.range(2), 0)[0].numpy(), (photograph(), photograph()[::-1]), strict=True
-    ):
+    for ours, pixels in zip(read.rows(tf.range(2), 0)[0].numpy(), (photograph(), photograph()[::-1]), strict=True):
         theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(Image.fromarray(pixels))
         assert np.abs(ours - np.asarray(theirs, float)).max() <= 1
 
@@ -134,9 +128,7 @@ def theirs_cropped(pixels: np.ndarray, box: Any, size: int) -> np.ndarray:
         pytest.param(224, (0.05, 0.1), 0.4, marks=pytest.mark.full),  # enlarged
     ],
 )
-def test_training_crops_are_smoothed_as_torchvisions(
-    size: int, area: tuple[float, float], mean: float
-) -> None:
+def test_training_crops_are_smoothed_as_torchvisions(size: int, area: tuple[float, float], mean: float) -> None:
     """Mean difference in levels of 255; without antialiasing it is three to four times as much where images shrink."""
     pixels, drawn = photograph(), tf.concat([numbers(6), tf.zeros([6, 1])], 1)
     crops = cropped_rows(one_image(pixels), tf.range(6), drawn, image_size=size, area=area)[0].numpy()
@@ -210,9 +202,7 @@ def holes(drawn: Any, size: int = 64) -> np.ndarray:
 def test_erased_rectangles_are_distributed_as_torchvisions() -> None:
     torch.manual_seed(0)
     canvas = torch.zeros(3, 64, 64)
-    parameters = [
-        RandomErasing.get_params(canvas, (0.02, 0.33), (1 / 3.3, 3.3), [0.0])[:4] for _ in range(1000)
-    ]
+    parameters = [RandomErasing.get_params(canvas, (0.02, 0.33), (1 / 3.3, 3.3), [0.0])[:4] for _ in range(1000)]
     theirs = np.array(parameters)
     ours = holes(draws.uniform(0, tf.range(1000, dtype=tf.int64), "random_erasing", 8))
     for name, measure in {

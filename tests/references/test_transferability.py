@@ -63,17 +63,15 @@ def test_nleep_is_the_likelihood_over_the_parts_of_a_mixture(shape: tuple[int, i
     reduced = PCA(0.8, svd_solver="full").fit_transform(features.astype(np.float64))
     reduced /= reduced[:, 0].std()
     parts = max(1, min(5 * len(np.unique(labels)), len(labels) // 5))
-    mixture = GaussianMixture(
-        parts, covariance_type="diag", random_state=0, max_iter=50, reg_covar=1e-4, tol=1e-2
-    ).fit(reduced)
+    mixture = GaussianMixture(parts, covariance_type="diag", random_state=0, max_iter=50, reg_covar=1e-4, tol=1e-2).fit(
+        reduced
+    )
     total = 0.0
     posterior = []
     for row in reduced:
         density = [
             weight * np.exp(norm(mean, np.sqrt(variance)).logpdf(row).sum())
-            for weight, mean, variance in zip(
-                mixture.weights_, mixture.means_, mixture.covariances_, strict=True
-            )
+            for weight, mean, variance in zip(mixture.weights_, mixture.means_, mixture.covariances_, strict=True)
         ]
         posterior.append(np.array(density) / np.sum(density))
     for i, label in enumerate(labels):
@@ -191,10 +189,6 @@ def test_the_error_of_a_regret_is_that_of_the_paired_difference_and_of_the_sprea
     right = agreement.agreement("right", [2.0, 1.0], [0.8, 0.72], agreement.resample([best, worse]))
     assert right is not None and right.error == 0  # the better one in every draw
     runs = np.zeros((2, num), bool)
-    runs[1] = (
-        True  # accuracies 0 and 1, whatever the images: the mean of two draws has a deviation of sqrt(1 / 8)
-    )
-    whole = agreement.agreement(
-        "seeds", [2.0, 1.0], [0.5, 1.0], agreement.resample([runs, np.ones((1, num), bool)])
-    )
+    runs[1] = True  # accuracies 0 and 1, whatever the images: the mean of two draws has a deviation of sqrt(1 / 8)
+    whole = agreement.agreement("seeds", [2.0, 1.0], [0.5, 1.0], agreement.resample([runs, np.ones((1, num), bool)]))
     assert whole is not None and whole.error == pytest.approx(np.sqrt(1 / 8), rel=0.1)

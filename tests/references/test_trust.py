@@ -51,9 +51,7 @@ def test_the_temperature_is_torchs_and_scipys(classes: int, scale: float) -> Non
 @pytest.mark.parametrize(("kept", "width", "k"), [(40, 8, 5), (7000, 16, 7)])
 def test_distances_are_scikit_learns(kept: int, width: int, k: int) -> None:
     rng = np.random.default_rng(kept)
-    bank, queries = (
-        neighbours.normalised(rng.normal(size=(n, width)).astype(np.float32)) for n in (kept, 77)
-    )
+    bank, queries = (neighbours.normalised(rng.normal(size=(n, width)).astype(np.float32)) for n in (kept, 77))
     expected = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.astype(np.float64))
     distances = expected.kneighbors(queries.astype(np.float64))[0][:, -1]
     np.testing.assert_allclose(neighbours.distances(bank, queries, 16), distances, rtol=1e-5)

@@ -35,9 +35,7 @@ class Rank:
         return everyone
 
 
-@pytest.mark.parametrize(
-    ("workers", "num", "files"), [(150, 1000, 50), (150, 100, 50), (65, 1000, 33), (64, 1000, 64)]
-)
+@pytest.mark.parametrize(("workers", "num", "files"), [(150, 1000, 50), (150, 100, 50), (65, 1000, 33), (64, 1000, 64)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_neighbours_share_a_file(workers: int, num: int, files: int, dtype: str, tmp_path: Path) -> None:
     """Of 150 with 100 rows each third has none, and makes no file."""

@@ -74,9 +74,7 @@ def checksums(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**40, (1, VARIABLES)).astype(np.float64)
 
 
-@pytest.mark.parametrize(
-    "rows", [checksums(), np.full((1, VARIABLES), 2.0**40 - 1), np.zeros((1, VARIABLES))]
-)
+@pytest.mark.parametrize("rows", [checksums(), np.full((1, VARIABLES), 2.0**40 - 1), np.zeros((1, VARIABLES))])
 def test_weights_that_are_equal_take_ten_kilobytes_to_compare(rows: np.ndarray) -> None:
     parallel = Thousand()
     agreement.compare_weights(parallel, rows, ["v"] * VARIABLES, 100)  # type: ignore[arg-type]
@@ -99,9 +97,7 @@ class OneDrifted(Thousand):
 
 
 @pytest.mark.parametrize("bit", [0, 19, 20, 39])
-@pytest.mark.parametrize(
-    "rows", [checksums(), np.full((1, VARIABLES), 2.0**40 - 1), np.zeros((1, VARIABLES))]
-)
+@pytest.mark.parametrize("rows", [checksums(), np.full((1, VARIABLES), 2.0**40 - 1), np.zeros((1, VARIABLES))])
 def test_one_bit_of_one_of_them_is_found_and_named(rows: np.ndarray, bit: int) -> None:
     names = [f"variable {k}" for k in range(VARIABLES)]
     match = r"after step 9 the weights of replica 700 .* first in variable 17 \(1 of 320"
@@ -157,9 +153,7 @@ def test_the_beats_of_all_are_read_at_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(heartbeats, "server_time_ns", probed)
     for rank in range(NUM):
         (tmp_path / f"rank_{rank:04d}").write_text(
-            json.dumps(
-                {"phase": "stepping", "step": rank, "host": "h", "pid": 1, "number": 3, "patience_s": 0.0}
-            )
+            json.dumps({"phase": "stepping", "step": rank, "host": "h", "pid": 1, "number": 3, "patience_s": 0.0})
         )
     began = time.monotonic()
     beats = Heartbeats(tmp_path).read()

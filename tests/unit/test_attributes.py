@@ -22,11 +22,7 @@ def assigned(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
                 yield ast.unparse(node)
-        elif (
-            isinstance(node, ast.Call)
-            and ast.unparse(node.func) in SETTERS
-            and ast.unparse(node.args[0]) != "self"
-        ):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in SETTERS and ast.unparse(node.args[0]) != "self":
             yield ast.unparse(node)
 
 

@@ -97,11 +97,7 @@ def rates(slow: str, reduction: float = 0.02) -> Callable[..., Any]:
         asked = {key: value for key, _, value in (override.partition("=") for override in overrides)}
         in_all = asked["workers"] != "1" and asked["global_batch"] == "256"
         images = 3000.0 if asked["workers"] == "1" else 14_000.0 if in_all else 23_000.0
-        kinds = (
-            ("in all", asked["strategy"])
-            if in_all
-            else (asked.get("strategy"), asked.get("model.batch_norm"))
-        )
+        kinds = ("in all", asked["strategy"]) if in_all else (asked.get("strategy"), asked.get("model.batch_norm"))
         images *= 0.4 if slow in kinds else 1.0
         return [{"event": "train", "examples_per_s": images, "reduction_share": reduction}]
 
@@ -121,9 +117,7 @@ def test_scaling_holds_when_every_bar_does(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     monkeypatch.setattr(gpu_acceptance, "trained", rates(slow, reduction))
-    monkeypatch.setattr(
-        gpu_acceptance, "speed", lambda *given: rates(slow, reduction)(*given)[0]["examples_per_s"]
-    )
+    monkeypatch.setattr(gpu_acceptance, "speed", lambda *given: rates(slow, reduction)(*given)[0]["examples_per_s"])
     assert gpu_acceptance.scaling().holds == holds
 
 
@@ -155,15 +149,11 @@ def test_a_fault_that_was_never_met_does_not_hold(
     monkeypatch.setattr(gpu_acceptance, "command", command)
     monkeypatch.setattr(gpu_acceptance, "pids_on_gpus", lambda: next(pids))
     assert gpu_acceptance.faults().holds == holds
-    assert met == [
-        (strategy, fault) for strategy in gpu_acceptance.PROCESSES for fault in ("", "kill", "stop")
-    ]
+    assert met == [(strategy, fault) for strategy in gpu_acceptance.PROCESSES for fault in ("", "kill", "stop")]
 
 
 @pytest.mark.parametrize("gpu", [None, "GPU:0"])
-def test_benchmarks_train_as_a_worker_does_on_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, gpu: str | None
-) -> None:
+def test_benchmarks_train_as_a_worker_does_on_what_is_there(monkeypatch: pytest.MonkeyPatch, gpu: str | None) -> None:
     """Else gpu_idle would measure steps that no run on a GPU takes."""
     taken: list[Any] = []
     monkeypatch.setattr(trainer, "gpu_of_process", lambda: gpu)
@@ -185,11 +175,7 @@ def test_the_page_has_the_steps_and_its_commands_are_configs_that_load() -> None
         overrides,
         gpu_runs.SYNTHETIC,
         gpu_input.COMMON,
-        *(
-            gpu_step.overrides("float32", norm, xla)
-            for norm in ("train", "inference")
-            for xla in gpu_step.BARS
-        ),
+        *(gpu_step.overrides("float32", norm, xla) for norm in ("train", "inference") for xla in gpu_step.BARS),
     ]
     for side in sides:
         assert config_file.load(gpu_acceptance.ROOT / gpu_runs.CONFIG, side).steps == 400

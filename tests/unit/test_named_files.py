@@ -44,22 +44,13 @@ def missing(path: Path, text: str) -> Iterator[str]:
     yield from (name for name in _PATH.findall(text) if name not in MADE_UP and not [*ROOT.glob(name)])
     yield from (name for name in _MODULE.findall(text) if not is_module(name))
     if path.name in ABOUT_HERE:
-        yield from (
-            name for name in _SHORT.findall(text) if not any(p.endswith(f"/{name}") for p in everything())
-        )
+        yield from (name for name in _SHORT.findall(text) if not any(p.endswith(f"/{name}") for p in everything()))
 
 
 def test_what_is_named_is_there() -> None:
-    assert not {
-        f"{path.relative_to(ROOT)}: {name}" for path in TEXTS for name in missing(path, path.read_text())
-    }
+    assert not {f"{path.relative_to(ROOT)}: {name}" for path in TEXTS for name in missing(path, path.read_text())}
 
 
 def test_a_name_of_nothing_is_found() -> None:
-    named = (
-        "tests/unit/"
-        + "nothing.py, tl_dist.runs."
-        + "nothing.here, `nothing/"
-        + "file.py`, `configs/smoke.yaml`"
-    )
+    named = "tests/unit/" + "nothing.py, tl_dist.runs." + "nothing.here, `nothing/" + "file.py`, `configs/smoke.yaml`"
     assert len([*missing(Path("CONTRIBUTING.md"), named)]) == 3

@@ -32,13 +32,9 @@ class Split(StrEnum):
 
 
 ConfigFile = Annotated[Path, Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, Argument(metavar="[KEY=VALUE]...", help="override a key, such as epochs=4")
-]
+Overrides = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="override a key, such as epochs=4")]
 RunPath = Annotated[Path, Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
-At = Annotated[
-    str, Option(metavar="best|last|STEP", help="checkpoint; default: best, else last", show_default=False)
-]
+At = Annotated[str, Option(metavar="best|last|STEP", help="checkpoint; default: best, else last", show_default=False)]
 RunsDirectory = Annotated[Path, Argument(metavar="[DIR]", help="directory that holds the runs")]
 Root = Annotated[Path, Option("--runs", metavar="DIR", help="directory that holds the runs")]
 Strategy = Annotated[str | None, Option(help="single, mirrored, horovod, collective, auto or an extension")]

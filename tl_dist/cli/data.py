@@ -67,9 +67,7 @@ def split(
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
     from tl_dist.tools.curate import split
 
-    manifest = split.split(
-        path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
-    )
+    manifest = split.split(path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force)
     _show(manifest, split.show, as_json)
 
 
@@ -105,9 +103,7 @@ def pack(
         return
     total = sum(s.num_examples for s in splits.values())
     taken = sum(path.stat().st_size for path in target.glob("*.tfrecord"))
-    console.say(
-        f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}"
-    )
+    console.say(f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}")
 
 
 def _show(facts: dict[str, Any], show: Callable[[dict[str, Any], Console], None], as_json: bool) -> None:

@@ -66,9 +66,7 @@ def export(
     int8: Annotated[bool, Option("--int8", help="litert with 8-bit weights")] = False,
     float16: Annotated[bool, Option("--float16", help="litert with 16-bit weights")] = False,
     check: Annotated[str, Option(metavar="SPLIT", help="split to compare on, or none")] = "test",
-    min_agreement: Annotated[
-        float | None, Option(min=0, max=1, help="share on which both must agree")
-    ] = None,
+    min_agreement: Annotated[float | None, Option(min=0, max=1, help="share on which both must agree")] = None,
     out: Annotated[Path | None, Option(metavar="DIR", help="default: RUN/exports/FORMAT")] = None,
     at: At = "",
 ) -> None:
@@ -79,9 +77,7 @@ def export(
     console, opened = Console(), RunDir.open(run)
     numbers = command.numbers_of(to, int8=int8, float16=float16)
     target = (out or command.default_directory(opened, to, numbers)).absolute()
-    request = Request(
-        to=to, numbers=numbers, out=str(target), check=check, min_agreement=min_agreement, at=at
-    )
+    request = Request(to=to, numbers=numbers, out=str(target), check=check, min_agreement=min_agreement, at=at)
     with console.busy(f"exporting {run}"):
         report = command.export(opened, request, say=lambda text: console.say(text, style="dim"))
     command.show(target, report, console)

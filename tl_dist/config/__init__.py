@@ -91,9 +91,7 @@ class Config(Section):
         elif (self.epochs is None) == (self.steps is None):
             if self.epochs is None:
                 raise _broken("give exactly one of epochs and steps; neither is given.", "add 'epochs: 10'.")
-            raise _broken(
-                "give exactly one of epochs and steps; both are given.", "remove one of them.", "steps"
-            )
+            raise _broken("give exactly one of epochs and steps; both are given.", "remove one of them.", "steps")
         return self
 
     def _rules_of_stages(self) -> None:

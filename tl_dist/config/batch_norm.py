@@ -19,6 +19,4 @@ def explained(cfg: Config) -> str:
     beginning = fresh(cfg)
     if beginning is None and cfg.model.prune:
         return "sync, since its statistics belong to layers with more channels"
-    return (
-        f"sync, since {beginning} hold no statistics" if beginning else "inference, by pretrained statistics"
-    )
+    return f"sync, since {beginning} hold no statistics" if beginning else "inference, by pretrained statistics"

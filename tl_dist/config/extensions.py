@@ -69,9 +69,7 @@ def imported(reference: str, who: str) -> Any:
         raise _refused(f"{who}: '{reference}' is not of the form package.module:NAME", "correct its package.")
     name, _, attribute = reference.partition(":")
     if name.partition(".")[0] in sys.stdlib_module_names:
-        raise _refused(
-            f"{who}: {name} is a module of Python itself", "name a module of an installed package."
-        )
+        raise _refused(f"{who}: {name} is a module of Python itself", "name a module of an installed package.")
     try:
         module = import_module(name)
     except (Exception, SystemExit) as error:

@@ -173,9 +173,7 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     return values
 
 
-def completed(
-    old: Mapping[str, Any], new: Mapping[str, Any], section: type[BaseModel] = Config
-) -> dict[str, Any]:
+def completed(old: Mapping[str, Any], new: Mapping[str, Any], section: type[BaseModel] = Config) -> dict[str, Any]:
     """Return the trajectory `old` with the defaults of keys of `new` that an earlier version did not know."""
     known = dict(old)
     for key, field in section.model_fields.items():

@@ -122,9 +122,7 @@ DATASETS: Mapping[str, Dataset] = {
     "synthetic": Dataset(f"{_FORMATS}.synthetic:open_synthetic", needs_path=False, made_up=True),
     "tfds": Dataset(f"{_FORMATS}.tfds:open_tfds", f"{_FORMATS}.tfds:is_tfds"),
     "tfrecord": Dataset(f"{_FORMATS}.tfrecord:open_tfrecord", f"{_FORMATS}.tfrecord:is_tfrecord"),
-    "image_folder": Dataset(
-        f"{_FORMATS}.image_folder:open_image_folder", f"{_FORMATS}.image_folder:is_image_folder"
-    ),
+    "image_folder": Dataset(f"{_FORMATS}.image_folder:open_image_folder", f"{_FORMATS}.image_folder:is_image_folder"),
 }
 """in the order in which they are tried: nearly any directory looks like an image folder, which is last"""
 
@@ -144,9 +142,7 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 
 BACKBONES: Mapping[str, str] = {
-    name: f"tl_dist.models.backbones.{family}:{name.upper()}"
-    for family, names in _FAMILIES.items()
-    for name in names
+    name: f"tl_dist.models.backbones.{family}:{name.upper()}" for family, names in _FAMILIES.items() for name in names
 }
 
 
@@ -201,12 +197,8 @@ class Registry(Generic[T]):
 
 
 DATASET = Registry[Dataset]("dataset", "name", DATASETS, "tl_dist.datasets", f"{__name__}:Dataset")
-BACKBONE = Registry[Any](
-    "backbone", "backbone", BACKBONES, "tl_dist.backbones", "tl_dist.models.backbones:Backbone"
-)
-STRATEGY = Registry[Strategy](
-    "strategy", "strategy", STRATEGIES, "tl_dist.strategies", f"{__name__}:Strategy"
-)
+BACKBONE = Registry[Any]("backbone", "backbone", BACKBONES, "tl_dist.backbones", "tl_dist.models.backbones:Backbone")
+STRATEGY = Registry[Strategy]("strategy", "strategy", STRATEGIES, "tl_dist.strategies", f"{__name__}:Strategy")
 dataset, backbone, strategy = DATASET.record, BACKBONE.record, STRATEGY.record
 KINDS: tuple[Registry[Any], ...] = (DATASET, BACKBONE, STRATEGY)
 

@@ -101,9 +101,7 @@ def random_resized_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any
     """
     size = images.shape[1]
     boxes = crop_boxes(draw(4 * ATTEMPTS), tf.constant([size, size]), settings.crop_area)
-    return tf.ensure_shape(
-        tf.numpy_function(_stretched, [images, boxes], tf.uint8, stateful=False), images.shape
-    )
+    return tf.ensure_shape(tf.numpy_function(_stretched, [images, boxes], tf.uint8, stateful=False), images.shape)
 
 
 def _stretched(images: NDArray[np.uint8], boxes: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -198,9 +196,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "brightness": lambda images, draw, settings: clipped(
         tf.cast(images, tf.float32) * (0.8 + 0.4 * _by_row(draw(1)[:, 0]))
     ),
-    "colour_jitter": lambda images, draw, settings: jittered(
-        images, draw(4), settings.jitter, settings.jitter_hue
-    ),
+    "colour_jitter": lambda images, draw, settings: jittered(images, draw(4), settings.jitter, settings.jitter_hue),
     "rand_augment": lambda images, draw, settings: rand_augmented(
         images, draw, settings.rand_augment_num, settings.rand_augment_magnitude
     ),
@@ -208,9 +204,7 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-def augment(
-    images: Any, names: tuple[str, ...], settings: AugmentConfig, run_seed: int, positions: Any
-) -> Any:
+def augment(images: Any, names: tuple[str, ...], settings: AugmentConfig, run_seed: int, positions: Any) -> Any:
     """Apply the named operations in order to images uint8 [rows, size, size, 3]."""
     shape = images.shape
     for name in names:

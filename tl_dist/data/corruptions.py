@@ -206,9 +206,7 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
 }
 """the first four belong to ImageNet-C"""
 CORRUPTIONS: Mapping[str, Corrupt] = {
-    name: getattr(displacements, name, None) or globals()[name]
-    for names in CATEGORIES.values()
-    for name in names
+    name: getattr(displacements, name, None) or globals()[name] for names in CATEGORIES.values() for name in names
 }
 
 
@@ -282,9 +280,7 @@ def _frost(number: int, height: int, width: int) -> NDArray[np.uint8]:
     name = f"imagecorruptions/frost/frost{number + 1}.{'png' if number < 3 else 'jpg'}"
     picture = cv2.imread(str(fetch(FROST, name)))
     if picture is None:
-        raise Refusal(
-            f"{name} of {FROST} cannot be decoded.", fix="remove it from the cache.", code=ExitCode.DATA
-        )
+        raise Refusal(f"{name} of {FROST} cannot be decoded.", fix="remove it from the cache.", code=ExitCode.DATA)
     scale = 1.1 * max(1, height / picture.shape[0], width / picture.shape[1])
     size = (math.ceil(picture.shape[1] * scale), math.ceil(picture.shape[0] * scale))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)[..., ::-1], np.uint8)

@@ -21,9 +21,7 @@ def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
     return tf.concat([draws.uniform(seed, positions, "random_resized_crop", 4 * ATTEMPTS), flips], 1)
 
 
-def cropped(
-    source: Source, index: Any, numbers: Any, *, image_size: int, area: tuple[float, float]
-) -> tuple[Any, Any]:
+def cropped(source: Source, index: Any, numbers: Any, *, image_size: int, area: tuple[float, float]) -> tuple[Any, Any]:
     """Return a random resized crop uint8 [image_size, image_size, 3] of an example, by a row of `drawn`, and its label.
 
     The random numbers are the same as in the operations `random_resized_crop` and `flip`.
@@ -86,9 +84,7 @@ _RATIOS = (1, 2, 4, 8)
 _TINY = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()  # stands in for other formats
 
 
-def _decoded_crop(
-    encoded: Any, numbers: Any, orientation: Any, area: tuple[float, float], image_size: int
-) -> Any:
+def _decoded_crop(encoded: Any, numbers: Any, orientation: Any, area: tuple[float, float], image_size: int) -> Any:
     """Decode the crop in one of five branches (nested ones cost as much as the resize); a JPEG is not rotated yet."""
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
     extent = tf.image.extract_jpeg_shape(tf.where(is_jpeg, encoded, _TINY))[None, :2]
@@ -129,13 +125,9 @@ def _resized(size: int, flips: Any, orientations: Any, *crops: Any) -> Any:
     return tf.ensure_shape(images, [len(crops), size, size, 3])
 
 
-def _resize(
-    size: int, flipped: NDArray[np.bool_], orientations: NDArray[np.int32], *crops: Any
-) -> NDArray[np.uint8]:
+def _resize(size: int, flipped: NDArray[np.bool_], orientations: NDArray[np.int32], *crops: Any) -> NDArray[np.uint8]:
     images = np.empty((len(crops), int(size), int(size), 3), np.uint8)
-    for crop, image, flip, orientation in zip(
-        crops, images, flipped.tolist(), orientations.tolist(), strict=True
-    ):
+    for crop, image, flip, orientation in zip(crops, images, flipped.tolist(), orientations.tolist(), strict=True):
         stretch(turned(crop, orientation), image)
         if flip:
             cv2.flip(image, 1, dst=image)

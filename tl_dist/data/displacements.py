@@ -37,8 +37,7 @@ def elastic_transform(x: Image, level: int, rng: np.random.Generator) -> Any:
     # float32, as in ImageNet-C: OpenCV's sampling points for float32 and float64 differ by up to 1/64 px.
     placed = _warped(x.astype(np.float32), cv2.getAffineTransform(corners, moved))
     right, down = (
-        gaussian_filter(rng.uniform(-1, 1, x.shape[:2]), sigma * unit, mode="reflect", truncate=3)
-        * (strength * unit)
+        gaussian_filter(rng.uniform(-1, 1, x.shape[:2]), sigma * unit, mode="reflect", truncate=3) * (strength * unit)
         for _ in range(2)
     )
     places = np.mgrid[:side, :side] + np.stack([down, right])

@@ -139,9 +139,7 @@ def example_weights(order: Order, weights: NDArray[np.float32]) -> Transform:
 
 def dropout_masks(order: Order, features: int, dropout: float) -> Transform:
     """Draw a mask of so many features for each row."""
-    return lambda batch: batch._replace(
-        masks=draws.keep_masks(order.seed, batch.positions, features, dropout)
-    )
+    return lambda batch: batch._replace(masks=draws.keep_masks(order.seed, batch.positions, features, dropout))
 
 
 def teacher_logits(order: Order, look_up: LookUp) -> Transform:

@@ -120,9 +120,7 @@ OPERATIONS: Mapping[str, _Operation] = {
     "rotate": _rotate,
     "brightness": lambda image, strength, sign: _blend(0.0, image, 1 + sign * 0.9 * strength),
     "colour": lambda image, strength, sign: _blend(_grey(image), image, 1 + sign * 0.9 * strength),
-    "contrast": lambda image, strength, sign: _blend(
-        tf.reduce_mean(_grey(image)), image, 1 + sign * 0.9 * strength
-    ),
+    "contrast": lambda image, strength, sign: _blend(tf.reduce_mean(_grey(image)), image, 1 + sign * 0.9 * strength),
     "sharpness": _sharpness,
     "posterize": _posterize,
     "solarize": _solarize,

@@ -49,9 +49,7 @@ def stretch(crop: NDArray[np.uint8], square: NDArray[np.uint8]) -> None:
     size, part = len(square), np.asarray(crop)
     shortest = min(part.shape[:2])
     while shortest >= 2 * size:
-        part = np.asarray(
-            cv2.resize(part, (part.shape[1] // 2, part.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        )
+        part = np.asarray(cv2.resize(part, (part.shape[1] // 2, part.shape[0] // 2), interpolation=cv2.INTER_AREA))
         shortest //= 2
     if max(part.shape[:2]) > size:
         vertical, horizontal = (_smoothing(side / size) for side in part.shape[:2])

@@ -213,8 +213,7 @@ def manifest(splits: Splits) -> dict[str, Any]:
     content: dict[str, Any] = {
         "class_names": list(splits["train"].class_names),
         "splits": {
-            name: {"fingerprint": source.fingerprint, "ids": list(source.ids)}
-            for name, source in splits.items()
+            name: {"fingerprint": source.fingerprint, "ids": list(source.ids)} for name, source in splits.items()
         },
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -97,9 +97,7 @@ class Annotations:
             "soft_others": others,
             "soft_shares": shares,
         }
-        existing = [
-            name.encode() + values.tobytes() for name, values in columns.items() if values is not None
-        ]
+        existing = [name.encode() + values.tobytes() for name, values in columns.items() if values is not None]
         return hashlib.sha256(b"".join(existing)).hexdigest() if existing else ""
 
 

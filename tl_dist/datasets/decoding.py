@@ -123,9 +123,7 @@ def _flips(orientations: Any) -> Any:
 def jpeg_orientations(encoded: Any) -> Any:
     """Return int32 [rows]: `preprocess.jpeg_orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
     # Most have a JFIF segment followed by their tables, and so no EXIF data.
-    is_bare = (tf.strings.substr(encoded, 0, 6) == b"\xff\xd8\xff\xe0\0\x10") & (
-        _text(encoded, 20, 2) == b"\xff\xdb"
-    )
+    is_bare = (tf.strings.substr(encoded, 0, 6) == b"\xff\xd8\xff\xe0\0\x10") & (_text(encoded, 20, 2) == b"\xff\xdb")
     return tf.cond(
         tf.reduce_all(is_bare),
         lambda: tf.ones(tf.shape(encoded), tf.int32),
@@ -180,9 +178,7 @@ def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
         )
 
     start = (tf.constant(8), tf.constant(False), tf.constant(0), tf.constant(0))
-    state = tf.while_loop(
-        is_before_pixels, next_chunk, start, maximum_iterations=_SEGMENTS, parallel_iterations=1
-    )
+    state = tf.while_loop(is_before_pixels, next_chunk, start, maximum_iterations=_SEGMENTS, parallel_iterations=1)
     return state[1:]
 
 
@@ -227,9 +223,7 @@ def _value(numbers: Any, little: Any) -> Any:
     """Return int32 [...] from bytes [..., up to 4], little-endian where `little`."""
     places = [1 << 8 * k for k in range(numbers.shape[-1])]
     big_endian = tf.reduce_sum(numbers * places[::-1], -1)
-    return (
-        big_endian if little is False else tf.where(little, tf.reduce_sum(numbers * places, -1), big_endian)
-    )
+    return big_endian if little is False else tf.where(little, tf.reduce_sum(numbers * places, -1), big_endian)
 
 
 def _on_white(pixels: Any) -> Any:

@@ -150,9 +150,7 @@ class _Listings:
             listed = self._first.get(_looked_before(path)[0]) or self._new(path, _scanned(path))
         return self._first.setdefault(listed.identity, listed)
 
-    def sizes(
-        self, folder: str, names: Collection[str], mapped: Callable[..., Iterable[int | None]]
-    ) -> dict[str, int]:
+    def sizes(self, folder: str, names: Collection[str], mapped: Callable[..., Iterable[int | None]]) -> dict[str, int]:
         """Return the sizes of at least these files of a folder, without those that cannot be read."""
         path = os.path.join(folder, "")  # with a slash, it is cached with only the files that were asked for
         listed = None

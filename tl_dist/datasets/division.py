@@ -75,9 +75,7 @@ def division(
         content["folds"] = [_ids(pool, np.flatnonzero(fold == k)) for k in range(folds)]
     else:
         num, fractions = pool.num_examples, {"test": test, "validation": validation}
-        train, parts = hold_out_each(
-            np.arange(num), pool.labels, groups, fractions, total=num, seed=seed, key="--{}"
-        )
+        train, parts = hold_out_each(np.arange(num), pool.labels, groups, fractions, total=num, seed=seed, key="--{}")
         content["splits"] = {name: _ids(pool, part) for name, part in {"train": train, **parts}.items()}
     return {"digest": _digest(content), **content}
 
@@ -222,9 +220,7 @@ def _matches(pool: Source, group: str) -> Sequence[str]:
         pattern = re.compile(group)
     except re.error as error:
         fix = "such as '^([^/]*)/', for the first folder of a path."
-        raise Refusal(
-            f"group {group!r} is no regular expression: {error}.", fix=fix, code=ExitCode.USAGE
-        ) from error
+        raise Refusal(f"group {group!r} is no regular expression: {error}.", fix=fix, code=ExitCode.USAGE) from error
     matches = [pattern.search(name) for name in pool.ids]
     for name, match in zip(pool.ids, matches, strict=True):
         if match is None:

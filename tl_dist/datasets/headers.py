@@ -61,9 +61,7 @@ def fault(location: Location, *, thorough: bool = True) -> Fault | None:
             return Fault(location.offset, "is no regular file")
         length = status.st_size - location.offset if location.length is None else location.length
         if location.offset + length > status.st_size:
-            return Fault(
-                status.st_size, f"the file ends {location.offset + length - status.st_size} bytes early"
-            )
+            return Fault(status.st_size, f"the file ends {location.offset + length - status.st_size} bytes early")
 
         def read(at: int, num: int) -> bytes:
             return os.pread(fd, max(0, min(num, length - at)), location.offset + at)

@@ -81,9 +81,7 @@ def _eight_bits(image: Image.Image, encoded: bytes) -> np.ndarray:
     if is_deep(image):
         return _scaled(_deep(image, encoded, raw), image)
     if image.mode in ("I", "F"):
-        raise ValueError(
-            "its pixels are numbers of 32 bits, or have a sign: no range of them is black to white"
-        )
+        raise ValueError("its pixels are numbers of 32 bits, or have a sign: no range of them is black to white")
     if raw in ("L;2", "L;4") and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= {"L;2": 85, "L;4": 17}[raw]
     return _loaded(image, "RGBA" if image.has_transparency_data else "RGB")
@@ -196,9 +194,7 @@ def resized(image: np.ndarray, size: int, crop_fraction: float | None) -> np.nda
     else:
         whole = int(size / crop_fraction) * extent // extent.min()
         begin = np.rint((whole - size) / 2).astype(np.float32)
-    rows, columns = (
-        _weights(int(extent[k]), size, np.float32(whole[k] / extent[k]), begin[k]) for k in range(2)
-    )
+    rows, columns = (_weights(int(extent[k]), size, np.float32(whole[k] / extent[k]), begin[k]) for k in range(2))
     tall = np.einsum("yh,hwc->ywc", rows, image.astype(np.float32))
     square = np.einsum("xw,ywc->yxc", columns, tall)
     return np.clip(np.rint(square), 0, 255).astype(np.uint8)

@@ -115,9 +115,7 @@ def write(file: Path, bad: Sequence[Bad]) -> None:
 
 def merged(*lists: Sequence[Bad]) -> list[Bad]:
     """Merge lists, with one entry for each example, the first that names it."""
-    return list(
-        {(bad.split, bad.id): bad for entries in reversed(lists) for bad in reversed(entries)}.values()
-    )[::-1]
+    return list({(bad.split, bad.id): bad for entries in reversed(lists) for bad in reversed(entries)}.values())[::-1]
 
 
 def budget(max_bad: int | None, splits: Splits) -> int:

@@ -67,9 +67,7 @@ class RecordStore(EncodedStore):
                     raise
                 raise ValueError(f"{self.names[k]} cannot be read: {error.strerror}") from error
             if len(content) != sizes[k]:
-                raise ValueError(
-                    f"{self.names[k]}: {self.files[shard]} ends before offset {offsets[k] + sizes[k]}"
-                )
+                raise ValueError(f"{self.names[k]}: {self.files[shard]} ends before offset {offsets[k] + sizes[k]}")
             if google_crc32c.value(content) != checks[k]:
                 raise ValueError(f"{self.names[k]}: the checksum at offset {offsets[k]} is wrong")
             return content

@@ -62,9 +62,7 @@ def numbers(source: Source, root: Path) -> Numbers:
     if isinstance(store, PixelStore):
         stored = ((row, store.kept(row)) for row in rows.tolist())
         # A generated image is identified by its store and row.
-        hashes[rows] = [
-            _of(f"{pool.fingerprint} {k}".encode()) if p is None else _of_pixels(p) for k, p in stored
-        ]
+        hashes[rows] = [_of(f"{pool.fingerprint} {k}".encode()) if p is None else _of_pixels(p) for k, p in stored]
         return hashes[rows]
     if len(sample) > MOST:
         sample = np.sort(np.random.default_rng(0).choice(sample, MOST, replace=False))
@@ -156,9 +154,7 @@ def record(run: RunDir, cfg: Config, splits: Splits) -> None:
         save_npz(run.path / FILE, trained=trained, chosen=chosen, validation=own.validation)
 
 
-def flattered(
-    cfg: Config, root: Path, what: str, splits: Splits | None = None, *, begun: bool = False
-) -> list[str]:
+def flattered(cfg: Config, root: Path, what: str, splits: Splits | None = None, *, begun: bool = False) -> list[str]:
     """Return warnings of held-out images that were seen before; refuses (64) them in a new run without `allow_seen`.
 
     `what` is the command, which decides what is held out: "train" the splits other than train, where validation may

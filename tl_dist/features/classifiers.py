@@ -168,9 +168,7 @@ def logistic(
     steps, converged, stuck = 0, False, False
     while steps < MOST_STEPS and not converged and not stuck:
         watch()
-        with warnings.catch_warnings(
-            record=True
-        ) as caught:  # every search that ends before the minimum warns
+        with warnings.catch_warnings(record=True) as caught:  # every search that ends before the minimum warns
             warnings.simplefilter("always")
             model.fit(features, labels, sample_weight=losses)
         steps += int(model.n_iter_[0])

@@ -168,9 +168,7 @@ class Extraction:
         )
         return manifest if is_expected else None
 
-    def _shards(
-        self, temporary: Path, old: Manifest | None, reused: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def _shards(self, temporary: Path, old: Manifest | None, reused: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write the files that are missing, one on each worker at a time; return all."""
         parallel = self.parallel
         if old is None:
@@ -253,9 +251,7 @@ def _reuse(old: Manifest, damaged: Sequence[str], directory: Path, temporary: Pa
         with suppress(OSError):
             if shard.file not in damaged:
                 os.link(directory / shard.file, temporary / shard.file)
-                reused.append(
-                    {**shard.model_dump(), **old.model_dump(include={"dtype", "computed", "shape"})}
-                )
+                reused.append({**shard.model_dump(), **old.model_dump(include={"dtype", "computed", "shape"})})
     return reused
 
 

@@ -81,9 +81,7 @@ _OURS = re.compile(r"manifest\.json|owner\.json|shard-[0-9]{4,}\.npy|\.tmp-.+-[0
 
 def foreign_in(directory: Path) -> list[str]:
     """Return the names in a set's directory that this package does not write, and so must not remove."""
-    return sorted(
-        path.name for path in children(directory) if not _OURS.fullmatch(path.name) or path.is_dir()
-    )
+    return sorted(path.name for path in children(directory) if not _OURS.fullmatch(path.name) or path.is_dir())
 
 
 def discard(directory: Path) -> None:

@@ -51,10 +51,7 @@ def columns_of(layers: Sequence[str], widths: Sequence[int]) -> dict[str, NDArra
     `widths` are the numbers of columns of the layers, in the order of the features.
     """
     starts = np.cumsum([0, *widths])
-    return {
-        " ".join(layers[first:]): np.arange(starts[first], starts[-1])
-        for first in reversed(range(len(layers)))
-    }
+    return {" ".join(layers[first:]): np.arange(starts[first], starts[-1]) for first in reversed(range(len(layers)))}
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,9 +149,7 @@ def _round(rows: np.ndarray, dtype: str) -> np.ndarray:
     return result
 
 
-def write_shard(
-    path: Path, pieces: Iterator[np.ndarray], num_rows: int, dtype: str = "computed"
-) -> dict[str, Any]:
+def write_shard(path: Path, pieces: Iterator[np.ndarray], num_rows: int, dtype: str = "computed") -> dict[str, Any]:
     """Write `num_rows` rows into one file as they come; return what `commit` needs to know of it.
 
     `pieces` is consumed to its end; no file is written if there are no rows.

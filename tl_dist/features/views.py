@@ -70,9 +70,7 @@ def reader(
     def read(indices: Any, positions: Any) -> tuple[Any, Any]:
         examples = indices if examples_held is None else tf.gather(examples_held, indices)
         if augmentations is None:
-            views = [
-                features.rows(examples, tf.zeros_like(examples) + view) for view in range(features.num_views)
-            ]
+            views = [features.rows(examples, tf.zeros_like(examples) + view) for view in range(features.num_views)]
             values = tf.stack(views, axis=1)
         else:
             values = features.rows(examples, drawn_views(augmentations, seed, positions))

@@ -47,9 +47,7 @@ def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
     declared: list[str] = []
     with suppress(PackageNotFoundError):  # a checkout that is not installed
         declared = requires("tl_dist") or []
-    of_extra = (
-        need.partition(";")[0].strip() for need in declared if re.search(rf"extra == .{extra}\b", need)
-    )
+    of_extra = (need.partition(";")[0].strip() for need in declared if re.search(rf"extra == .{extra}\b", need))
     floors = {re.split(r"[^\w.-]", need)[0].replace("-", "_"): need for need in of_extra}
     floors["mlflow"] = floors.get("mlflow_skinny", "mlflow-skinny")
     fix = f"pip install {' '.join(shlex.quote(floors.get(name, name)) for name in missing)}."

@@ -31,9 +31,7 @@ def make_private(directory: Path) -> None:
     refuse_unsafe(directory, links=True)
 
 
-def refuse_unsafe(
-    directory: Path, *, links: bool = False, shared: bool = False, instead: str = OTHER_ROOT
-) -> None:
+def refuse_unsafe(directory: Path, *, links: bool = False, shared: bool = False, instead: str = OTHER_ROOT) -> None:
     """Refuse (78) a directory through which another user could change what is read or written there.
 
     A missing directory is safe; a link is accepted only with `links`, and never from another user. `shared`: a
@@ -72,9 +70,7 @@ def refuse_unsafe_below(directory: Path) -> None:
             for entry in entries:
                 left -= 1
                 if not left:
-                    raise unsafe(
-                        directory, f"holds more than {limits.RUN_ENTRIES:,} files", "move some away."
-                    )
+                    raise unsafe(directory, f"holds more than {limits.RUN_ENTRIES:,} files", "move some away.")
                 path = Path(entry.path)
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)

@@ -122,9 +122,7 @@ def worker_argv(run: Path, request: Path | None = None) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "tl_dist.trainer", str(run), *([str(request)] if request else []))
 
 
-def worker_environment(
-    cfg: Config, inherited: Mapping[str, str], *, processes: int, cores: int
-) -> dict[str, str]:
+def worker_environment(cfg: Config, inherited: Mapping[str, str], *, processes: int, cores: int) -> dict[str, str]:
     """Return the environment of a worker, without its place among the others."""
     own = {k: v for k, v in inherited.items() if not is_secret(k, v) and k not in PLACE}
     threads = cfg.runtime.threads or max(1, cores // processes)

@@ -35,9 +35,7 @@ class HangDetector:
             beat = beats.get(rank)
             if beat and not beat.patience_s and any(other.number <= beat.number for other in working):
                 self._waited[rank] = now
-            silent_s = now - max(
-                self._waited.get(rank, self._began), now - beat.age_s if beat else self._began
-            )
+            silent_s = now - max(self._waited.get(rank, self._began), now - beat.age_s if beat else self._began)
             if silent_s > self._limit_s(beat):
                 doing = f"while {beat.phase}, at step {beat.step}" if beat else "before its first sign"
                 how = f"stalled, without progress for {silent_s:.0f} s {doing}"

@@ -131,9 +131,7 @@ def run_task(
                 heading=heading or what,
             ) as group,
         ):
-            while not (
-                group.wait(0.1) or signals.stop or any(exit.code not in ORDERLY for exit in group.exits)
-            ):
+            while not (group.wait(0.1) or signals.stop or any(exit.code not in ORDERLY for exit in group.exits)):
                 watch()
             group.end(grace_s=0 if signals.stop else None)
             watch()

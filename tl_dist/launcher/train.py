@@ -155,9 +155,7 @@ def headline(cfg: Config, run: RunDir) -> str:
     workers = f"{count} workers" if count > 1 else "1 worker"
     single = registry.strategy(cfg.strategy).workers == "one"
     strategy = cfg.strategy if single else f"{cfg.strategy}, {workers}"
-    return (
-        f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
-    )
+    return f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
 
 
 def prepare(cfg: Config, console: Console) -> None:

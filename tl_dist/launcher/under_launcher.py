@@ -23,9 +23,7 @@ JOIN_S = 60.0
 """how long a worker waits for rank 0 to make the run directory"""
 
 
-def join(
-    request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None
-) -> NoReturn:
+def join(request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None) -> NoReturn:
     """Become one of a launcher's workers. Rank 0 creates the run directory; the others wait for it."""
     rank, size, variable = rank_in(env), expected_world_size(env), rank_variable(env)
     who = f"rank {rank} of {size or 'unknown'} ({variable})"

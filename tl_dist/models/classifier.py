@@ -80,9 +80,7 @@ class Classifier:
         self.new: set[str] = set()
         """paths in the backbone that keep their random initialization when pretrained weights are loaded"""
         if config.reinitialize is not None:
-            first = networks.first_trainable_layer(
-                backbone, network, config.reinitialize, key="model.reinitialize"
-            )
+            first = networks.first_trainable_layer(backbone, network, config.reinitialize, key="model.reinitialize")
             self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)

@@ -99,9 +99,7 @@ def write(
             labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
 
 
-def _write_saved_model(
-    model: Any, target: Path, class_names: Sequence[str], read: Callable[[Any], Any]
-) -> None:
+def _write_saved_model(model: Any, target: Path, class_names: Sequence[str], read: Callable[[Any], Any]) -> None:
     """Write two signatures to `probabilities` and `class`: `serving_default` of images, `encoded` of JPEG or PNG."""
     import keras
     import tensorflow as tf
@@ -149,9 +147,7 @@ def _saved_model(file: Path, threads: int) -> Predict:
 
     # The returned function must refer to the model: a signature alone does not keep its weights alive.
     model = tf.saved_model.load(str(file))
-    return lambda images: np.asarray(
-        model.signatures["serving_default"](images=tf.constant(images))["probabilities"]
-    )
+    return lambda images: np.asarray(model.signatures["serving_default"](images=tf.constant(images))["probabilities"])
 
 
 def _keras(file: Path, threads: int) -> Predict:

@@ -27,9 +27,7 @@ _CHANNEL_BY_CHANNEL = (
 )  # fmt: skip
 
 
-def first_trainable_layer(
-    backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
-) -> int:
+def first_trainable_layer(backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from") -> int:
     """Return the position, in topological order, of the first trained layer; all layers before it are frozen.
 
     Refuses (64) a name that is no stage or layer; `key` of the config is named then.
@@ -161,9 +159,7 @@ def narrowed(backbone: Backbone, share: float) -> Backbone:
     return replace(backbone, build=partial(_build_narrow, backbone.build, share)) if share else backbone
 
 
-def _build_narrow(
-    build: Callable[[tuple[int, int, int]], Any], share: float, input_shape: tuple[int, int, int]
-) -> Any:
+def _build_narrow(build: Callable[[tuple[int, int, int]], Any], share: float, input_shape: tuple[int, int, int]) -> Any:
     whole = build(input_shape)
     readers = defaultdict(list)
     for operation in whole.operations:

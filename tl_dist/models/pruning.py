@@ -67,9 +67,7 @@ class Fit:
     Its kernel is to reproduce the outputs of the whole network (He et al., arXiv 1707.06168, section 3.1).
     """
 
-    def __init__(
-        self, wide: Classifier, narrow: Classifier, old: Any, new: Any, channels: NDArray[Any]
-    ) -> None:
+    def __init__(self, wide: Classifier, narrow: Classifier, old: Any, new: Any, channels: NDArray[Any]) -> None:
         self._old, self._new, self._channels = old, new, channels
         self._into_old, self._into_new = wide.into(old), narrow.into(new)
         part = "backbone" if is_convolution(new) else "head"
@@ -88,9 +86,7 @@ class Fit:
         kernel = tf.convert_to_tensor(old.kernel.value)
         if is_convolution(new):
             strides, rates = [1, *new.strides, 1], [1, *new.dilation_rate, 1]
-            inputs = tf.image.extract_patches(
-                inputs, [1, *new.kernel_size, 1], strides, rates, new.padding.upper()
-            )
+            inputs = tf.image.extract_patches(inputs, [1, *new.kernel_size, 1], strides, rates, new.padding.upper())
             outputs = old.convolution_op(whole, kernel)
         else:
             outputs = whole @ kernel

@@ -99,9 +99,7 @@ class Collective(OneOfMany):
 
     def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         """Sum over workers; the same bits on all: a ring sums each part in one order, and sends the sum around."""
-        return self._collective(
-            tf.raw_ops.CollectiveReduceV2, value, name, on_cpu, merge_op="Add", final_op="Id"
-        )
+        return self._collective(tf.raw_ops.CollectiveReduceV2, value, name, on_cpu, merge_op="Add", final_op="Id")
 
     def _all_gather(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         return self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
@@ -121,9 +119,7 @@ class Collective(OneOfMany):
                 input=value,
                 group_size=self.world_size,
                 group_key=group,
-                instance_key=self._instance_key(
-                    operation.__name__, name, group, value.dtype.name, tuple(value.shape)
-                ),
+                instance_key=self._instance_key(operation.__name__, name, group, value.dtype.name, tuple(value.shape)),
                 ordering_token=[self._tokens[device].handle],
                 communication_hint="ring" if group == _ON_CPUS else "nccl",
                 timeout_seconds=self._patience_s,
@@ -155,9 +151,7 @@ def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None
     quiet_s = rank_layout.gloo_timeout_s(len(endpoints), os.environ)
     here = context.context()
     on_term = signal.getsignal(signal.SIGTERM)
-    here.configure_collective_ops(
-        collective_leader=leader, scoped_allocator_enabled_ops=(), device_filters=(task,)
-    )
+    here.configure_collective_ops(collective_leader=leader, scoped_allocator_enabled_ops=(), device_filters=(task,))
     here.configure_coordination_service(
         service_type="standalone",
         service_leader=leader,

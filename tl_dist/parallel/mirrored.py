@@ -84,9 +84,7 @@ class Mirrored(OneProcess):
         ahead = isinstance(batch[0], tf.distribute.DistributedValues)
         shares = batch if ahead else self._strategy.experimental_distribute_values_from_function(share)
         sums = self._strategy.run(fn, args=(shares, step))
-        return tf.nest.map_structure(
-            lambda v: self._strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None), sums
-        )
+        return tf.nest.map_structure(lambda v: self._strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None), sums)
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
         """Sum gradients over replicas in float32."""

@@ -153,9 +153,7 @@ class OneOfMany(OneReplica):
         flat = np.concatenate([array.ravel() for array in arrays.values()])
         sums = self._sum(flat, "total", on_cpu=True).numpy()
         parts = np.split(sums, np.cumsum([array.size for array in arrays.values()])[:-1])
-        return {
-            key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
-        }
+        return {key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)}
 
     def gather(self, text: bytes) -> list[bytes]:
         """Return every rank's bytes, sent in one padded row each, on the CPU."""

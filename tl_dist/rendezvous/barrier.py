@@ -63,9 +63,7 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None
         if time.monotonic() >= say_at:
             say_at = deadline
             there = f" ({size - num} of {size} are there)" if failure is None else ""
-            _log.warning(
-                "rank %d waits for %s%s, at most %.0f s", rank, printable(waits_for), there, timeout_s
-            )
+            _log.warning("rank %d waits for %s%s, at most %.0f s", rank, printable(waits_for), there, timeout_s)
         if failure is not None or not store.can_wait:
             time.sleep(_POLL_S)
 

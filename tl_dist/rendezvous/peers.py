@@ -46,9 +46,7 @@ def _by_netlink(peer: Address, here: Address) -> int | None:
     body = _REQUEST.pack(
         socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _NO_COOKIE, *ports, *addresses, 0, _NO_COOKIE, _NO_COOKIE
     )
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-    ) as kernel:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
         kernel.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, 1, 0, 0) + body)
         answer = kernel.recv(8192, socket.MSG_DONTWAIT)  # the kernel has answered when `send` returns
     _, kind, *_ = _HEADER.unpack_from(answer)

@@ -36,9 +36,7 @@ from tl_dist.rendezvous.rank_layout import interface_address, network_interface_
 OPEN_PORT_VARIABLE = "TL_DIST_OPEN_PORT"
 """environment variable; 1 allows public addresses, and kernels that cannot guard the port of TensorFlow's server"""
 _ROOT = str(Path(__file__).parents[2])
-_START = (
-    "import sys; sys.path.append(sys.argv.pop()); import tl_dist.rendezvous.port_guard_process as d; d.main()"
-)
+_START = "import sys; sys.path.append(sys.argv.pop()); import tl_dist.rendezvous.port_guard_process as d; d.main()"
 _ANYWHERE = ("0" * 8, "0" * 32)
 _BACKLOG = 4096
 # The worker handles these; its child must not.
@@ -89,9 +87,7 @@ class PortGuard:
             self._process.stdin.write(json.dumps([(self._own, self.port), token, others]).encode() + b"\n")
             self._process.stdin.flush()
         return [
-            f"{_stand_in(rank)}:{outbound.getsockname()[1]}"
-            if _stand_in(rank) in others
-            else f"{host}:{port}"
+            f"{_stand_in(rank)}:{outbound.getsockname()[1]}" if _stand_in(rank) in others else f"{host}:{port}"
             for rank, (host, port) in enumerate(workers)
         ]
 

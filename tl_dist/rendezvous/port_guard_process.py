@@ -81,9 +81,7 @@ class Relay:
     `others` maps the stand-in address on this host to a worker on another one. Without a `token` no host is admitted.
     """
 
-    def __init__(
-        self, reserved: socket.socket, own: Address, token: str, others: Mapping[str, Address]
-    ) -> None:
+    def __init__(self, reserved: socket.socket, own: Address, token: str, others: Mapping[str, Address]) -> None:
         self._reserved, self._own, self._token, self._others = reserved, own, token, others
         # An address other than the worker's own, where this process listens: there the server's socket answers.
         self._inside = "127.0.0.2" if own[0] == "127.0.0.1" else "127.0.0.1"

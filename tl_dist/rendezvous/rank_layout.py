@@ -118,9 +118,7 @@ def _slurm_rank(env: Mapping[str, str], plan: Plan) -> int:
     placements = placements_of(plan)
     if not in_slurm_step(env):
         raise _inconsistent(f"the plan {plan_text(plan)!r} was passed to a process that is no srun task.")
-    rank, local_rank, node = (
-        integer(env, name) for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-    )
+    rank, local_rank, node = (integer(env, name) for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"))
     tasks = slurm_tasks(env)
     if tasks != len(placements) or not 0 <= rank < len(placements):
         raise _inconsistent(
@@ -232,9 +230,7 @@ def network_interface_towards(address: str) -> str:
     for _, name in socket.if_nameindex():
         if interface_address(name) == own or (own.startswith("127.") and name == "lo"):
             return name
-    raise no_interface(
-        f"{socket.gethostname()} reaches {address} from {own}, which is no interface's first address."
-    )
+    raise no_interface(f"{socket.gethostname()} reaches {address} from {own}, which is no interface's first address.")
 
 
 def interface_address(name: str) -> str | None:

@@ -69,9 +69,7 @@ class Checkpointer:
         """Note that the run resumes from this checkpoint, which `restore` has found on disk."""
         self.last_checkpoint = step
 
-    def save(
-        self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False
-    ) -> None:
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False) -> None:
         """Save `arrays`, a private host copy that must not change until the end of the save, in the background.
 
         Waits for the previous save, and with `wait` for this one; then `last_checkpoint` tells if it succeeded, and
@@ -80,9 +78,7 @@ class Checkpointer:
         failpoint("checkpoint.snapshot")
         content = Content.of(step, arrays, meta)
         self.wait()
-        self._thread = threading.Thread(
-            target=self._save, args=(content,), name="checkpoint-writer", daemon=True
-        )
+        self._thread = threading.Thread(target=self._save, args=(content,), name="checkpoint-writer", daemon=True)
         self._thread.start()
         if wait:
             self.wait()
@@ -162,11 +158,7 @@ class Checkpointer:
         else:
             self._num_failed = 0
             self.last_checkpoint = content.step
-            cost = (
-                f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"
-                if num_bytes
-                else "it was there"
-            )
+            cost = f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s" if num_bytes else "it was there"
             self._messages.append(f"step {content.step} saved: {cost}.")
             self._retire(content.step)
 

@@ -84,9 +84,7 @@ class Content:
         header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
         facts = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False).encode()
         if len(header) > limits.CHECKPOINT_HEADER or len(facts) > limits.CHECKPOINT_META:
-            raise ValueError(
-                f"a checkpoint of {len(arrays)} arrays with {len(facts)} bytes of facts is too large"
-            )
+            raise ValueError(f"a checkpoint of {len(arrays)} arrays with {len(facts)} bytes of facts is too large")
         return cls(step, header, contiguous, facts, tuple(meta.get(NEEDS, ())))
 
     def pieces(self) -> Iterator[Any]:

@@ -51,9 +51,7 @@ def record_in(line: bytes) -> dict[str, Any] | None:
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield all records that are not void, in order; none if there is no file."""
     with suppress(FileNotFoundError), open_records(path) as file:
-        resumed = [
-            (n, step) for n, line in enumerate(lines(file)) if (step := _resumed_from(line)) is not None
-        ]
+        resumed = [(n, step) for n, line in enumerate(lines(file)) if (step := _resumed_from(line)) is not None]
         # Each with the least step of its own and of all below it in the file; the topmost is the last of the list.
         bounds = list(accumulate(reversed(resumed), lambda below, here: (here[0], min(below[1], here[1]))))
         file.seek(0)

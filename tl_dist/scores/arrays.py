@@ -27,9 +27,7 @@ class Arrays:
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
-        wrong = [
-            name for name, shape in self.shapes().items() if not _fits(getattr(self, name), shape, sizes)
-        ]
+        wrong = [name for name, shape in self.shapes().items() if not _fits(getattr(self, name), shape, sizes)]
         if wrong:
             raise ValueError(f"its {' and '.join(wrong)} have another shape or type than {self.WHAT}")
 
@@ -69,6 +67,4 @@ def _fits(array: np.ndarray, shape: str, sizes: dict[str, int]) -> bool:
         return False
     if shape.endswith("?") and not len(array):
         return True
-    return all(
-        size and sizes.setdefault(axis, size) == size for axis, size in zip(axes, array.shape, strict=True)
-    )
+    return all(size and sizes.setdefault(axis, size) == size for axis, size in zip(axes, array.shape, strict=True))

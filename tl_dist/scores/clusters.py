@@ -88,9 +88,7 @@ def effective_size(hits: NDArray[np.bool_], of: Numbers) -> float:
     if len(sizes) < 2:
         return 0.0
     telling = min(int((right < sizes).sum()), int((right > 0).sum()))
-    excess = (
-        ((right - share * sizes) ** 2 / (1 - shares)).sum() / (num * share * (1 - share)) if telling else 0.0
-    )
+    excess = ((right - share * sizes) ** 2 / (1 - shares)).sum() / (num * share * (1 - share)) if telling else 0.0
     effect = max(1.0, (telling * excess + 0.5 * float((sizes * shares).sum())) / (telling + 0.5))
     return float(num / effect * (ndtri((1 + CONFIDENCE) / 2) / _quantile(shares)) ** 2)
 
@@ -111,9 +109,7 @@ def interval(hits: NDArray[np.bool_], of: Numbers | None) -> list[float]:
     return wilson(float(hits.mean()) * num, num) if num else [0.0, 1.0]
 
 
-def of_classes(
-    labels: NDArray[Any], hits: NDArray[np.bool_] | None, of: Numbers | None, num_classes: int
-) -> OfClasses:
+def of_classes(labels: NDArray[Any], hits: NDArray[np.bool_] | None, of: Numbers | None, num_classes: int) -> OfClasses:
     """Return the intervals of the recalls of classes."""
     if hits is None or of is None:
         return None

@@ -65,9 +65,7 @@ def reliability(
     ]
 
 
-def _thinned(
-    x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return at most MAX_POINTS of the points, including both ends."""
     chosen = np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int)
     return x[chosen], y[chosen]

@@ -65,9 +65,7 @@ class Decision:
         chosen = probabilities[:, self.positive] >= self.at_least
         return np.where(chosen, self.positive, others.argmax(axis=1)).astype(np.int32)
 
-    def effect(
-        self, labels: Labels, probabilities: NDArray[np.floating], groups: Sequence[str] = ()
-    ) -> dict[str, Any]:
+    def effect(self, labels: Labels, probabilities: NDArray[np.floating], groups: Sequence[str] = ()) -> dict[str, Any]:
         """Return figures of the rule on labelled images, with 95 % intervals, beside those of the highest probability.
 
         With `costs` the mean cost of an image; else recall and precision of the class, None where it has no image.
@@ -113,9 +111,7 @@ def calibrated(probabilities: ArrayLike, temperature: float) -> NDArray[np.float
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
-def threshold_for_precision(
-    labels: Labels, of_class: NDArray[np.floating], positive: int, least: float
-) -> float:
+def threshold_for_precision(labels: Labels, of_class: NDArray[np.floating], positive: int, least: float) -> float:
     """Return the lowest threshold from which on at least this share of the images is of the class.
 
     Refuses (65) a share that no threshold reaches.

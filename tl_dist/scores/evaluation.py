@@ -33,9 +33,7 @@ class Evaluation:
         return self.num_correct / self.num_examples
 
 
-def never_seen(
-    trained: ArrayLike, labels: NDArray[np.int32], class_names: Sequence[str]
-) -> list[dict[str, Any]]:
+def never_seen(trained: ArrayLike, labels: NDArray[np.int32], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return each class of `labels` that is not among the `trained` labels, and its number of examples."""
     classes, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
     pairs = zip(classes.tolist(), counts.tolist(), strict=True)

@@ -78,9 +78,7 @@ def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Grou
         "interval": clusters.interval(hits, of := clusters.numbers(groups)),
         **({} if of is None else clusters.by_design_effect(of)),
         **({"top5": float((num_above < 5).mean()) if finite else None} if many else {}),
-        "balanced_accuracy": float(
-            recall_score(labels, predicted, labels=present, average="macro", zero_division=0)
-        ),
+        "balanced_accuracy": float(recall_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
         "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
         "mcc": 0.0 if one_alone else float(matthews_corrcoef(labels, predicted)),
@@ -148,9 +146,7 @@ def of_classes(
             "precision": hit / guesses if guesses else None,
             "f1": 2 * hit / (n + guesses) if n + guesses else None,
         }
-        for k, (hit, n, guesses) in enumerate(
-            zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
-        )
+        for k, (hit, n, guesses) in enumerate(zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True))
     ]
 
 
@@ -190,9 +186,7 @@ def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
     return float(((below + up_to + 1).sum() / 2 - num * (num + 1) / 2) / (num * (len(scores) - num)))
 
 
-def log_loss(
-    labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None
-) -> float:
+def log_loss(labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None) -> float:
     """Return the mean, by `weights` [examples], of -log of the true class's probability, which is at least `LEAST`."""
     return mean_surprise(probabilities[np.arange(len(labels)), labels], weights)
 
@@ -202,9 +196,7 @@ def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | N
     return float(np.average(-np.log(np.maximum(of_true.astype(np.float64), LEAST)), weights=weights))
 
 
-def calibration_error(
-    confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
-) -> float:
+def calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
     gaps = np.bincount(bin_of(confidence, num_bins), weights=hits - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(hits))

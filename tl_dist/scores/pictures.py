@@ -50,9 +50,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
     for true, predicted in np.ndindex(*counts.shape):
         at = margin + predicted * _CELL + _CELL // 2, _GAP + true * _CELL + _CELL // 2
         colour = "white" if shares[true, predicted] > 0.5 else "black"
-        draw.text(
-            at, str(counts[true, predicted]), colour, _fitting(str(counts[true, predicted])), anchor="mm"
-        )
+        draw.text(at, str(counts[true, predicted]), colour, _fitting(str(counts[true, predicted])), anchor="mm")
     middle = matrix.width // 2
     draw.text((margin + middle, picture.height - _GAP), "predicted", "black", font, anchor="mb")
     true_axis = _word("true", font).rotate(90, expand=True)

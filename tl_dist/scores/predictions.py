@@ -114,9 +114,7 @@ def with_figures(
         values["calibration"] = calibration.before_and_after(labels, result.logits, temperature, of, fitted)
     if decision is not None:
         shown = figures.Softmax(result.logits, decision.temperature)[:]
-        values["decision"] = decision.effect(labels, shown, groups) | {
-            "chosen_here": result.split == "validation"
-        }
+        values["decision"] = decision.effect(labels, shown, groups) | {"chosen_here": result.split == "validation"}
     texts = np.array(types, np.str_), np.array(groups, np.str_)
     predicted = Predictions(np.array(ids), labels, softmax.in_place(), np.array(class_names), step, *texts)
     predicted.save(file_of(run, result.split))

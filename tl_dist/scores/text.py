@@ -82,9 +82,7 @@ def decision(effect: Mapping[str, Any]) -> str:
             continue
         ends = effect.get(f"{name}_interval")
         known = f"{interval(ends)}; " if ends else ""
-        parts.append(
-            f"{name} {figure(effect[name])} ({known}{figure(effect[f'{name}_plain'])} without the rule)"
-        )
+        parts.append(f"{name} {figure(effect[name])} ({known}{figure(effect[f'{name}_plain'])} without the rule)")
     return f"{effect['aim']}{here}: {', '.join(parts)}"
 
 
@@ -104,9 +102,7 @@ def worst_group(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def never_seen(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
     """Write `evaluation.never_seen`: "never seen in training: dog (20 images), which can hardly be right; ..."."""
-    each = ", ".join(
-        f"{row['class']} ({counted(row['num_examples'], 'image')})" for row in classes[:MAX_CLASSES]
-    )
+    each = ", ".join(f"{row['class']} ({counted(row['num_examples'], 'image')})" for row in classes[:MAX_CLASSES])
     more = len(classes) - MAX_CLASSES
     each += f" and {more} more classes" if more > 0 else ""
     return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"

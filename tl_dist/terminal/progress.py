@@ -97,9 +97,7 @@ def extraction_line(record: Record) -> str:
 class Progress:
     """Show records as they come, plain lines `every_s` apart; a context manager, which may own the last line."""
 
-    def __init__(
-        self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._every_s = every_s
         self._clock = clock
@@ -126,9 +124,7 @@ class Progress:
         """Show one record of `metrics.jsonl`; events that are not for the user show nothing."""
         event = record.get("event")
         if event == "train":
-            self._moving(
-                lambda width: progress_line(record, width), record.get("step") == record.get("total_steps")
-            )
+            self._moving(lambda width: progress_line(record, width), record.get("step") == record.get("total_steps"))
         elif event in ("extraction", "prediction"):
             self._moving(lambda width: extraction_line(record), record["done"] == record["total"])
         elif event == "evaluation":
@@ -178,9 +174,7 @@ def _parts(record: Record) -> dict[str, str]:
         epochs = float(record["epochs"])
         now = min(int(float(record.get("epoch", 0))) + 1, max(1, -int(-epochs // 1)))
         parts["place"] = f"epoch {now}/{epochs:g} {parts['place']}"
-    parts["loss"] = (
-        f"loss {float(record.get('loss', float('nan'))):.3g} acc {float(record.get('accuracy', 0)):.3f}"
-    )
+    parts["loss"] = f"loss {float(record.get('loss', float('nan'))):.3g} acc {float(record.get('accuracy', 0)):.3f}"
     if "learning_rate" in record:
         rate = f"{float(record['learning_rate']):.1e}"
         parts["rate"] = f"lr {rate.replace('e-0', 'e-').replace('e+0', 'e')}"  # 3.0e-4 rather than 3.0e-04

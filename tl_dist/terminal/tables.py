@@ -95,9 +95,7 @@ def _show_classes(record: Record, console: Console) -> None:
     for row in shown:
         low, high = row["interval"]
         scores = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("recall", "precision", "f1")]
-        table.add_row(
-            plain(row["class"]), f"{row['num_examples']:,}", scores[0], f"{low:.3f}-{high:.3f}", *scores[1:]
-        )
+        table.add_row(plain(row["class"]), f"{row['num_examples']:,}", scores[0], f"{low:.3f}-{high:.3f}", *scores[1:])
     console.print(table)
     if len(shown) < len(rows):
         console.say(f"the {len(shown)} of {len(rows)} classes with the lowest recall")

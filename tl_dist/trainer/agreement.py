@@ -138,9 +138,7 @@ def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
         )
 
 
-def compare_weights(
-    parallel: DataParallel, rows: NDArray[np.float64], names: Sequence[str], step: int
-) -> None:
+def compare_weights(parallel: DataParallel, rows: NDArray[np.float64], names: Sequence[str], step: int) -> None:
     """Refuse (76, to restart from the last checkpoint) when the weights of two replicas differ.
 
     `rows` is [replica of this process, variable]: checksums below 2**40. The refusal names the first replica that

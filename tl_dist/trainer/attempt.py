@@ -158,9 +158,7 @@ def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     if cfg.model.prune:
         network = setup.model.network
         whole = registry.backbone(cfg.model.backbone).build(network.input_shape[1:])
-        notes.append(
-            f"pruned: {network.count_params():,} of the backbone's {whole.count_params():,} parameters"
-        )
+        notes.append(f"pruned: {network.count_params():,} of the backbone's {whole.count_params():,} parameters")
     return notes
 
 

@@ -62,9 +62,7 @@ class Board:
         wait, reduction = record["data_wait_share"], record["reduction_share"]
         parts = {"data_wait": wait, "reduction": reduction, "compute": max(0.0, 1.0 - wait - reduction)}
         curves = {tag: record[key] for key, tag in _TAGS.items()}
-        self._scalars(
-            self._trained, curves | {f"step_time/{part}_s": step_s * share for part, share in parts.items()}
-        )
+        self._scalars(self._trained, curves | {f"step_time/{part}_s": step_s * share for part, share in parts.items()})
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Add the figures of a split to the curves, and show its confusion matrix."""
@@ -75,9 +73,7 @@ class Board:
         if len(names) <= MAX_CHARTS:
             for row in class_records(result, names):
                 defined = {key: row[key] for key in ("recall", "precision", "f1") if row[key] is not None}
-                curves |= {
-                    f"{split}_{key}/{printable(row['class'])}": value for key, value in defined.items()
-                }
+                curves |= {f"{split}_{key}/{printable(row['class'])}": value for key, value in defined.items()}
         self._scalars(step, curves)
         self._picture(step, f"{split}/confusion", lambda: confusion_picture(result.confusion, names))
 
@@ -157,9 +153,7 @@ def _cell(value: object) -> str:
     return printable(shortened(str(value), 500)).replace("|", "\\|").replace("`", "'")
 
 
-def show_points(
-    directory: Path, source: Source, features: FeatureSet, rows: NDArray[np.integer] | None
-) -> None:
+def show_points(directory: Path, source: Source, features: FeatureSet, rows: NDArray[np.integer] | None) -> None:
     """Show up to MAX_POINTS evenly spread examples in the projector: first view, mean over positions; once in a run.
 
     `rows` are the rows of `source`'s examples in the feature set; None if they have the same order.
@@ -171,9 +165,7 @@ def show_points(
     values = features.some(chosen if rows is None else np.asarray(rows)[chosen])
     points = values.reshape(len(chosen), -1, values.shape[-1]).mean(axis=1)
     labels = [[source.class_names[source.labels[k]], str(source.ids[k])] for k in chosen.tolist()]
-    write_atomically(
-        directory / "features.tsv", _table([[f"{x:.5g}" for x in row] for row in points.tolist()])
-    )
+    write_atomically(directory / "features.tsv", _table([[f"{x:.5g}" for x in row] for row in points.tolist()]))
     write_atomically(directory / "features_labels.tsv", _table([["class", "id"], *labels]))
     write_atomically(config, _PROJECTOR.encode())
 

@@ -173,9 +173,7 @@ def _sets(setup: Setup) -> Iterator[tuple[list[str], Source, tuple[str, ...]]]:
         if not bad and shared:
             parts = [names]
         elif not bad and is_fold:
-            parts = [
-                part for part in (["train"], [n for n in names if n != "train"]) if part and part[0] in names
-            ]
+            parts = [part for part in (["train"], [n for n in names if n != "train"]) if part and part[0] in names]
         for part in parts:
             source = setup.splits[part[0]]
             whole = not bad and (shared or is_fold)
@@ -205,9 +203,7 @@ def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
     return on
 
 
-def choose(
-    *, passes: float, missing: int, row_bytes: int, image_bytes: int, free_bytes: int
-) -> tuple[bool, str]:
+def choose(*, passes: float, missing: int, row_bytes: int, image_bytes: int, free_bytes: int) -> tuple[bool, str]:
     """Return whether to cache, and why: the frozen part takes `passes` images without a cache, `missing` with one."""
     size = missing * row_bytes
     if missing and passes < 2 * missing:
@@ -267,6 +263,4 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
     labels, annotations = np.asarray(source.labels), source.annotations
-    return nested.Examples(
-        values, evaluated, labels, strata_of(source), annotations.groups, annotations.weights
-    )
+    return nested.Examples(values, evaluated, labels, strata_of(source), annotations.groups, annotations.weights)

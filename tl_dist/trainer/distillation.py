@@ -83,9 +83,7 @@ def load_teacher(setup: Setup) -> Teacher | None:
     return teacher
 
 
-def add_teacher(
-    teacher: Teacher | None, setup: Setup, stage_input: StageInput, say: extraction.Say
-) -> StageInput:
+def add_teacher(teacher: Teacher | None, setup: Setup, stage_input: StageInput, say: extraction.Say) -> StageInput:
     """Return the same stage with the teacher's logits for its training images; without a teacher, as it is."""
     cfg, source = setup.cfg, setup.splits["train"]
     if teacher is None or setup.state.step >= stage_input.stage.end:

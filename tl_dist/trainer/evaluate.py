@@ -54,9 +54,7 @@ class Evaluator:
         """Evaluate the weights that the state holds, in the stage of its step, from images."""
         return cls(setup, from_images(setup, stages.at(setup.stages, setup.state.step)))
 
-    def evaluate(
-        self, split: str, temperature: float | None = None, decision: Decision | None = None
-    ) -> Evaluation:
+    def evaluate(self, split: str, temperature: float | None = None, decision: Decision | None = None) -> Evaluation:
         """Return figures over every example of a split, over all workers; raise StopRequested if that was requested.
 
         The averaged weights are evaluated where the run keeps an average. `temperature` of a calibrated run: it divides

@@ -136,9 +136,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     return digest({path: v.numpy() for path, v in variables.items()})
 
 
-def _restore(
-    run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = ""
-) -> Checkpoint:
+def _restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> Checkpoint:
     """Set `variables` by path, the network's and maybe the head's, to a checkpoint of `run`; return the checkpoint.
 
     Averaged weights are taken where the run kept them, since it evaluated these (`Optimizer.begin`).

@@ -30,9 +30,7 @@ NUM_EXAMPLES = 1024
 class PreciseStatistics:
     """Recompute the statistics of one stage in one attempt; `tell` gets a note when that is first done."""
 
-    def __init__(
-        self, setup: Setup, stage_input: StageInput, tell: Callable[[Mapping[str, Any]], None]
-    ) -> None:
+    def __init__(self, setup: Setup, stage_input: StageInput, tell: Callable[[Mapping[str, Any]], None]) -> None:
         self._setup, self._stage_input, self._tell = setup, stage_input, tell
         cfg, model = setup.cfg, stage_input.model
         self._statistics = model.statistics
@@ -40,9 +38,7 @@ class PreciseStatistics:
         self._enough = stage_input.stage.first_step + round(3 / (1 - self._momentum))
         examples = min(NUM_EXAMPLES, setup.splits["train"].num_examples)
         self._num_batches = -(-examples // cfg.global_batch)
-        self._average = averaging(
-            model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
-        )
+        self._average = averaging(model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate)
         self._told = False
 
     @property

@@ -196,9 +196,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     by_class = ByClass.of(train.labels) if data.balance else None
     order = Order(cfg.seed, train.num_examples, cfg.global_batch, block, data.shuffle_window, by_class)
     run_stages = plan(cfg, order.steps)
-    model, optimizer, weights_sha256, origin_sha256 = _build(
-        cfg, run_stages, readable.splits, parallel, computed_in
-    )
+    model, optimizer, weights_sha256, origin_sha256 = _build(cfg, run_stages, readable.splits, parallel, computed_in)
     statistics = moving_statistics(model)
     if cfg.runtime.decoded_images != "off":
         with readable.naming_bad("train", lambda: range(readable.splits["train"].num_examples)):

@@ -42,9 +42,7 @@ class SequentialSteps:
         """Run n steps from step `first` on; return the sums of `train_chunk`."""
         n, nothing = tf.cast(n, tf.int32), dict.fromkeys(SUMS, 0.0)
         in_loop = n - 1 if self._samples_times else n
-        sums = _graph_loop(
-            in_loop, first, partial(self._step_once, batches, timed=not self._step.gpu), nothing
-        )
+        sums = _graph_loop(in_loop, first, partial(self._step_once, batches, timed=not self._step.gpu), nothing)
         if not self._samples_times:
             return sums
         last = self._step_once(batches, first + tf.cast(in_loop, first.dtype), sums, timed=True)
@@ -90,9 +88,7 @@ class PrefetchedPrefix(SequentialSteps):
             # Not earlier: then it would only compete with the backward pass.
             with tf.control_dependencies(own.gradients):
                 more = tf.identity(left > 1)
-            upcoming, wait = tf.cond(
-                more, partial(fetch_ahead, timed=timed), lambda: (batch, tf.constant(0.0))
-            )
+            upcoming, wait = tf.cond(more, partial(fetch_ahead, timed=timed), lambda: (batch, tf.constant(0.0)))
             meanwhile = [upcoming.images, upcoming.teacher]
             metrics = step.update(batch, at, own, meanwhile=meanwhile, timed=timed)
             return _accumulate(sums, {**metrics, "data_wait_s": waited}), upcoming, wait, left - 1

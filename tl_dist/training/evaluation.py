@@ -51,9 +51,7 @@ def evaluation_step(
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
         outputs: dict[str, Any] = {}
         if features:
-            logits, outputs["features"] = model.with_features(
-                batch.images if views == 1 else batch.images[:, 0]
-            )
+            logits, outputs["features"] = model.with_features(batch.images if views == 1 else batch.images[:, 0])
         if views > 1:
             logits = _mean_over_views(model, batch.images, views, objective.num_classes)
         elif not features:
@@ -69,9 +67,7 @@ def evaluation_step(
                 weights=tf.cast(real, tf.float64),
                 dtype=tf.float64,
             ),
-            "seen": tf.reduce_sum(
-                tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)
-            ),
+            "seen": tf.reduce_sum(tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)),
             **{name: in_place(rows, batch) for name, rows in outputs.items()},
         }
 

@@ -61,23 +61,17 @@ def train(
         waits = np.zeros(parallel.world_size)
         waits[parallel.rank] = values.pop("data_wait_s")
         elapsed = time.monotonic() - began
-        totals = parallel.total(
-            {**values, "data_wait_s": waits, "elapsed_s": elapsed, "stop": float(stop_requested())}
-        )
+        totals = parallel.total({**values, "data_wait_s": waits, "elapsed_s": elapsed, "stop": float(stop_requested())})
         state.advance(steps)
         elapsed_s = float(totals["elapsed_s"]) / parallel.world_size
         step_s = elapsed_s / steps
         stop = bool(totals["stop"] > 0)
-        yield report_of(
-            totals, step=state.step, steps=steps, elapsed_s=elapsed_s, rate=rate(state.step - 1), stop=stop
-        )
+        yield report_of(totals, step=state.step, steps=steps, elapsed_s=elapsed_s, rate=rate(state.step - 1), stop=stop)
         if stop:
             return
 
 
-def report_of(
-    totals: dict[str, Any], *, step: int, steps: int, elapsed_s: float, rate: float, stop: bool
-) -> Report:
+def report_of(totals: dict[str, Any], *, step: int, steps: int, elapsed_s: float, rate: float, stop: bool) -> Report:
     """Return the means and rates of a chunk from its totals."""
     examples = float(totals["examples"])
     return Report(

@@ -104,9 +104,7 @@ def better(figure: str, value: float, than: float | None, min_delta: float = 0.0
     return value - min_delta > than if FIGURES[figure] == "max" else value + min_delta < than
 
 
-def _compare(
-    watched: dict[str, Any], step: int, figures: Mapping[str, float], figure: str, min_delta: float
-) -> None:
+def _compare(watched: dict[str, Any], step: int, figures: Mapping[str, float], figure: str, min_delta: float) -> None:
     """Count the evaluations since the last improvement by `min_delta`."""
     if better(figure, figures[figure], watched["best"], min_delta):
         watched.update(best=figures[figure], step=step, waited=0)

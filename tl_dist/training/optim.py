@@ -93,8 +93,7 @@ class Optimizer:
         # Adam's bias correction counts updates, not steps, of which overflow skips some; by stage, since a variable is
         # updated only in those stages in which it is trained.
         self._updates = [
-            tf.Variable(0, dtype=tf.int64, trainable=False, name=f"updates_{k}")
-            for k in range(len(self._stages))
+            tf.Variable(0, dtype=tf.int64, trainable=False, name=f"updates_{k}") for k in range(len(self._stages))
         ]
         scale = INITIAL_LOSS_SCALE if scale_loss else 1.0
         self._loss_scale = tf.Variable(scale, trainable=False, name="loss_scale")
@@ -150,9 +149,7 @@ class Optimizer:
         """Return the factor on the loss before the backward pass; 1 without loss scaling."""
         return _read(self._loss_scale)
 
-    def apply(
-        self, grads: Sequence[Any], rate: Any, stage: int = 0, *, select: bool = False
-    ) -> tuple[Any, Any]:
+    def apply(self, grads: Sequence[Any], rate: Any, stage: int = 0, *, select: bool = False) -> tuple[Any, Any]:
         """Check, unscale, clip, decay, update, inside a replica. Returns (1.0 if the step was skipped, norm).
 
         `grads` are the reduced gradients of the scaled loss, in the order of the stage's variables; all replicas
@@ -176,9 +173,7 @@ class Optimizer:
                 _assign(variable, tf.where(finite, _read(variable), old))
             skipped = 1.0 - tf.cast(finite, tf.float32)
         else:
-            skipped = tf.cond(
-                finite, lambda: self._update(grads, norm, rate, stage), lambda: tf.constant(1.0)
-            )
+            skipped = tf.cond(finite, lambda: self._update(grads, norm, rate, stage), lambda: tf.constant(1.0))
         if self._scale_loss:
             # Double it after enough finite steps in a row, halve it after one that is not.
             scale, in_a_row = self.scale(), _read(self._finite_in_a_row) + 1
@@ -198,9 +193,7 @@ class Optimizer:
         counts = [_read(variable) for variable in self._updates]
         # Scalars that variables share are computed once: each would be a kernel of its own on a GPU.
         rates = {rule.rate: rate * rule.rate for rule in self._stages[stage].values()}
-        pulls = {
-            (rule.rate, rule.decay): rates[rule.rate] * rule.decay for rule in self._stages[stage].values()
-        }
+        pulls = {(rule.rate, rule.decay): rates[rule.rate] * rule.decay for rule in self._stages[stage].values()}
         factors: dict[tuple[int, ...], _Factors] = {}  # by the stages that have trained the variable
         for (path, rule), grad in zip(self._stages[stage].items(), grads, strict=True):
             variable = self._trainable[path]

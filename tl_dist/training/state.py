@@ -27,9 +27,7 @@ class TrainState:
         Its memory is allocated once: faulting in fresh pages for each copy would take five times as long as filling it.
         """
         if not self._host:
-            self._host = {
-                path: np.empty(v.shape, v.dtype.as_numpy_dtype) for path, v in self.variables.items()
-            }
+            self._host = {path: np.empty(v.shape, v.dtype.as_numpy_dtype) for path, v in self.variables.items()}
         for path, variable in self.variables.items():
             # Read the tensor's own memory if it is on the host: Tensor.numpy() would first copy it to fresh pages.
             np.copyto(self._host[path], np.asarray(memoryview(variable.read_value())))

@@ -151,14 +151,11 @@ class TrainStep:
             "skipped": skipped * first,
             "norm": tf.where(first > 0, norm, 0.0),
             "loss_scale": self.optimizer.scale() * first,
-            "reduction_s": tf.cast(tf.maximum(reduced - computed, 0.0), tf.float32)
-            / self.parallel.num_replicas,
+            "reduction_s": tf.cast(tf.maximum(reduced - computed, 0.0), tf.float32) / self.parallel.num_replicas,
         }
 
     def _apply_reduced(self, gradients: Sequence[Any], moments: Sequence[Any], step: Any) -> tuple[Any, Any]:
-        skipped, norm = self.optimizer.apply(
-            gradients, self.rate(step), self.stage, select=self.gpu or self.xla
-        )
+        skipped, norm = self.optimizer.apply(gradients, self.rate(step), self.stage, select=self.gpu or self.xla)
         self.model.move_statistics([moment / self.objective.global_batch for moment in moments], skipped)
         return skipped, norm
 

@@ -25,9 +25,7 @@ def main(asked: argparse.Namespace) -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     x = vgg16(asked.weights, SIZE)(keras.applications.vgg16.preprocess_input(inputs))
     x = keras.layers.Dense(128, activation="relu")(keras.layers.Flatten()(x))
-    net = keras.Model(
-        inputs, keras.layers.Dense(len(train.class_names), activation="softmax", dtype="float32")(x)
-    )
+    net = keras.Model(inputs, keras.layers.Dense(len(train.class_names), activation="softmax", dtype="float32")(x))
     net.compile(
         optimizer=keras.optimizers.SGD(1e-4, momentum=0.9),
         loss="sparse_categorical_crossentropy",

@@ -23,9 +23,7 @@ def features(weights: str, images: str, size: int) -> dict[str, np.ndarray]:
     base = vgg16(weights, size)
     outputs = [base.get_layer(f"block{block}_conv3").output for block in (3, 4, 5)]
     pooled = [
-        pool()(x)
-        for x in outputs
-        for pool in (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
+        pool()(x) for x in outputs for pool in (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
     ]
     net = keras.Model(base.input, keras.layers.Concatenate(dtype="float32")(pooled))
     data = keras.utils.image_dataset_from_directory(

@@ -51,6 +51,4 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     asked = parser.parse_args()
-    print(
-        json.dumps([accuracy(f, s, asked.epochs, asked.learning_rate) for s, f in enumerate(asked.folders)])
-    )
+    print(json.dumps([accuracy(f, s, asked.epochs, asked.learning_rate) for s, f in enumerate(asked.folders)]))

@@ -104,9 +104,7 @@ def test_no_module_of_the_login_side_imports_a_framework() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_verbs_that_open_data_and_weights_import_no_framework(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verbs_that_open_data_and_weights_import_no_framework(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on the way either: a module may import TensorFlow in a function. The weights are converted again."""
     for k in range(8):
         path = Path("images", "ab"[k % 2], f"{k}.png")
@@ -261,9 +259,7 @@ def test_config_schema_lists_every_key(capsys: pytest.CaptureFixture[str]) -> No
     assert "learning_rate" in json.loads(out)["$defs"]["OptimizerConfig"]["properties"]
 
 
-def test_env_tells_much_and_no_secret(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_env_tells_much_and_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JWT_TOKEN", "a secret")
     monkeypatch.setenv("HOROVOD_CYCLE_TIME", "3")
     code, out, _ = said(capsys, "env", "--json")
@@ -277,9 +273,7 @@ def test_env_tells_much_and_no_secret(
 
 
 def test_runs_are_listed_with_their_state(capsys: pytest.CaptureFixture[str]) -> None:
-    RunDir.create(
-        "runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml"))
-    )
+    RunDir.create("runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml")))
     code, out, _ = said(capsys, "runs")
     assert code == 0
     assert "fake" in out and "stopped" in out and "single" in out
@@ -410,9 +404,7 @@ def test_a_stopped_run_exits_with_75_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, STOP)
-    run = RunDir.create(
-        "runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml"))
-    )
+    run = RunDir.create("runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml")))
     (run.checkpoints / "step-00000120").mkdir()
     code, out, _ = said(capsys, "train", "fake.yaml")
     assert code == ExitCode.REQUEUE
@@ -450,9 +442,7 @@ def test_weights_that_cannot_be_had_are_refused_before_any_worker(
     assert "none.safetensors" in err and "Fix: " in err
     assert not any(Path("runs/fake/attempts").iterdir())
     pretend(monkeypatch, TRAIN_AND_END)
-    assert (
-        said(capsys, "train", "fake.yaml")[0] == ExitCode.DONE
-    )  # and the name is free for the corrected command
+    assert said(capsys, "train", "fake.yaml")[0] == ExitCode.DONE  # and the name is free for the corrected command
 
 
 def test_only_packaged_data_without_a_path_is_fetched() -> None:
@@ -483,9 +473,7 @@ def test_a_full_or_read_only_disk_is_nobodys_bug(
         )
 
 
-def test_ctrl_c_is_answered_by_a_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_is_answered_by_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> NoReturn:
         raise KeyboardInterrupt
 
@@ -541,9 +529,7 @@ def test_a_rank_does_not_take_an_older_config_for_its_own() -> None:
 
 
 @pytest.mark.usefixtures("_with_horovod")
-def test_a_rank_that_waits_says_for_what(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_that_waits_says_for_what(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(under_launcher, "SILENT_S", 0.1)
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=2")
     with pytest.raises(Refusal, match="is not there after 1 s"):

@@ -58,9 +58,7 @@ def test_the_groups_of_an_evaluation_are_those_that_the_data_were_divided_by(req
     own = request_.load().data
     train = open_splits(own)[0]["train"]
     assert set(groups_of(train, own)) <= {f"patient{k}" for k in range(12)}
-    divide_table(
-        Path("table.csv"), Path("by.json"), group="camera", test=0.4, validation=0.0, folds=None, seed=0
-    )
+    divide_table(Path("table.csv"), Path("by.json"), group="camera", test=0.4, validation=0.0, folds=None, seed=0)
     divided = own.model_copy(update={"split": "by.json", "validation_fraction": 0.0})
     test = open_splits(divided)[0]["test"]
     assert set(groups_of(test, divided)) < set("xyz")
@@ -81,9 +79,7 @@ def test_what_has_no_such_groups_is_refused(request_: Request) -> None:
 
 
 @pytest.mark.parametrize("official", [False, True])
-def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
-    request_: Request, official: bool
-) -> None:
+def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(request_: Request, official: bool) -> None:
     """Beside the fold there is a validation split of the config, or the official test split: neither is a fold."""
     folds, seeds, labels = 2, 2, np.arange(12, dtype=np.int32) % 2
     wrong = {(0, 3), (1, 5), (1, 8)}  # (seed, example)
@@ -95,9 +91,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
         others = np.array([20, 21]) if official else np.flatnonzero(fold[seed] != k)[seed : seed + 3]
         train = {"ids": [f"{n:02d}" for n in np.flatnonzero(fold[seed] != k) if n not in others]}
         (directory / "split.json").write_text(json.dumps({"splits": {"train": train}}))
-        for split, examples in zip(
-            ("validation", "test")[:: 1 if official else -1], (inside, others), strict=True
-        ):
+        for split, examples in zip(("validation", "test")[:: 1 if official else -1], (inside, others), strict=True):
             said = [(n + ((seed, n) in wrong)) % 2 for n in examples.tolist()]
             save_npz(
                 predictions.file_of(directory, split),

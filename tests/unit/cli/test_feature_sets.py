@@ -73,9 +73,7 @@ def test_pruning_takes_the_longest_unused(tmp_path: Path, capsys: pytest.Capture
     assert "--unused-days" in capsys.readouterr().err
 
 
-def test_pruning_by_reference_keeps_what_a_run_has_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pruning_by_reference_keeps_what_a_run_has_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = three(tmp_path)
     for name, sets in {"a": made[:2], "b": made[1:2]}.items():
         (tmp_path / name).mkdir()
@@ -93,9 +91,7 @@ def test_pruning_spares_what_a_living_run_reads(tmp_path: Path) -> None:
     made = three(tmp_path)
     model = {"backbone": "tiny", "weights": "random"}
     data, optimizer = {"name": "digits"}, {"learning_rate": 0.1}
-    cfg = Config.model_validate(
-        {"name": "x", "steps": 1, "data": data, "model": model, "optimizer": optimizer}
-    )
+    cfg = Config.model_validate({"name": "x", "steps": 1, "data": data, "model": model, "optimizer": optimizer})
     run = RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg))
     run.refer_to_features(made[2].name)
     said: list[str] = []

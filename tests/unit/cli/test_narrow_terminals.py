@@ -33,9 +33,7 @@ VIEWS = ["flip", "dihedral"]
 
 
 def feature_set() -> feature_sets.FeatureSetOnDisk:
-    facts = Facts(
-        backbone="inceptionresnetv2", cut="block8_10_mixed_convolution", image_size=224, views=VIEWS
-    )
+    facts = Facts(backbone="inceptionresnetv2", cut="block8_10_mixed_convolution", image_size=224, views=VIEWS)
     shards = [Shard(file="shard-0000.npy", rows=12345678, sha256="0" * 64)]
     content = Manifest(dtype="bfloat16", computed="float32", shape=[7, 7, 1536], shards=shards, facts=facts)
     return feature_sets.FeatureSetOnDisk(Path("features/0123456789abcdef"), content, 123456789012, 7200)
@@ -172,9 +170,7 @@ def _in_column(lines: list[str], text: str, at: int) -> bool:
         rest = wanted
         for line in lines[first:]:
             words = line[at:].strip().replace(" ", "")
-            size = next(
-                (n for n in range(min(len(rest), len(words)), 0, -1) if words.startswith(rest[:n])), 0
-            )
+            size = next((n for n in range(min(len(rest), len(words)), 0, -1) if words.startswith(rest[:n])), 0)
             if not size:
                 break
             rest = rest[size:]

@@ -79,9 +79,7 @@ PATTERNS = (
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("absolute", [False, True])
 def test_a_pattern_matches_what_pythons_own_glob_does(here: Path, pattern: str, absolute: bool) -> None:
-    touch(
-        "a/1.png", "a/x.png", "a/b/1.png", "a/b/c/b/2.png", ".h/1.png", "a/.hidden", "b/x.png", "a/.h/x.png"
-    )
+    touch("a/1.png", "a/x.png", "a/b/1.png", "a/b/c/b/2.png", ".h/1.png", "a/.hidden", "b/x.png", "a/.h/x.png")
     named = f"{here}/{pattern}" if absolute else pattern
     expected = [name for name in glob.glob(named, recursive=True) if name and not name.endswith("/")]
     assert sorted(matching(named)) == sorted(set(expected))
@@ -126,8 +124,7 @@ def test_a_run_behind_the_images_is_named(capsys: pytest.CaptureFixture[str]) ->
     assert main(["predict", "a.png", "runs/x"]) == 64
     said = capsys.readouterr().err
     assert (
-        said
-        == "error: a.png is not a run, and runs/x is one. Fix: name the run first: tl-dist predict RUN PATH...\n"
+        said == "error: a.png is not a run, and runs/x is one. Fix: name the run first: tl-dist predict RUN PATH...\n"
     )
 
 

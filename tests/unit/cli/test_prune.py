@@ -71,9 +71,7 @@ def test_what_the_command_line_says_takes_precedence(capsys: pytest.CaptureFixtu
     assert cfg.distill is not None and (cfg.name, cfg.epochs, cfg.steps) == ("other", None, 7)
     assert (cfg.model.prune, cfg.distill.weight) == (0.25, 0.5)
     assert main(["prune", "runs/whole", "epoch=3"]) == 64
-    assert (
-        "override 'epoch=3': epoch is not a key of a config. Fix: write 'epochs'." in capsys.readouterr().err
-    )
+    assert "override 'epoch=3': epoch is not a key of a config. Fix: write 'epochs'." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -391,8 +391,7 @@ MISTAKES = {
     "one part for all stages": (
         changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  train_from: all")
         + "stages: [{train_from: head, epochs: 1}]\n",
-        "x.yaml:6: model.train_from 'all' has no effect, since each stage has its own. "
-        "Fix: remove it, or the stages.",
+        "x.yaml:6: model.train_from 'all' has no effect, since each stage has its own. Fix: remove it, or the stages.",
     ),
     "random features below a head": (
         changed("resnet50", "resnet50\n  reinitialize: conv5"),
@@ -585,9 +584,7 @@ FULL = [
 
 
 def test_stages_are_dumped_and_loaded_again_and_decide_the_weights() -> None:
-    text = (
-        changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1, schedule: {name: cosine}}\n"
-    )
+    text = changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1, schedule: {name: cosine}}\n"
     cfg = load(text + "  - {train_from: all, steps: 3, learning_rate: 1e-4}\n")
     assert cfg.parts == ("head", "all")
     Path("again.yaml").write_text(config_file.dump(cfg))
@@ -615,9 +612,7 @@ def test_what_is_dumped_is_loaded_again(overrides: list[str]) -> None:
         ("false", "off", False, False),
     ],
 )
-def test_xla_is_a_switch_that_knows_where_it_pays(
-    written: str | None, means: str, cpu: bool, gpu: bool
-) -> None:
+def test_xla_is_a_switch_that_knows_where_it_pays(written: str | None, means: str, cpu: bool, gpu: bool) -> None:
     runtime = load(GOOD, *([f"runtime.xla={written}"] if written else [])).runtime
     assert (runtime.xla, runtime.compiles(on_gpu=False), runtime.compiles(on_gpu=True)) == (means, cpu, gpu)
 

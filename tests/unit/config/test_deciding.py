@@ -91,9 +91,7 @@ def test_a_split_that_cannot_or_must_not_decide_is_refused() -> None:
         return ""
 
     assert refusal(part) == ""
-    assert (
-        refusal({**part, "test": official}) == refusal({**part, "test": pool.subset(range(9))}, **folds) == ""
-    )
+    assert refusal({**part, "test": official}) == refusal({**part, "test": pool.subset(range(9))}, **folds) == ""
     assert "has no validation split" in refusal({"train": pool})
     assert "a class has no validation example" in refusal(one_class)
     assert refusal(one_class, "mcc") == ""

@@ -256,9 +256,7 @@ def test_a_strategy_that_lacks_a_part_is_refused() -> None:
         def gather(self, text: bytes) -> list[bytes]:
             return [text]
 
-    with pytest.raises(
-        Refusal, match=r"strategy 'half' has no world_size, num_replicas, .* Fix: implement all"
-    ):
+    with pytest.raises(Refusal, match=r"strategy 'half' has no world_size, num_replicas, .* Fix: implement all"):
         started(Half(), "half")
     whole = registry.strategy("tl_shapes:LOGGED").start(load())
     assert started(whole, "whole") is whole
@@ -304,22 +302,16 @@ def test_a_run_is_bound_to_the_code_that_it_began_with(site: Path) -> None:
         setup.refuse_changed_code(run, cfg)
         agreement.prove(made)
     (site / "tl_shapes" / "more.py").write_text("")
-    with pytest.raises(
-        Refusal, match=r"extensions\.dataset\.code: \w{16} -> \w{16}.* Fix: install the version"
-    ):
+    with pytest.raises(Refusal, match=r"extensions\.dataset\.code: \w{16} -> \w{16}.* Fix: install the version"):
         setup.refuse_changed_code(run, cfg)
-    with pytest.raises(
-        Refusal, match=r"the run was started with something else: .*extensions\.dataset\.code: "
-    ):
+    with pytest.raises(Refusal, match=r"the run was started with something else: .*extensions\.dataset\.code: "):
         agreement.prove(made)
 
 
 OWN = ("data.name=digits", "data.options={}", "model.backbone=tiny")
 
 
-@pytest.mark.parametrize(
-    ("key", "overrides"), [("extensions", ()), ("versions", (*OWN, "strategy=tl_shapes:LOGGED"))]
-)
+@pytest.mark.parametrize(("key", "overrides"), [("extensions", ()), ("versions", (*OWN, "strategy=tl_shapes:LOGGED"))])
 def test_workers_whose_code_of_another_package_differs_are_refused(
     site: Path, key: str, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,11 +328,7 @@ def test_workers_whose_code_of_another_package_differs_are_refused(
 
         def gather(self, text: bytes) -> list[bytes]:
             alike = {sha256(new).digest(): sha256(compared[0]).digest() for new in compared}
-            return (
-                [text, {**alike, **dict.fromkeys(compared, compared[0])}.get(text, text)]
-                if compared
-                else [text] * 2
-            )
+            return [text, {**alike, **dict.fromkeys(compared, compared[0])}.get(text, text)] if compared else [text] * 2
 
     monkeypatch.setattr(agreement, "agree", noted)
     made = setup_of(cfg, open_splits(cfg.data)[0], build(), parallel=Beside(cfg))

@@ -159,6 +159,4 @@ def test_depth_counts_blocks_from_the_top() -> None:
     backbone = registry.backbone("tiny")
     config = ModelConfig(backbone="tiny", weights="random", train_from="all")
     net = classifier.Classifier(backbone, config, image_size=32, num_classes=3, seed=0)
-    assert net.depths == {
-        f"backbone/block{k}_conv1/{name}": 4 - k for k in (1, 2, 3) for name in ("kernel", "bias")
-    }
+    assert net.depths == {f"backbone/block{k}_conv1/{name}": 4 - k for k in (1, 2, 3) for name in ("kernel", "bias")}

@@ -121,9 +121,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     folder.mkdir()
     for path, message in {
         tmp_path / "rigth.yaml": f"{tmp_path}/rigth.yaml does not exist. Fix: use '{tmp_path}/right.yaml'.",
-        tmp_path
-        / "none"
-        / "x.yaml": f"{tmp_path}/none/x.yaml does not exist. Fix: give the path of a YAML file.",
+        tmp_path / "none" / "x.yaml": f"{tmp_path}/none/x.yaml does not exist. Fix: give the path of a YAML file.",
         folder: f"{folder} is a directory, not a YAML file. Fix: give the path of a YAML file.",
         tmp_path / "latin.yaml": f"{tmp_path}/latin.yaml: byte 3 is not UTF-8. Fix: save the file as UTF-8.",
     }.items():
@@ -149,24 +147,18 @@ SCALARS = st.one_of(
     st.integers(-(10**17), 10**17),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(st.characters(exclude_categories=["C"]), max_size=30),
-    st.sampled_from(
-        ["1e5", "1e-4", "yes", "null", "~", "", " ", "1:30", "0o7", "a: b", "- a", "*x", "#", "true"]
-    ),
+    st.sampled_from(["1e5", "1e-4", "yes", "null", "~", "", " ", "1:30", "0o7", "a: b", "- a", "*x", "#", "true"]),
 )
 KEYS = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=10)
 
 
-@pytest.mark.parametrize(
-    "text", ["\u202egnp.exe", "\u2066Kätzchen\u2069", "a\u2028b", "a\nb\tc", "👩\u200d🔬"]
-)
+@pytest.mark.parametrize("text", ["\u202egnp.exe", "\u2066Kätzchen\u2069", "a\u2028b", "a\nb\tc", "👩\u200d🔬"])
 def test_what_is_dumped_obeys_no_terminal_and_is_read_back(text: str) -> None:
     dumped = yaml_text.dump({"path": text})
     assert is_printable(dumped)
     assert yaml_text.parse(dumped, "x.yaml").data == {"path": text}
 
 
-@given(
-    st.dictionaries(KEYS, st.one_of(SCALARS, st.lists(SCALARS, max_size=4), st.dictionaries(KEYS, SCALARS)))
-)
+@given(st.dictionaries(KEYS, st.one_of(SCALARS, st.lists(SCALARS, max_size=4), st.dictionaries(KEYS, SCALARS))))
 def test_what_is_dumped_is_read_back(data: dict[str, Any]) -> None:
     assert yaml_text.parse(yaml_text.dump(data), "x.yaml").data == data

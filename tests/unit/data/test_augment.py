@@ -31,23 +31,17 @@ def photograph() -> np.ndarray:
     """uint8 [SIZE, SIZE, 3]: a part of a real photograph."""
     from sklearn.datasets import load_sample_image
 
-    return np.asarray(
-        cv2.resize(load_sample_image("flower.jpg")[:400, 100:500], (SIZE, SIZE), interpolation=3)
-    )
+    return np.asarray(cv2.resize(load_sample_image("flower.jpg")[:400, 100:500], (SIZE, SIZE), interpolation=3))
 
 
 def drawn(name: str, positions: int = 6) -> np.ndarray:
     """The photograph at the first positions of seed 7, side by side."""
-    settings = AugmentConfig(
-        erase_probability=1.0, mixup=0.8 * (name == "mixup"), cutmix=float(name == "cutmix")
-    )
+    settings = AugmentConfig(erase_probability=1.0, mixup=0.8 * (name == "mixup"), cutmix=float(name == "cutmix"))
     at = tf.range(positions, dtype=tf.int64)
     base = photograph()
     images = tf.constant(np.stack([base if k % 2 == 0 else base[::-1] for k in range(positions)]))
     if settings.mixes:
-        images = Mixing(7, settings.mixup, settings.cutmix).mixed(images, tf.zeros(positions, tf.int32), at)[
-            0
-        ]
+        images = Mixing(7, settings.mixup, settings.cutmix).mixed(images, tf.zeros(positions, tf.int32), at)[0]
     else:
         images = tf.function(lambda p: augment(images, (name,), settings, 7, p))(at)
     return np.concatenate(list(images.numpy()), axis=1)
@@ -107,9 +101,7 @@ def test_boxes_lie_inside_and_have_the_area_and_aspect_asked_for() -> None:
     assert 0.74 < aspect.min() < 0.77 and 1.30 < aspect.max() < 1.35
 
 
-@pytest.mark.parametrize(
-    "side", [200, 1000, *(pytest.param(side, marks=pytest.mark.full) for side in (460, 3000))]
-)
+@pytest.mark.parametrize("side", [200, 1000, *(pytest.param(side, marks=pytest.mark.full) for side in (460, 3000))])
 def test_a_decoded_crop_is_the_crop_of_the_decoded_photograph(side: int) -> None:
     """Halved in the decoder or not, it shows the same place."""
     yy, xx = np.mgrid[:side, :side].astype(np.float32) / side
@@ -159,12 +151,8 @@ def test_equalize_is_that_of_pillow() -> None:
 
     image = photograph()
     pillow = Image.fromarray(image)
-    np.testing.assert_array_equal(
-        _equalize(tf.constant(image), 0, 1.0), np.asarray(ImageOps.equalize(pillow))
-    )
-    np.testing.assert_array_equal(
-        _posterize(tf.constant(image), 1.0, 1.0), np.asarray(ImageOps.posterize(pillow, 4))
-    )
+    np.testing.assert_array_equal(_equalize(tf.constant(image), 0, 1.0), np.asarray(ImageOps.equalize(pillow)))
+    np.testing.assert_array_equal(_posterize(tf.constant(image), 1.0, 1.0), np.asarray(ImageOps.posterize(pillow, 4)))
     theirs = np.asarray(ImageOps.solarize(pillow, 128))
     np.testing.assert_array_equal(_solarize(tf.constant(image), 0.5, 1.0), theirs)
     stretched = np.asarray(ImageOps.autocontrast(pillow)).astype(int)
@@ -180,9 +168,7 @@ def test_vertical_rand_operations_are_the_horizontal_ones_of_the_transposed_imag
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     for kind in ("shear", "translate"):
         along = RAND_OPERATIONS[f"{kind}_x"](tf.constant(image), 0.5, tf.constant(1.0)).numpy()
-        across = RAND_OPERATIONS[f"{kind}_y"](
-            tf.constant(image.transpose(1, 0, 2)), 0.5, tf.constant(1.0)
-        ).numpy()
+        across = RAND_OPERATIONS[f"{kind}_y"](tf.constant(image.transpose(1, 0, 2)), 0.5, tf.constant(1.0)).numpy()
         np.testing.assert_array_equal(across, along.transpose(1, 0, 2))
         assert not np.array_equal(along, image)
 

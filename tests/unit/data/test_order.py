@@ -80,10 +80,7 @@ def test_deviation_shows_how_well_blocks_mix() -> None:
 def test_order_is_pinned() -> None:
     """Whoever changes the order counts up its VERSION, so that no run is resumed in another one."""
     for order, epochs in PINNED.items():
-        assert (
-            seen(order, range(order.global_batch), range(len(epochs))).tolist()
-            == np.concatenate(epochs).tolist()
-        )
+        assert seen(order, range(order.global_batch), range(len(epochs))).tolist() == np.concatenate(epochs).tolist()
 
 
 PINNED = {

@@ -48,8 +48,7 @@ def files(pngs: range) -> Source:
     """Encoded images: JPEG, but for these."""
     images = tf.image.resize(SOURCE.store.images, [21, 30], method="nearest")
     contents = [
-        (tf.io.encode_png(i) if k in pngs else tf.io.encode_jpeg(i, quality=100)).numpy()
-        for k, i in enumerate(images)
+        (tf.io.encode_png(i) if k in pngs else tf.io.encode_jpeg(i, quality=100)).numpy() for k, i in enumerate(images)
     ]
     return replace(SOURCE, store=HeldFiles(contents))
 
@@ -114,9 +113,7 @@ def test_parts_divide_the_share() -> None:
 
 
 def test_a_resumed_run_sees_the_same_batches() -> None:
-    for resumed, original in zip(
-        batches(from_step=5, **WAYS["in memory"]), whole("in memory")[5:], strict=True
-    ):
+    for resumed, original in zip(batches(from_step=5, **WAYS["in memory"]), whole("in memory")[5:], strict=True):
         for ours, theirs in zip(resumed, original, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -160,9 +157,7 @@ def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
     positions = tf.range(5, dtype=tf.int64)
 
     def images(*names: str) -> Any:
-        return augmented(SOURCE, names, 5, 8, AugmentConfig(erase_probability=1.0))(
-            positions, positions
-        ).images
+        return augmented(SOURCE, names, 5, 8, AugmentConfig(erase_probability=1.0))(positions, positions).images
 
     first = images(name)
     np.testing.assert_array_equal(first, images(name))
@@ -198,9 +193,7 @@ def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> No
         return tf.zeros([8, 8, 3], tf.uint8), label
 
     step = int(share_of_an_epoch * 10_000)
-    made = train_batches(
-        Read(one_by_one(read), at_once=1), order, rows=range(10), steps=range(step, 10_000_000)
-    )
+    made = train_batches(Read(one_by_one(read), at_once=1), order, rows=range(10), steps=range(step, 10_000_000))
     batch = next(iter(made))
     assert batch.positions.numpy().tolist() == list(range(step * 10, step * 10 + 10))
     assert min(asked) == step * 10
@@ -237,8 +230,6 @@ def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> N
         logits = tf.constant(np.random.default_rng(0).normal(size=(4, 3)), tf.float32)
         logs = tf.nn.log_softmax(logits).numpy()
         rows = np.arange(4)
-        expected = -(
-            shares[index] * logs[rows, batch.labels] + (1 - shares[index]) * logs[rows, batch.others]
-        )
+        expected = -(shares[index] * logs[rows, batch.labels] + (1 - shares[index]) * logs[rows, batch.others])
         losses = Objective(3, 4, mixed=True).losses(logits, batch)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -48,9 +48,7 @@ def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: P
 def test_what_is_kept_of_cropped_images_is_kept_apart() -> None:
     source = wide()
     stretched, cropped, more = (
-        extraction._key(
-            source, extraction.Prefix(PREFIX.compute, 8, PREFIX.facts, crop_fraction=fraction), ()
-        )
+        extraction._key(source, extraction.Prefix(PREFIX.compute, 8, PREFIX.facts, crop_fraction=fraction), ())
         for fraction in (None, FRACTION, 0.9)
     )
     assert len({stretched, cropped, more}) == 3

@@ -85,12 +85,8 @@ def test_cifar10_reads_the_pixels_and_labels_that_were_written(kind: str, files:
 
 
 @pytest.mark.parametrize("kind", ["python", "binary"])
-@pytest.mark.parametrize(
-    ("labels", "names"), [("fine", CIFAR100_FINE_NAMES), ("coarse", CIFAR100_COARSE_NAMES)]
-)
-def test_cifar100_reads_either_kind_of_label(
-    kind: str, labels: str, names: Any, files: Any, numbers: Any
-) -> None:
+@pytest.mark.parametrize(("labels", "names"), [("fine", CIFAR100_FINE_NAMES), ("coarse", CIFAR100_COARSE_NAMES)])
+def test_cifar100_reads_either_kind_of_label(kind: str, labels: str, names: Any, files: Any, numbers: Any) -> None:
     splits = cifar100(files[kind], labels=labels)
     for source, written in zip((splits["train"], splits["test"]), numbers, strict=True):
         read = all_examples(source)
@@ -101,9 +97,7 @@ def test_cifar100_reads_either_kind_of_label(
 
 @pytest.mark.parametrize("open_it", [cifar10, cifar100])
 def test_both_formats_are_one_dataset(open_it: Any, files: Any) -> None:
-    python, binary = (
-        manifest(open_it(files[kind], validation_fraction=0.25)) for kind in ("python", "binary")
-    )
+    python, binary = (manifest(open_it(files[kind], validation_fraction=0.25)) for kind in ("python", "binary"))
     assert python == binary
 
 
@@ -120,9 +114,7 @@ def test_the_directory_itself_is_found_too(files: Any) -> None:
 
 
 def test_the_graph_does_not_hold_the_images(files: Any) -> None:
-    read = tf.function(cifar10(files["binary"])["train"].read).get_concrete_function(
-        tf.TensorSpec([], tf.int64)
-    )
+    read = tf.function(cifar10(files["binary"])["train"].read).get_concrete_function(tf.TensorSpec([], tf.int64))
     assert read.graph.as_graph_def().ByteSize() < 10_000 < 150 * 3072
     assert len(read.captured_inputs) == 2
 

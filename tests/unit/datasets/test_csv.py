@@ -64,9 +64,7 @@ def test_splits_weights_and_other_columns(images: Path) -> None:
 
 def test_two_validation_splits_are_refused(images: Path) -> None:
     lines = rows(lambda k: "val" if k % 4 else "train")
-    with pytest.raises(
-        Refusal, match=r"rows of split validation, and data\.validation_fraction is 0\.2"
-    ) as refused:
+    with pytest.raises(Refusal, match=r"rows of split validation, and data\.validation_fraction is 0\.2") as refused:
         table(images, "path,label,split", lines, validation_fraction=0.2)
     assert refused.value.code == ExitCode.USAGE
 

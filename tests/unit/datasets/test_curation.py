@@ -55,9 +55,7 @@ LAYOUTS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_each_layout_is_recognised_and_opens(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_layout_is_recognised_and_opens(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, make = LAYOUTS[name]
     path = make(tmp_path / "data")
     monkeypatch.setattr(cifar_files, "PUBLISHED", layouts.published(path))
@@ -159,9 +157,7 @@ def test_no_near_pair_is_missed(distance: int) -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
     for k in range(0, 300, 3):  # neighbours of neighbours
-        hashes[k] = hashes[k + 1] ^ np.bitwise_or.reduce(
-            np.uint64(1) << rng.integers(0, 64, 4).astype(np.uint64)
-        )
+        hashes[k] = hashes[k + 1] ^ np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, 4).astype(np.uint64))
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     expected = np.argwhere(np.triu((bits <= distance) & (bits > 0), 1))
     assert near_pairs(hashes, distance).tolist() == expected.tolist()

@@ -102,9 +102,7 @@ def test_images_in_memory_that_are_put_together_are_still_at_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(
-    ("test_fraction", "validation_fraction"), [(0.25, 0.0), (0.0, 0.1), (0.2, 0.2), (0.0, 0.0)]
-)
+@pytest.mark.parametrize(("test_fraction", "validation_fraction"), [(0.25, 0.0), (0.0, 0.1), (0.2, 0.2), (0.0, 0.0)])
 def test_splits_are_disjoint_complete_and_stratified(
     seed: int, test_fraction: float, validation_fraction: float
 ) -> None:
@@ -198,10 +196,7 @@ def test_synthetic_examples_are_a_function_of_their_index() -> None:
     np.testing.assert_array_equal(alone.numpy(), train[7][0])
     assert all((a != b).any() for (a, _), (b, _) in [*pairwise(train), *zip(train, test, strict=False)])
     assert splits["train"].fingerprint != splits["test"].fingerprint
-    assert (
-        splits_of("synthetic", num_classes=5)["train"].fingerprint
-        != splits_of("synthetic")["train"].fingerprint
-    )
+    assert splits_of("synthetic", num_classes=5)["train"].fingerprint != splits_of("synthetic")["train"].fingerprint
 
 
 def test_synthetic_classes_can_be_told_apart() -> None:
@@ -224,9 +219,7 @@ def test_a_dataset_of_files_asks_for_its_directory(name: str) -> None:
     assert "data.path" in refused.value.fix
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar10", "cifar100", "elpv", "image_folder", "imagenet", "packed", "tfrecord"]
-)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "elpv", "image_folder", "imagenet", "packed", "tfrecord"])
 @pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
 def test_a_missing_file_is_named_with_a_fix(name: str, place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")

@@ -67,9 +67,7 @@ def squares(source: Source) -> np.ndarray:
     return next(iter(batches)).images.numpy()
 
 
-def test_training_evaluation_prediction_serving_and_packing_see_one_image(
-    kinds: Path, tmp_path: Path
-) -> None:
+def test_training_evaluation_prediction_serving_and_packing_see_one_image(kinds: Path, tmp_path: Path) -> None:
     splits = looked_at(opened("image_folder", kinds), tmp_path)
     train = splits["train"].subset(np.arange(len(KINDS)))
     expected = squares(train)
@@ -85,9 +83,7 @@ def test_training_evaluation_prediction_serving_and_packing_see_one_image(
     again = looked_at(packed, tmp_path)["train"]
     assert [again.encoded_bytes(k) for k in range(len(files))] == [file.read_bytes() for file in files]
     for file, square in zip(files, expected, strict=True):
-        assert (
-            np.abs(load(file, SIZE).astype(int) - square).max() <= 2
-        )  # the function that an export has beside it
+        assert np.abs(load(file, SIZE).astype(int) - square).max() <= 2  # the function that an export has beside it
     in_graph = tf.function(lambda e: export._decoded(e, size=SIZE, crop=None), autograph=False)
     for name, file, square in zip(KINDS, files, expected, strict=True):
         if name.startswith(("jpeg", "png", "apng")):
@@ -186,8 +182,6 @@ def test_scaling_turns_what_it_packs(tmp_path: Path) -> None:
     packed = opened("packed", tmp_path / "packed")
     for k in range(splits["train"].num_examples):
         small, large = (decode_rgb(tf.constant(s["train"].encoded_bytes(k))) for s in (packed, splits))
-        assert min(small.shape[:2]) == 24 and (small.shape[0] > small.shape[1]) == (
-            large.shape[0] > large.shape[1]
-        )
+        assert min(small.shape[:2]) == 24 and (small.shape[0] > small.shape[1]) == (large.shape[0] > large.shape[1])
         assert np.abs(resize(large, SIZE).numpy().astype(int) - resize(small, SIZE).numpy()).mean() < 6
     assert quarantine.screen(packed, cache=tmp_path) == []

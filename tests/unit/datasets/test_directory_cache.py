@@ -136,10 +136,7 @@ def test_a_file_that_was_changed_in_its_place_is_another_data_set(root: Path, lo
     data = DataConfig(name="image_folder", path=str(root), validation_fraction=0)
     cfg = CONFIG.model_copy(update={"data": data})
     before = examples.readable(cfg, run, PARALLEL, 1)
-    assert (
-        examples.readable(cfg, run, PARALLEL, 1).opened["train"].fingerprint
-        == before.opened["train"].fingerprint
-    )
+    assert examples.readable(cfg, run, PARALLEL, 1).opened["train"].fingerprint == before.opened["train"].fingerprint
     looks.taken()
     image = root / before.opened["train"].ids[3]
     with image.open("ab") as file:
@@ -169,9 +166,7 @@ def test_of_a_table_only_its_own_images_are_asked_for_and_by_nobody_else(
         table.write_text("\n".join(["path,label", *rows]))
         monkeypatch.setattr(os, "stat", counted)
         with directory_cache.kept(root.parent / "listings", str(table), writes=writes):
-            splits, _ = open_splits(
-                DataConfig(name="csv", path=str(table), validation_fraction=0, test_fraction=0)
-            )
+            splits, _ = open_splits(DataConfig(name="csv", path=str(table), validation_fraction=0, test_fraction=0))
         monkeypatch.setattr(os, "stat", stat)
         assert sum(source.num_examples for source in splits.values()) == len(paths)
         found = sorted(path for path in asked if path.endswith(".png"))

@@ -25,9 +25,7 @@ NAMES = [f"digit {k}" for k in range(10)]
 
 
 def divided(pool: Any, **options: Any) -> dict[str, Any]:
-    return division(
-        pool, **{"test": 0.0, "validation": 0.0, "folds": None, "group": None, "seed": 0, **options}
-    )
+    return division(pool, **{"test": 0.0, "validation": 0.0, "folds": None, "group": None, "seed": 0, **options})
 
 
 def labels_of(ids: list[str]) -> list[int]:
@@ -166,9 +164,7 @@ def test_the_quarantine_knows_the_files_of_a_pool(split_file: Path, tmp_path: Pa
     victim = next(name for name in splits["test"].ids if name.startswith("test/"))
     (tmp_path / "data" / victim).write_bytes(b"")
     splits, _ = open_splits(config(split_file))
-    assert [(bad.split, bad.id) for bad in quarantine.screen(splits, cache=tmp_path / "cache")] == [
-        ("test", victim)
-    ]
+    assert [(bad.split, bad.id) for bad in quarantine.screen(splits, cache=tmp_path / "cache")] == [("test", victim)]
 
 
 def test_another_data_set_or_a_changed_manifest_is_refused(split_file: Path) -> None:
@@ -194,9 +190,7 @@ def test_another_data_set_or_a_changed_manifest_is_refused(split_file: Path) -> 
         (lambda names: names.pop(), r"0 of its ids are not in this one, and 1 of this one not in it"),
     ],
 )
-def test_a_manifest_that_does_not_name_every_example_once_is_refused(
-    change: Any, why: str, split_file: Path
-) -> None:
+def test_a_manifest_that_does_not_name_every_example_once_is_refused(change: Any, why: str, split_file: Path) -> None:
     content = json.loads(split_file.read_text())
     del content["digest"]
     change(content["splits"]["train"])
@@ -207,9 +201,7 @@ def test_a_manifest_that_does_not_name_every_example_once_is_refused(
 
 
 def test_a_pool_knows_the_file_of_every_example(split_file: Path) -> None:
-    pool = pooled(
-        open_image_folder(config(split_file).model_copy(update={"split": None, "test_fraction": 0.0}))
-    )
+    pool = pooled(open_image_folder(config(split_file).model_copy(update={"split": None, "test_fraction": 0.0})))
     assert pool.cut_from is None and pool.num_examples == 160
     assert [str(pool.location(k).path)[-len(name) :] for k, name in enumerate(pool.ids)] == list(pool.ids)
 
@@ -231,9 +223,7 @@ def test_a_fold_is_tested_on_and_the_others_trained_on(tmp_path: Path, capsys: A
             open_splits(data.model_copy(update={"fold": fold}))
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--test", "0.9", "--validation", "0.3"], ["--folds", "3", "--test", "0.1"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["--test", "0.9", "--validation", "0.3"], ["--folds", "3", "--test", "0.1"]])
 def test_fractions_that_make_no_sense_are_refused(arguments: list[str], tmp_path: Path, capsys: Any) -> None:
     assert main(["data", "split", str(tmp_path), *arguments]) == ExitCode.USAGE
     assert "Fix: such as --test" in " ".join(capsys.readouterr().err.split())

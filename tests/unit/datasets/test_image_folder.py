@@ -45,9 +45,7 @@ def photograph() -> Image.Image:
     ("suffix", "options"),
     [(".png", {}), (".BMP", {}), (".webp", {"lossless": True}), (".gif", {"format": "PNG"})],
 )
-def test_a_format_is_told_by_the_content_of_its_files(
-    suffix: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_format_is_told_by_the_content_of_its_files(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
     """What each format and mode becomes: tests/references/test_decoders.py."""
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
@@ -121,9 +119,7 @@ def test_class_folders_alone_are_split_by_the_fractions(tmp_path: Path) -> None:
     assert manifest(folder(tmp_path, validation_fraction=0.2)) == manifest(splits)
 
 
-def test_where_the_folder_lies_means_nothing(
-    official: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_where_the_folder_lies_means_nothing(official: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     link = tmp_path_factory.mktemp("elsewhere") / "link"
     link.symlink_to(official)
     assert manifest(folder(link)) == manifest(folder(official))
@@ -160,9 +156,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
         with open(os.path.join(place, b"\xff.png"), "wb") as file:
             photograph().save(file, "PNG")
     splits = folder(tmp_path, test_fraction=0.0)
-    assert [image.shape for image, _ in tf.data.Dataset.range(2).map(splits["train"].read)] == [
-        (37, 50, 3)
-    ] * 2
+    assert [image.shape for image, _ in tf.data.Dataset.range(2).map(splits["train"].read)] == [(37, 50, 3)] * 2
     assert manifest(splits)["digest"]
 
 
@@ -244,9 +238,7 @@ def own_photographs(root: Path) -> Path:
     return root
 
 
-def test_what_systems_leave_beside_photographs_is_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_systems_leave_beside_photographs_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = manifest(folder(own_photographs(tmp_path), test_fraction=0.0))
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "猫 と 犬/Thumbs.db", "猫 と 犬/._IMG_0001.JPG"):
         (tmp_path / name).write_bytes(b"no image")
@@ -328,9 +320,7 @@ def test_two_images_can_be_trained_on_and_not_divided(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         photograph().save(tmp_path / name / "photo.png")
     assert folder(tmp_path, test_fraction=0.0)["train"].num_examples == 2
-    with pytest.raises(
-        Refusal, match=r"0\.5 of 2 examples cannot be held out: the smallest class has only 1"
-    ):
+    with pytest.raises(Refusal, match=r"0\.5 of 2 examples cannot be held out: the smallest class has only 1"):
         folder(tmp_path, test_fraction=0.5)
 
 

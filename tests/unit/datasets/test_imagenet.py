@@ -57,9 +57,7 @@ def truth_synsets(root: Path) -> None:
 
 
 def truth_kaggle(root: Path) -> None:
-    rows = [
-        f"ILSVRC2012_val_{k + 1:08},{wnid} 1 2 30 40 {wnid} 5 5 9 9 \n" for k, wnid in enumerate(VALIDATION)
-    ]
+    rows = [f"ILSVRC2012_val_{k + 1:08},{wnid} 1 2 30 40 {wnid} 5 5 9 9 \n" for k, wnid in enumerate(VALIDATION)]
     (root / "LOC_val_solution.csv").write_text("".join(["ImageId,PredictionString\n", *rows[::-1]]))
 
 
@@ -130,8 +128,6 @@ def test_two_validation_splits_are_refused(tmp_path: Path) -> None:
     write_train(tmp_path)
     write_validation(tmp_path)
     truth_synsets(tmp_path)
-    with pytest.raises(
-        Refusal, match=r"is a validation split, and data\.validation_fraction is 0\.2"
-    ) as refused:
+    with pytest.raises(Refusal, match=r"is a validation split, and data\.validation_fraction is 0\.2") as refused:
         imagenet(tmp_path, validation_fraction=0.2)
     assert refused.value.code == ExitCode.USAGE

@@ -92,9 +92,7 @@ def test_a_file_that_makes_room_is_read_to_its_end_and_then_closed(files: list[P
     assert opened(files) == 1
 
 
-def test_a_file_is_closed_even_when_the_modules_are_gone(
-    files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_closed_even_when_the_modules_are_gone(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow keeps the functions that it calls, and so what they hold, until the very end of a process."""
     few = lru_cache(3)(Handle)
     few(str(files[0]))
@@ -116,9 +114,7 @@ def test_many_threads_read_many_files_through_few_handles(files: list[Path]) -> 
     assert opened(files) == 2
 
 
-def test_a_source_reads_more_shards_than_may_be_open(
-    files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_reads_more_shards_than_may_be_open(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     few = lru_cache(4)(Handle)
     monkeypatch.setattr("tl_dist.datasets.records.shared_handles", lambda: few)
     source = record_source(files)

@@ -135,9 +135,7 @@ def test_others_can_read_the_records(folder: Path, tmp_path: Path) -> None:
 
 def test_two_validation_splits_are_refused(folder: Path, tmp_path: Path) -> None:
     pack(opened_whole(folder), tmp_path / "dst")
-    with pytest.raises(
-        Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2"
-    ) as refused:
+    with pytest.raises(Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2") as refused:
         packed(tmp_path / "dst", validation_fraction=0.2)
     assert refused.value.code == ExitCode.USAGE
 
@@ -146,9 +144,7 @@ def test_a_packed_set_can_be_packed_and_recognised(folder: Path, tmp_path: Path)
     pack(opened_whole(folder), tmp_path / "one", rows=16)
     pack(opened_whole(tmp_path / "one"), tmp_path / "two")
     one, two = packed(tmp_path / "one"), packed(tmp_path / "two")
-    assert {name: s.fingerprint for name, s in one.items()} == {
-        name: s.fingerprint for name, s in two.items()
-    }
+    assert {name: s.fingerprint for name, s in one.items()} == {name: s.fingerprint for name, s in two.items()}
 
 
 def test_images_in_memory_become_png(tmp_path: Path) -> None:
@@ -174,9 +170,7 @@ def test_large_images_are_scaled_and_small_ones_kept(tmp_path: Path) -> None:
     contents = {name: source.encoded_bytes(k) for k, name in enumerate(source.ids)}
     assert contents.pop("a/small.jpg") == small
     assert contents.pop("a/exact.jpg") == exact
-    expected = np.asarray(Image.open(io.BytesIO(large)).resize((96, 64), Image.Resampling.LANCZOS)).astype(
-        int
-    )
+    expected = np.asarray(Image.open(io.BytesIO(large)).resize((96, 64), Image.Resampling.LANCZOS)).astype(int)
     for name, content in contents.items():
         image = Image.open(io.BytesIO(content))
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (96, 64)), name
@@ -260,9 +254,7 @@ def test_a_shard_that_another_packs_is_waited_for(
     """Each command begins at its own part, and does at the end what others have not."""
     order: list[str] = []
     write = packing._write_shard
-    monkeypatch.setattr(
-        packing, "_write_shard", lambda job, shard: order.append(shard.name) or write(job, shard)
-    )
+    monkeypatch.setattr(packing, "_write_shard", lambda job, shard: order.append(shard.name) or write(job, shard))
     seen: list[tuple[int, int]] = []
     pack(opened_whole(folder), tmp_path / "dst", rows=16, part=(1, 2), progress=lambda *now: seen.append(now))
     assert order[0].startswith("train-00005") and order[-1].startswith("train-00004") and len(order) == 10

@@ -115,9 +115,7 @@ def test_a_header_tells_what_is_wrong_and_where(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-def test_whole_images_pass_with_their_size(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_images_pass_with_their_size(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"exif": b"Exif\0\0" + b"x" * 60_000} if kind == "JPEG" else {}
     for size in ((60, 40), (1, 1), (301, 7)):
         content = photograph(kind, size, **options)
@@ -173,16 +171,10 @@ def test_what_merely_is_large_or_fine_grained_passes(tmp_path: Path) -> None:
     at = pixels.index(b"IDAT") - 4
     size = struct.unpack_from(">I", pixels, at)[0]
     pieces = [pixels[k : min(k + 300, at + 8 + size)] for k in range(at + 8, at + 8 + size, 300)]
-    fine_grained = (
-        pixels[:at] + b"".join(chunk(b"IDAT", piece) for piece in pieces) + pixels[at + 12 + size :]
-    )
-    profiles = b"".join(
-        chunk(b"zTXt", b"Raw profile\0\0" + zlib.compress(os.urandom(40_000))) for _ in range(4)
-    )
+    fine_grained = pixels[:at] + b"".join(chunk(b"IDAT", piece) for piece in pieces) + pixels[at + 12 + size :]
+    profiles = b"".join(chunk(b"zTXt", b"Raw profile\0\0" + zlib.compress(os.urandom(40_000))) for _ in range(4))
     tiff = io.BytesIO()
-    Image.fromarray(np.zeros((2000, 30, 3), np.uint8)).save(
-        tiff, "TIFF", tiffinfo={278: 1}
-    )  # each row a strip
+    Image.fromarray(np.zeros((2000, 30, 3), np.uint8)).save(tiff, "TIFF", tiffinfo={278: 1})  # each row a strip
     for content in (
         progressive,
         progressive + movie,

@@ -77,9 +77,7 @@ def test_what_was_kept_is_not_believed_of_other_files_of_the_same_name_and_size(
         seen.numbers(source, root)
 
 
-def test_of_many_files_a_sample_is_decoded(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_files_a_sample_is_decoded(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seen, "MOST", 5)
     files = in_files(tmp_path / "a")
     found = seen.numbers(files, root)

@@ -64,9 +64,7 @@ def test_every_example_of_every_labelled_split_is_read(caplog: pytest.LogCapture
     assert list(splits["train"].class_names) == NAMES
     assert numbers_of(splits["train"], 0, 30, 0) == list(range(30))
     assert numbers_of(splits["test"], 30, 40, 0) == list(range(30, 40))
-    ours = [
-        record for record in caplog.records if record.name.startswith("tl_dist")
-    ]  # TensorFlow warns on Python 3.13
+    ours = [record for record in caplog.records if record.name.startswith("tl_dist")]  # TensorFlow warns on Python 3.13
     assert [record.getMessage().partition(": ")[2] for record in ours] == [
         "neither train, validation nor test, and left out: unlabelled"
     ]

@@ -36,9 +36,7 @@ def open_dataset(path: Path, name: str = "tfrecord", **options: Any) -> Splits:
 def records(num: int, start: int = 0) -> list[dict[str, Any]]:
     images = photographs(start + num)[start:]
     return [
-        imagenet_record(
-            image, 1 + (start + k) % 4, SYNSETS[(start + k) % 4], f"photo_{start + k}.JPEG", (64, 48)
-        )
+        imagenet_record(image, 1 + (start + k) % 4, SYNSETS[(start + k) % 4], f"photo_{start + k}.JPEG", (64, 48))
         for k, image in enumerate(images)
     ]
 
@@ -72,9 +70,7 @@ def test_the_records_of_the_tensorflow_scripts(name: str, imagenet: Path) -> Non
 
 @pytest.mark.parametrize("name", ["tfrecord", "imagenet"])
 def test_two_validation_splits_are_refused(name: str, imagenet: Path) -> None:
-    with pytest.raises(
-        Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2"
-    ) as refused:
+    with pytest.raises(Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2") as refused:
         open_dataset(imagenet, name, validation_fraction=0.2)
     assert refused.value.code == ExitCode.USAGE
 
@@ -170,9 +166,7 @@ def test_the_index_is_built_once_and_anew_for_a_changed_file(
     write_tfrecords(imagenet / "new", "train", rows, 1)[0].rename(changed)
     assert open_dataset(imagenet)["train"].fingerprint != first
     assert built[5:] == ["train-00001-of-00003"]
-    assert {p.suffix for p in (cache / "tl_dist" / "tfrecord").iterdir() if not p.name.startswith(".")} == {
-        ".json"
-    }
+    assert {p.suffix for p in (cache / "tl_dist" / "tfrecord").iterdir() if not p.name.startswith(".")} == {".json"}
 
 
 @pytest.mark.parametrize("keys", [KEYS, Keys((b"image/encoded",), (b"image/height",))])
@@ -193,9 +187,7 @@ def test_helper_processes_build_the_same_index(
 
 
 @pytest.mark.parametrize("chunk", [2, 700, 5000])
-def test_records_that_span_reads_are_found_whole(
-    chunk: int, imagenet: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_that_span_reads_are_found_whole(chunk: int, imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = imagenet / "train-00001-of-00003"
     damage(shard, starts_of(shard)[4] + 500, b"\0\1\2\3")
     whole = read_shard(shard)
@@ -314,9 +306,7 @@ def test_damaged_records_and_what_is_lost_behind_a_wrong_length_are_counted(imag
 def test_too_many_bad_records_are_refused(tmp_path: Path) -> None:
     rows = [{"image/encoded": b"i", "image/class/label": 1 if k % 2 else -1} for k in range(210)]
     write_tfrecords(tmp_path, "train", rows, 1)
-    with pytest.raises(
-        Refusal, match=r"105 of 210 records are bad: train-00000-of-00001:0: label -1"
-    ) as refused:
+    with pytest.raises(Refusal, match=r"105 of 210 records are bad: train-00000-of-00001:0: label -1") as refused:
         open_dataset(tmp_path)
     assert refused.value.code == ExitCode.DATA
 
@@ -324,9 +314,7 @@ def test_too_many_bad_records_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tfrecord", "imagenet"])
 def test_missing_shards_are_refused(name: str, imagenet: Path) -> None:
     (imagenet / "train-00001-of-00003").unlink()
-    with pytest.raises(
-        Refusal, match=r"1 of 3 shards are missing, the first is train-00001-of-00003"
-    ) as refused:
+    with pytest.raises(Refusal, match=r"1 of 3 shards are missing, the first is train-00001-of-00003") as refused:
         open_dataset(imagenet, name)
     assert refused.value.code == ExitCode.DATA
 

@@ -109,9 +109,7 @@ def test_whatever_determines_the_features_gives_another_key(tmp_path: Path, chan
     assert first.directory != other.directory
 
 
-def test_another_schema_of_the_code_gives_another_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_schema_of_the_code_gives_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = extract(tmp_path)
     monkeypatch.setattr(extraction, "SCHEMA", extraction.SCHEMA + 1)
     assert extract(tmp_path)[0].directory != first.directory
@@ -287,17 +285,13 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(feature_set, "write_file", full)
-    with pytest.raises(
-        Refusal, match=r"features cannot be kept in .* \(No space left on device\)\. Fix: free space"
-    ):
+    with pytest.raises(Refusal, match=r"features cannot be kept in .* \(No space left on device\)\. Fix: free space"):
         extract(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["features.extracted", "features.before_rename"])
-def test_a_set_that_was_not_finished_is_absent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_a_set_that_was_not_finished_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     class Died(Exception):
         pass
 

@@ -192,8 +192,7 @@ def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
     line = "chosen within the training folds: l2 0.1 (3), 0.0316 (1) | layers a b (2), b (2)"
     assert chosen_line(chosen) == line
     at_edge = [
-        [{**choice, "edge": "least" if choice["l2"] == 0.0316 else None} for choice in folds]
-        for folds in chosen
+        [{**choice, "edge": "least" if choice["l2"] == 0.0316 else None} for choice in folds] for folds in chosen
     ]
     advice = "1 of 4 took the least l2 that was tried: write smaller ones as classifier.l2"
     assert chosen_line(at_edge) == f"{line} | {advice}"

@@ -118,9 +118,7 @@ def refused(archive: Archive, cache: Path, message: str, code: ExitCode = ExitCo
     with pytest.raises(Refusal, match=message) as refusal:
         fetch_archive(archive, cache=cache)
     assert refusal.value.code == code
-    assert {path.name for path in (cache / "archives").iterdir()} <= {".a.lock", "a.tar.gz"}, (
-        "half of it is there"
-    )
+    assert {path.name for path in (cache / "archives").iterdir()} <= {".a.lock", "a.tar.gz"}, "half of it is there"
     return refusal.value
 
 
@@ -137,9 +135,7 @@ def test_cifar_is_downloaded_once_and_is_the_data_set_of_its_files(
     monkeypatch.setattr(cifar, "PUBLISHED", published(files))
     monkeypatch.chdir(tmp_path)
     model = "{backbone: tiny, weights: random, train_from: all}"
-    Path("x.yaml").write_text(
-        f"steps: 1\ndata: {{name: cifar10}}\nmodel: {model}\noptimizer: {{learning_rate: 1}}\n"
-    )
+    Path("x.yaml").write_text(f"steps: 1\ndata: {{name: cifar10}}\nmodel: {model}\noptimizer: {{learning_rate: 1}}\n")
     code, out, err = said(capsys, "prepare", "x.yaml", "seed=3")
     assert (code, err) == (ExitCode.DONE, "")
     assert f"data: cifar-10-python.tar.gz in {cache}/archives/cifar-10-python" in out.replace("\n", "")
@@ -152,9 +148,7 @@ def test_cifar_is_downloaded_once_and_is_the_data_set_of_its_files(
     assert downloaded["train"].fingerprint == by_hand["train"].fingerprint
 
 
-def test_cifar100_as_well(
-    publisher: Publisher, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar100_as_well(publisher: Publisher, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_cifar100_python(tmp_path, numbers_32px(200), numbers_32px(100, start=200))
     monkeypatch.setattr(cifar, "CIFAR100_ARCHIVE", publisher.archive(packed(root)))
     monkeypatch.setattr(cifar, "PUBLISHED", published(root))
@@ -180,9 +174,7 @@ def test_a_cut_connection_leaves_nothing_and_the_next_call_succeeds(
 ) -> None:
     data = packed(files)
     archive = publisher.archive(data, giving(data[: len(data) // 2], len(data)))
-    refusal = refused(
-        archive, cache, f"cannot be downloaded: .*{len(data) // 2:,} of {len(data):,}|IncompleteRead"
-    )
+    refusal = refused(archive, cache, f"cannot be downloaded: .*{len(data) // 2:,} of {len(data):,}|IncompleteRead")
     assert "run the command again" in refusal.fix
     publisher.answers["/a.tar.gz"] = giving(data)
     assert (fetch_archive(archive, cache=cache) / "files" / "cifar-10-batches-py" / "test_batch").is_file()
@@ -251,9 +243,7 @@ def test_a_hostile_archive_is_not_unpacked(
 
 def test_of_several_at_once_one_downloads(publisher: Publisher, cache: Path, files: Path) -> None:
     archive = publisher.archive(packed(files))
-    threads = [
-        threading.Thread(target=fetch_archive, args=[archive], kwargs={"cache": cache}) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=fetch_archive, args=[archive], kwargs={"cache": cache}) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

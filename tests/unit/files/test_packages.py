@@ -314,9 +314,7 @@ def test_no_text_tells_to_install_this_package_from_an_index() -> None:
     places = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tl_dist").rglob("*.*")]
     places = [path for path in places if path.suffix in (".py", ".md", ".html", ".js", ".ipynb")]
     assert len(places) > 200
-    said = {
-        path.name: line for path in places for line in path.read_text().splitlines() if BY_NAME.search(line)
-    }
+    said = {path.name: line for path in places for line in path.read_text().splitlines() if BY_NAME.search(line)}
     assert said == {}
     written = [path.name for path in places if path.suffix == ".py" and "pip install" in path.read_text()]
     assert written == ["packages.py"]  # in `require` alone

@@ -144,9 +144,7 @@ def test_threads_share_the_cores(threads: int | None, processes: int, cores: int
     assert found["OMP_NUM_THREADS"] == expected
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"), [("-1", None), ("0", "gpu_private"), ("0,1", "gpu_private")]
-)
+@pytest.mark.parametrize(("visible", "expected"), [("-1", None), ("0", "gpu_private"), ("0,1", "gpu_private")])
 def test_kernels_of_a_gpu_are_launched_by_threads_of_its_own(visible: str, expected: str | None) -> None:
     """And no worker, of whatever kind, maps all of the memory that it sees."""
     given = {"CUDA_VISIBLE_DEVICES": visible}
@@ -255,9 +253,7 @@ def test_a_tethered_command_keeps_its_pid_and_starts_only_below_its_parent() -> 
         text=True,
     )
     assert started.communicate()[0].split() == [str(started.pid), "0"]
-    orphan = subprocess.run(
-        [sys.executable, "-I", "-S", die_with_parent.__file__, "1", *command], capture_output=True
-    )
+    orphan = subprocess.run([sys.executable, "-I", "-S", die_with_parent.__file__, "1", *command], capture_output=True)
     assert orphan.stdout == b""
 
 

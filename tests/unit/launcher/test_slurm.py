@@ -74,9 +74,7 @@ MPIRUN_IN_SLURM = TASK_1 | {
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm's own is asked in tests/cluster; this one knows one list."""
     program = tmp_path / "scontrol"
-    program.write_text(
-        '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] || exit 1\nprintf "node1\\nnode2\\n"\n'
-    )
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] || exit 1\nprintf "node1\\nnode2\\n"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
@@ -289,19 +287,14 @@ def test_srun_command_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_option_without_a_value_is_left_out_and_one_with_several_is_repeated():
     assert submit.fill("a {{x}} b", {"x": "1"}) == "a 1 b\n"
-    assert (
-        submit.fill("#SBATCH -p {{x}}\n#SBATCH {{y}}", {"x": None, "y": ("-A", "-B")})
-        == "#SBATCH -A\n#SBATCH -B\n"
-    )
+    assert submit.fill("#SBATCH -p {{x}}\n#SBATCH {{y}}", {"x": None, "y": ("-A", "-B")}) == "#SBATCH -A\n#SBATCH -B\n"
 
 
 def test_values_are_never_taken_for_holes():
     assert submit.fill("{{x}}", {"x": "{{y}}"}) == "{{y}}\n"
 
 
-@pytest.mark.parametrize(
-    "path", ["/data/my runs/x", "/data/%j", '/data/"', "/data/x\n#SBATCH --wrap", "/data/$HOME"]
-)
+@pytest.mark.parametrize("path", ["/data/my runs/x", "/data/%j", '/data/"', "/data/x\n#SBATCH --wrap", "/data/$HOME"])
 def test_path_that_an_option_line_cannot_hold_is_refused(path):
     with pytest.raises(Refusal, match="Fix: "):
         submit.render(submit.SubmitOptions(), run_dir=Path(path))
@@ -330,9 +323,7 @@ def test_option_that_is_wrong_is_refused_by_name(given, message):
     assert refusal.value.code == ExitCode.USAGE
 
 
-@pytest.mark.parametrize(
-    "more", [{"cpus_per_task": 14}, {"extra": ("--cpus-per-gpu=14",)}, {"extra": ("-c14",)}]
-)
+@pytest.mark.parametrize("more", [{"cpus_per_task": 14}, {"extra": ("--cpus-per-gpu=14",)}, {"extra": ("-c14",)}])
 def test_gpus_with_cpus_are_asked_for(more):
     assert submit.options_from(gpus_per_node=8, ntasks_per_node=8, **more).gpus_per_node == 8
 
@@ -425,9 +416,7 @@ def test_the_batch_script_says_whether_slurm_took_the_requeue(tmp_path: Path, an
         (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "logs").mkdir()
-    text = submit.render(
-        submit.SubmitOptions(max_requeue=3), run_dir=tmp_path, python=str(tmp_path / "driver")
-    )
+    text = submit.render(submit.SubmitOptions(max_requeue=3), run_dir=tmp_path, python=str(tmp_path / "driver"))
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=30)
     assert done.returncode == 75

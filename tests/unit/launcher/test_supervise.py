@@ -119,9 +119,7 @@ def end_of(tmp_path: Path, script: Script, *overrides: str) -> tuple[ExitCode | 
     shown = io.StringIO()
     with Progress(Console(file=shown, width=200)) as progress:
         try:
-            outcome: ExitCode | Refusal = supervise(
-                run, cfg, scripted(run, script), progress, longest_pause_s=0.05
-            )
+            outcome: ExitCode | Refusal = supervise(run, cfg, scripted(run, script), progress, longest_pause_s=0.05)
         except Refusal as refusal:
             outcome = refusal
     return outcome, run, shown.getvalue()
@@ -156,9 +154,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_checkpoint(tmp_pa
     }
     outcome, run, shown = end_of(tmp_path, script)
     assert outcome == ExitCode.DONE
-    assert (
-        "rank 1 on " in shown and "SIGKILL (most likely out of memory" in shown and "exit code 137" in shown
-    )
+    assert "rank 1 on " in shown and "SIGKILL (most likely out of memory" in shown and "exit code 137" in shown
     assert "famous last words" in shown
     assert "restart 1 of 2 from step 3" in shown
     first, second = attempts(run)
@@ -208,9 +204,7 @@ def test_a_refusal_is_final(tmp_path: Path) -> None:
     }
     outcome, run, _ = end_of(tmp_path, script)
     assert isinstance(outcome, Refusal) and outcome.code == 65
-    assert str(outcome).startswith("rank 1 on ") and str(outcome).endswith(
-        ": /data/x.png is torn. Fix: restore it."
-    )
+    assert str(outcome).startswith("rank 1 on ") and str(outcome).endswith(": /data/x.png is torn. Fix: restore it.")
     assert len(attempts(run)) == 1
     assert [path.name for path in run.attempts.iterdir()] == ["0001.json"]
 
@@ -264,9 +258,7 @@ def test_the_run_directory_which_may_be_far_away_is_hardly_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, every_s: float
 ) -> None:
     """The stop file once a second, at most 100 heartbeats, what is shown twice; pids ten times."""
-    run, cfg = new_run(
-        tmp_path, *(f"safety.{key}" for key in ("heartbeat_s=5", "hang_s=120", "first_step_s=120"))
-    )
+    run, cfg = new_run(tmp_path, *(f"safety.{key}" for key in ("heartbeat_s=5", "hang_s=120", "first_step_s=120")))
     looks: Counter[str] = Counter()
     now, minute = [0.0], 60.0
 
@@ -353,9 +345,7 @@ def test_a_stop_during_the_pause_before_a_restart_is_heeded(tmp_path: Path) -> N
 
 def test_workers_die_with_the_supervisor(tmp_path: Path) -> None:
     run, _ = new_run(tmp_path, "safety.hang_s=30")
-    with supervisor(
-        run, {"0": [[["beat", 1], ["sleep", 60]]], "1": [[["beat", 1], ["sleep", 60]]]}
-    ) as process:
+    with supervisor(run, {"0": [[["beat", 1], ["sleep", 60]]], "1": [[["beat", 1], ["sleep", 60]]]}) as process:
         wait_for(lambda: len(run.beats.read()) == 2)
         pids = [beat.pid for beat in run.beats.read().values()]
         assert all(os.getsid(pid) == pid for pid in pids)  # a terminal's Ctrl-C does not reach them
@@ -367,9 +357,7 @@ def test_workers_die_with_the_supervisor(tmp_path: Path) -> None:
 
 
 def test_logs_are_continued_and_each_attempt_has_its_heading(tmp_path: Path) -> None:
-    _, run, _ = end_of(
-        tmp_path, {"0": [[["say", "one"], ["exit", 70]], [["say", "two"], ["done"], ["exit", 0]]]}
-    )
+    _, run, _ = end_of(tmp_path, {"0": [[["say", "one"], ["exit", 70]], [["say", "two"], ["done"], ["exit", 0]]]})
     lines = run.rank_log(0).read_text().splitlines()
     assert [line for line in lines if not line.startswith("---")] == ["one", "two"]
     assert [line[:13] for line in lines if line.startswith("---")] == ["--- attempt 1", "--- attempt 2"]
@@ -441,9 +429,7 @@ def supervisor(run: RunDir, script: Script, *, pause_s: float = 0.05) -> Iterato
     """This file as a program in a session of its own; killed if it is still there at the end."""
     argv = [sys.executable, __file__, str(run.path), json.dumps(script), str(pause_s)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        argv, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             yield process
         finally:
@@ -468,9 +454,7 @@ def main() -> int:
     run = RunDir.open(sys.argv[1])
     with Progress(Console(width=200)) as progress:
         launch = scripted(run, json.loads(sys.argv[2]))
-        return supervise(
-            run, config_file.load(run.config_file), launch, progress, longest_pause_s=float(sys.argv[3])
-        )
+        return supervise(run, config_file.load(run.config_file), launch, progress, longest_pause_s=float(sys.argv[3]))
 
 
 if __name__ == "__main__":

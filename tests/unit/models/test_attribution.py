@@ -75,9 +75,7 @@ def test_of_several_pooled_stages_the_strongest_counts_and_shallow_ones_are_rais
     assert all(np.abs(joined - cam).max() > 0.1 for cam in large)
 
 
-def test_where_the_sum_cannot_be_reached_there_is_an_end(
-    monkeypatch: pytest.MonkeyPatch, eagerly: None
-) -> None:
+def test_where_the_sum_cannot_be_reached_there_is_an_end(monkeypatch: pytest.MonkeyPatch, eagerly: None) -> None:
     monkeypatch.setattr(attribution, "TOLERANCE", -1.0)
     asked: list[float] = []
     model = with_head("tiny", image_size=32)
@@ -90,9 +88,7 @@ def test_where_the_sum_cannot_be_reached_there_is_an_end(
     monkeypatch.setattr(type(model), "__call__", counted)
     result = attribution.integrated_gradients(model)(images_of(32)[0], 0)
     assert len(asked) == result.num_points == 256
-    assert (
-        len(np.unique(np.round(asked, 6))) == 256
-    )  # no point twice: each image is further from the baseline
+    assert len(np.unique(np.round(asked, 6))) == 256  # no point twice: each image is further from the baseline
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -39,9 +39,7 @@ TESTED = [
     pytest.param(name, marks=pytest.mark.full if name in ("efficientnetv2s", "inceptionresnetv2") else ())
     for name in ONE_OF_EACH
 ]
-PREFIXED = sorted(
-    set(ONE_OF_EACH) - {"mobilenetv3large", "efficientnetv2s", "inceptionresnetv2", "resnet50v2"}
-)
+PREFIXED = sorted(set(ONE_OF_EACH) - {"mobilenetv3large", "efficientnetv2s", "inceptionresnetv2", "resnet50v2"})
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +66,7 @@ def test_a_record_costs_nothing_until_it_is_built():
 
 
 def test_every_name_leads_to_its_own_record():
-    assert {name: record.name for name, record in RECORDS.items()} == {
-        name: name for name in registry.BACKBONES
-    }
+    assert {name: record.name for name, record in RECORDS.items()} == {name: name for name in registry.BACKBONES}
     assert set(PRETRAINED) == set(registry.BACKBONES) - {"tiny"}
     assert set(PRETRAINED) <= set(CONSTRUCTORS)
 
@@ -178,7 +174,4 @@ def test_names_do_not_depend_on_what_was_built_before(name, networks):
 @pytest.mark.parametrize("name", TESTED)
 def test_a_record_says_whether_there_is_batch_norm(networks, name):
     layers = networks(name).layers
-    assert (
-        any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
-        == RECORDS[name].batch_norm
-    )
+    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers) == RECORDS[name].batch_norm

@@ -37,9 +37,7 @@ def computed(
     inputs = tf.constant(rng.normal(3, 2, size=(4, 6, 7, CHANNELS)), normalizes.compute_dtype)
     weights = tf.constant(rng.normal(size=inputs.shape), tf.float32)
     learned = {
-        name: getattr(normalizes, name).value
-        for name in ("gamma", "beta")
-        if getattr(normalizes, name) is not None
+        name: getattr(normalizes, name).value for name in ("gamma", "beta") if getattr(normalizes, name) is not None
     }
     with tf.GradientTape() as tape, batch_norm.collecting(["norm"] * of_batch, None, fused=fused) as moments:
         tape.watch(inputs)
@@ -62,9 +60,7 @@ def test_the_fused_kernel_computes_what_the_layer_computes(settings: dict[str, A
 
 
 def test_its_sums_are_float32_where_its_inputs_are_not() -> None:
-    expected, fused_results = (
-        computed({}, True, fused=fused, policy="mixed_bfloat16") for fused in (False, True)
-    )
+    expected, fused_results = (computed({}, True, fused=fused, policy="mixed_bfloat16") for fused in (False, True))
     for name in ("mean", "variance"):
         np.testing.assert_allclose(fused_results[name], expected[name], rtol=1e-4, err_msg=name)
     np.testing.assert_allclose(fused_results["outputs"], expected["outputs"], rtol=1e-2, atol=1e-2)

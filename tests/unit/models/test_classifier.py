@@ -19,19 +19,13 @@ from tl_dist.training import chunk, losses, optim, step
 from tl_dist.training.losses import class_weights
 
 
-def train(
-    net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, **settings: Any
-) -> dict[str, float]:
+def train(net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, **settings: Any) -> dict[str, float]:
     source, order = memory_source(12, size=image_size), Order(0, 12, 4)
     transforms = [dropout_masks(order, net.mask_features, 0.5)] if net.mask_features else []
-    batches = train_batches(
-        plain(source, image_size), order, rows=range(4), steps=range(steps), transforms=transforms
-    )
+    batches = train_batches(plain(source, image_size), order, rows=range(4), steps=range(steps), transforms=transforms)
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
     run = chunk.train_chunk(
-        step.TrainStep(
-            net, optimizer, losses.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), **settings
-        )
+        step.TrainStep(net, optimizer, losses.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), **settings)
     )
     sums = run(iter(batches), tf.constant(0, tf.int64), tf.constant(steps, tf.int64))
     return {key: float(value) for key, value in sums.items()}
@@ -199,9 +193,7 @@ def test_the_momentum_of_the_statistics_is_the_networks_own_unless_one_is_given(
     assert default.momentum.keys() == default.statistics.keys()
 
 
-@pytest.mark.parametrize(
-    ("pooling", "features"), [("average", 64), ("maximum", 64), ("both", 128), ("flatten", 1024)]
-)
+@pytest.mark.parametrize(("pooling", "features"), [("average", 64), ("maximum", 64), ("both", 128), ("flatten", 1024)])
 def test_pooling_gives_its_features_to_the_head(pooling: str, features: int) -> None:
     net = build(pooling=pooling, dropout=0.5)
     assert (net.mask_features, net.stage_names, net.stage_channels) == (features, ["block3"], [64])

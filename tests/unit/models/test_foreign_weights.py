@@ -88,9 +88,7 @@ def within_two(base: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "around", [layer_in_sequential, layer_behind_another, spread_among_layers, within_two]
-)
+@pytest.mark.parametrize("around", [layer_in_sequential, layer_behind_another, spread_among_layers, within_two])
 def test_the_backbone_of_a_whole_model_is_found(around: Any, kind: str, tmp_path: Path) -> None:
     base = build("tiny")
     model = around(base)
@@ -112,15 +110,11 @@ def test_the_backbone_of_a_whole_model_is_found(around: Any, kind: str, tmp_path
         pytest.param("xception", "new.keras", marks=pytest.mark.full),
     ],
 )
-def test_what_was_frozen_and_how_layers_are_numbered_makes_no_difference(
-    name: str, kind: str, tmp_path: Path
-) -> None:
+def test_what_was_frozen_and_how_layers_are_numbered_makes_no_difference(name: str, kind: str, tmp_path: Path) -> None:
     """Old files list trained weights first; xception has layers that Keras numbers over the whole process."""
     keras.layers.Conv2D(1, 1)
     record = registry.backbone(name)
-    constructor = {"mobilenetv2": keras.applications.MobileNetV2, "xception": keras.applications.Xception}[
-        name
-    ]
+    constructor = {"mobilenetv2": keras.applications.MobileNetV2, "xception": keras.applications.Xception}[name]
     theirs = constructor(include_top=False, weights=None, input_shape=(record.min_size,) * 2 + (3,))
     ours = build(name, record.min_size)
     theirs.set_weights(ours.get_weights())

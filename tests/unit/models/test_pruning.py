@@ -90,9 +90,7 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
     weights = pruning.kept(net, narrow.network)
     for path, variable in {**narrow.moving, **narrow.frozen}.items():
         variable.assign(weights[path])
-    assert (
-        not net.statistics and len(narrow.statistics) == 8
-    )  # with fewer channels they must be estimated again
+    assert not net.statistics and len(narrow.statistics) == 8  # with fewer channels they must be estimated again
     np.testing.assert_allclose(narrow(IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
     assert np.abs(net(IMAGES)).max() > 1e-2
 
@@ -114,7 +112,5 @@ def test_half_of_the_channels_leaves_so_many_parameters(name: str, left: float) 
 def test_the_families_that_can_be_pruned() -> None:
     """The families of the package in which half of the channels are more than a third of the parameters."""
     assert {name for name in registry.BACKBONES if registry.backbone(name).prunable} == {
-        name
-        for name in registry.BACKBONES
-        if name.startswith(("tiny", "vgg", "resnet", "densenet", "mobilenetv2"))
+        name for name in registry.BACKBONES if name.startswith(("tiny", "vgg", "resnet", "densenet", "mobilenetv2"))
     }

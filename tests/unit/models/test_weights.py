@@ -268,9 +268,7 @@ def test_both_layouts_of_keras_are_read(name, tmp_path):
         registry.backbone(name),
         {k.lower(): v for k, v in vars(keras.applications).items()}[name],
     )
-    theirs = randomised(
-        constructor(include_top=False, weights=None, input_shape=(record.min_size,) * 2 + (3,))
-    )
+    theirs = randomised(constructor(include_top=False, weights=None, input_shape=(record.min_size,) * 2 + (3,)))
     ours = record.build((record.min_size, record.min_size, 3))
     expected = {mine.path: v.numpy() for mine, v in zip(ours.weights, theirs.weights, strict=True)}
     theirs.save_weights(tmp_path / "new.weights.h5")
@@ -327,9 +325,7 @@ def efficientnet_of_keras(tmp_path_factory):
 @pytest.fixture
 def download(efficientnet_of_keras, monkeypatch):
     """Stands in for Keras's download."""
-    monkeypatch.setattr(
-        "keras.src.utils.file_utils.get_file", lambda *args, **kwargs: str(efficientnet_of_keras[0])
-    )
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *args, **kwargs: str(efficientnet_of_keras[0]))
 
 
 def test_imagenet_weights_compute_what_keras_computes(efficientnet_of_keras, download, cache):
@@ -364,9 +360,7 @@ def test_a_conversion_that_computes_something_else_is_refused(download, monkeypa
 
 def test_without_internet_the_way_around_is_told(monkeypatch, cache):
     def no_internet(*args, **kwargs):
-        raise Exception(
-            "URL fetch failure on https://example.org/x.h5: None -- [Errno -2] Name or service not known"
-        )
+        raise Exception("URL fetch failure on https://example.org/x.h5: None -- [Errno -2] Name or service not known")
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", no_internet)
     with pytest.raises(Refusal, match="cannot be obtained: URL fetch failure") as refusal:
@@ -447,9 +441,7 @@ def unwritten(file, outside):
 
 
 def compressed(file, outside):
-    file.create_dataset(
-        replace(file), data=np.zeros((1 << 16, 64), "f4"), chunks=(1 << 16, 64), compression="gzip"
-    )
+    file.create_dataset(replace(file), data=np.zeros((1 << 16, 64), "f4"), chunks=(1 << 16, 64), compression="gzip")
 
 
 def references(file, outside):
@@ -599,8 +591,6 @@ def test_what_a_file_says_about_a_model_is_not_read(tiny_file, tmp_path):
     network = randomised(build("tiny"))
     network.save(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["model_config"] = (
-            '{"class_name": "Lambda", "config": {"function": ["4wEAAAA", null, null]}}'
-        )
+        file.attrs["model_config"] = '{"class_name": "Lambda", "config": {"function": ["4wEAAAA", null, null]}}'
     arrays, _ = keras_files.arrays_of(hdf5.read(path), build("tiny"))
     assert_equal(arrays, values(network))

@@ -30,9 +30,7 @@ def batches(bad: int | None = None, rows: int = 4) -> tf.data.Dataset:
 
     def checked(batch: Any) -> Any:
         if bad is not None:
-            sound = tf.debugging.assert_less(
-                batch.positions, tf.constant(4 * bad + 1, tf.int64), "bad example"
-            )
+            sound = tf.debugging.assert_less(batch.positions, tf.constant(4 * bad + 1, tf.int64), "bad example")
             with tf.control_dependencies([sound]):
                 return batch._replace(labels=tf.identity(batch.labels))
         return batch

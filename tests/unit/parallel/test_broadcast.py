@@ -51,9 +51,7 @@ def test_534_variables_take_one_exchange() -> None:
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_every_variable_gets_the_bits_that_rank_0_has(
-    in_parts: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_variable_gets_the_bits_that_rank_0_has(in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if in_parts:
         monkeypatch.setattr(replicas, "BROADCAST_BYTES", 64)
     first, second = variables(0, 8), variables(1, 8)

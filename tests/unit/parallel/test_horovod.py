@@ -92,9 +92,7 @@ class OnTheHost:
         self.exchanged: list[str] = []
 
     def _taken(self, name: str) -> None:
-        device = (
-            context.context().device_name
-        )  # where this thread's operations go; None: to a GPU where there is one
+        device = context.context().device_name  # where this thread's operations go; None: to a GPU where there is one
         assert device is not None and device.endswith("CPU:0"), f"{name} would be exchanged by NCCL"
         self.exchanged.append(name)
 

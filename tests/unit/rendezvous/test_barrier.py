@@ -31,9 +31,7 @@ def test_workers_that_wait_say_for_whom(caplog: pytest.LogCaptureFixture) -> Non
         for rank in (0, 1):
             with pytest.raises(Refusal, match=f"rank {rank}: after 0.6 s 1 of 3 had not come: rank 2"):
                 await_peers(opened.worker_environment(rank), timeout_s=0.6)
-    assert caplog.messages == [
-        f"rank {rank} waits for rank 2 (2 of 3 are there), at most 1 s" for rank in (0, 1)
-    ]
+    assert caplog.messages == [f"rank {rank} waits for rank 2 (2 of 3 are there), at most 1 s" for rank in (0, 1)]
 
 
 def test_a_worker_says_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:

@@ -100,9 +100,7 @@ def connected(there: tuple[str, int], *, source: str = "", seconds: float = PATI
     return made
 
 
-def calls(
-    there: tuple[str, int], *, source: str = "", seconds: float = PATIENCE_S, says: bytes = b"hello"
-) -> bytes:
+def calls(there: tuple[str, int], *, source: str = "", seconds: float = PATIENCE_S, says: bytes = b"hello") -> bytes:
     """What the server answers to this process; nothing where it does not in the time."""
     with suppress(OSError), connected(there, source=source, seconds=seconds) as made:
         made.sendall(says)
@@ -135,9 +133,7 @@ def test_a_process_of_this_user_gets_in_from_any_address_and_none_that_is_not_he
     assert not listening.arrived
 
 
-def test_who_comes_before_the_server_listens_is_let_in_when_it_does(
-    closing: ExitStack, guarded: PortGuard
-) -> None:
+def test_who_comes_before_the_server_listens_is_let_in_when_it_does(closing: ExitStack, guarded: PortGuard) -> None:
     answered: list[bytes] = []
     caller = threading.Thread(target=lambda: answered.append(calls(alone(guarded))))
     caller.start()
@@ -185,9 +181,7 @@ def test_a_stranger_does_not_get_in_by_the_port_of_one_who_has_left(
             own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
         own.close()
         for where in (OWN, "127.0.0.2", "127.0.0.5"):
-            assert not stranger.answers(
-                source, guarded.port, where, (socket.SO_REUSEADDR,), user=stranger.NOBODY
-            )
+            assert not stranger.answers(source, guarded.port, where, (socket.SO_REUSEADDR,), user=stranger.NOBODY)
     listening = listening or server(closing, guarded)
     assert calls(there) == b"hello"
     assert set(listening.arrived) == {b"hello"}
@@ -222,9 +216,7 @@ def test_what_a_stranger_left_behind_is_nobodys_else_who_has_its_port_since(
     assert set(listening.arrived) == {b"hello"}
 
 
-def others(
-    closing: ExitStack, tokens: tuple[str, str]
-) -> tuple[PortGuard, PortGuard, Server, tuple[str, int]]:
+def others(closing: ExitStack, tokens: tuple[str, str]) -> tuple[PortGuard, PortGuard, Server, tuple[str, int]]:
     """Two workers on two hosts: their port guards, the second one's server, and where the first one reaches that."""
     guards = new_guard(closing), new_guard(closing, ELSEWHERE)
     listening = server(closing, guards[1])
@@ -451,9 +443,7 @@ def test_where_the_kernel_cannot_guard_the_port_it_is_not_opened(monkeypatch: py
     assert port_guard.open_port_guard(ASKED, "127.0.0.1") is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:99999", "a b:1", "::1:80", "10.0.0.1:x"]
-)
+@pytest.mark.parametrize("text", ["", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:99999", "a b:1", "::1:80", "10.0.0.1:x"])
 def test_what_is_no_address_is_no_worker(text: str) -> None:
     with pytest.raises(Refusal, match="is no address and port"):
         port_guard.parsed(text)

@@ -76,9 +76,7 @@ def test_requests_come_in_pieces_and_silent_ones_are_let_go(rendezvous, monkeypa
         assert silent.recv(100) == b""
 
 
-@pytest.mark.parametrize(
-    "head", [b"x" * 20_000, b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\0\r\n\r\n"]
-)
+@pytest.mark.parametrize("head", [b"x" * 20_000, b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\0\r\n\r\n"])
 def test_what_is_no_request_is_refused(rendezvous, head, capfd):
     with socket.create_connection(rendezvous.endpoint.split(":")) as stranger:
         stranger.sendall(head)
@@ -263,9 +261,7 @@ def test_workers_wait_for_the_last_one(rendezvous):
 
 
 def test_worker_that_does_not_come_is_named(rendezvous):
-    with pytest.raises(
-        Refusal, match=r"rank 1: after 0.3 s 2 of 3 had not come: rank 0, 2\. .*Fix: "
-    ) as refusal:
+    with pytest.raises(Refusal, match=r"rank 1: after 0.3 s 2 of 3 had not come: rank 0, 2\. .*Fix: ") as refusal:
         await_peers(rendezvous.worker_environment(1), timeout_s=0.3)
     assert refusal.value.code == ExitCode.PEER_LOST
 

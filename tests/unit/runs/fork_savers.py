@@ -30,9 +30,7 @@ def write(run: RunDir, step: int) -> None:
         said = os.open(run.path / "said", os.O_CREAT | os.O_WRONLY)
         os.kill(os.getpid(), signal.SIGSTOP)
         saver.save(step, state(step), {"history": {}}, wait=True)
-        os.pwrite(
-            said, "\n".join(saver.poll()).encode(), 0
-        )  # not write(2), in which the tracer may inject errors
+        os.pwrite(said, "\n".join(saver.poll()).encode(), 0)  # not write(2), in which the tracer may inject errors
         while traced():
             time.sleep(0.002)
         saver.save(step + 1, state(step + 1), {"history": {}}, wait=True)

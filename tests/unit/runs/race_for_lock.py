@@ -32,9 +32,7 @@ class Run(NamedTuple):
     lock_dir: Path
 
 
-def want_lock(
-    run: Run, *, hold_s: float, dies: bool, delay_s: float = 0.0, wait_for: int | None = None
-) -> int:
+def want_lock(run: Run, *, hold_s: float, dies: bool, delay_s: float = 0.0, wait_for: int | None = None) -> int:
     """Try once; as owner, hold it until `wait_for` is closed or for `hold_s`. Returns the exit code."""
     if delay_s:  # between the judgement that the lock is free and the attempt to take it
         locking.failpoint = lambda name, path=None: time.sleep(delay_s if name == "lock.judged" else 0)

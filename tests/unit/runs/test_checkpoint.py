@@ -84,9 +84,7 @@ ARRAYS = {
     "longs": np.array([2**32 - 1], np.uint32),
     "empty": np.zeros((0, 5), np.float32),
     "half": np.array([1.5, -2.25], ml_dtypes.bfloat16),
-    "extremes": np.array(
-        [np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal, -0.0], np.float32
-    ),
+    "extremes": np.array([np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal, -0.0], np.float32),
     'ünïcode "quoted"\n/path': np.ones(3, np.float32),
 }
 
@@ -166,9 +164,7 @@ def test_the_newest_checkpoint_comes_back_by_number_not_by_name_or_time(run):
     assert restore(run).step == 100_000_000
 
 
-@pytest.mark.parametrize(
-    "name", [checkpoint_format.TENSORS, checkpoint_format.META, checkpoint_format.MANIFEST]
-)
+@pytest.mark.parametrize("name", [checkpoint_format.TENSORS, checkpoint_format.META, checkpoint_format.MANIFEST])
 def test_a_damaged_checkpoint_is_passed_over_loudly(run, name):
     save(run, 10, 20, 30)
     damage(run, 30, name)
@@ -338,9 +334,7 @@ def save_needing(run, needs, keep=1):
 def test_what_a_kept_checkpoint_may_go_back_to_is_kept_besides(run):
     save_needing(run, {10: [10], 20: [20, 10], 30: [20, 10], 40: [20, 10]})
     assert steps(run) == ["step-00000010", "step-00000020", "step-00000040"]
-    save_needing(
-        run, {50: [50, 20]}, keep=2
-    )  # 40 is kept, and still needs 10: it may be the newest that is whole
+    save_needing(run, {50: [50, 20]}, keep=2)  # 40 is kept, and still needs 10: it may be the newest that is whole
     assert steps(run) == [f"step-000000{step}" for step in (10, 20, 40, 50)]
     save_needing(run, {60: [50]})
     assert steps(run) == ["step-00000050", "step-00000060"]

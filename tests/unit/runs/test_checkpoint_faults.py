@@ -205,9 +205,7 @@ def test_killed_or_failed_at_every_system_call_of_one_save(tmp_path, savers):
         for error in ("EIO:signal=SIGKILL", "EIO" if number % 2 else "ENOSPC"):
             run = make_run(tmp_path / f"{name}-{number}-{error[-6:]}")
             save(run, 10)
-            status = savers.save(
-                run, "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={number}"
-            )
+            status = savers.save(run, "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={number}")
             found = restore(run, log=pytest.fail, expected=EXPECTED)
             assert_is_state_of(found, found.step)
             if "SIGKILL" in error:
@@ -306,9 +304,7 @@ def test_a_file_size_limit_is_a_failed_save(run):
             sys.exit(saver.poll()[0])
     """
     save(run, 1)
-    process = subprocess.run(
-        [sys.executable, "-c", code, run.path], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    process = subprocess.run([sys.executable, "-c", code, run.path], env=ENVIRONMENT, capture_output=True, text=True)
     assert "File too large" in process.stderr
     assert "training continues" in process.stderr
     assert_is_state_of(restore(run, log=pytest.fail), 1)
@@ -571,12 +567,8 @@ def test_hostile_facts_are_passed_over(run, meta):
 
 
 MANIFESTS = {
-    "a million entries": lambda text: text.replace(
-        b'"files": {', b'"files": {' + b'"x": {"size": 1},' * 10**6
-    ),
-    "other files too": lambda text: text.replace(
-        b'"files": {', b'"files": {"../../x": {"size": 1, "sha256": "0"},'
-    ),
+    "a million entries": lambda text: text.replace(b'"files": {', b'"files": {' + b'"x": {"size": 1},' * 10**6),
+    "other files too": lambda text: text.replace(b'"files": {', b'"files": {"../../x": {"size": 1, "sha256": "0"},'),
     "size that is text": lambda text: re.sub(rb'"size": (\d+)', rb'"size": "\1"', text),
     "size that is a fraction": lambda text: re.sub(rb'"size": (\d+)', rb'"size": \1.0', text),
     "endless size": lambda text: re.sub(rb'"size": \d+', b'"size": 1e999', text),
@@ -599,9 +591,7 @@ def test_a_hostile_manifest_is_passed_over(run, name):
     assert "MANIFEST" in said[0]
 
 
-@pytest.mark.parametrize(
-    "name", [checkpoint_format.TENSORS, checkpoint_format.META, checkpoint_format.MANIFEST]
-)
+@pytest.mark.parametrize("name", [checkpoint_format.TENSORS, checkpoint_format.META, checkpoint_format.MANIFEST])
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory", "device"])
 def test_what_is_no_regular_file_is_not_opened(run, name, kind, tmp_path):
     save(run, 10, 20)

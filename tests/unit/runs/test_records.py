@@ -105,9 +105,7 @@ def test_lines_beyond_any_record_take_no_memory(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("tl_dist.files.limits.METRICS_LINE", 100)
     path = tmp_path / "metrics.jsonl"
     new = NewRecords(path)
-    path.write_bytes(
-        b"\0" * 350 + b"\n" + b'{"step": 1}\n' + b'{"text": "%s"}\n' % (b"x" * 90) + b'{"step": 2}\n'
-    )
+    path.write_bytes(b"\0" * 350 + b"\n" + b'{"step": 1}\n' + b'{"text": "%s"}\n' % (b"x" * 90) + b'{"step": 2}\n')
     assert list(records(path)) == new.read() == [{"step": 1}, {"step": 2}]
     with path.open("ab") as file:
         file.write(b'{"step": 3}\n' + b"\0" * 350)

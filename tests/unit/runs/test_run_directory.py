@@ -288,9 +288,7 @@ def test_a_short_write_is_continued(tmp_path, monkeypatch):
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_an_exclusive_write_never_replaces(tmp_path, monkeypatch, hard_links):
     if not hard_links:
-        monkeypatch.setattr(
-            os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links here"))
-        )
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links here")))
     write_atomically(tmp_path / "file", b"first", exclusive=True)
     with pytest.raises(FileExistsError):
         write_atomically(tmp_path / "file", b"second", exclusive=True)
@@ -345,10 +343,7 @@ def test_a_run_that_moves_to_another_generation_of_gpus_is_told_why_it_cannot(tm
     run = create(tmp_path)
     run.freeze_identity({"seed": 1, "precision": "mixed_float16"})
     text = refused(ExitCode.UNSAFE, run.freeze_identity, {"seed": 1, "precision": "mixed_bfloat16"})
-    assert (
-        "precision: mixed_float16 -> mixed_bfloat16. Its 'precision: auto' means that on this machine."
-        in text
-    )
+    assert "precision: mixed_float16 -> mixed_bfloat16. Its 'precision: auto' means that on this machine." in text
     assert "Fix: resume on a GPU or processor like that of its start, or start a new run" in text
     text = refused(ExitCode.UNSAFE, run.freeze_identity, {"seed": 2, "precision": "mixed_bfloat16"})
     assert "auto" not in text and "Fix: bring back what it was started with" in text
@@ -653,9 +648,7 @@ def test_a_run_that_never_began_is_bound_to_nothing(tmp_path):
     assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
 
 
-@pytest.mark.parametrize(
-    "begun", ["run.json", "metrics.jsonl", "DONE", "predictions", "checkpoints/step-00000001"]
-)
+@pytest.mark.parametrize("begun", ["run.json", "metrics.jsonl", "DONE", "predictions", "checkpoints/step-00000001"])
 def test_whatever_a_run_has_brought_binds_it_to_its_config(tmp_path, begun):
     run = create(tmp_path, optimizer={"learning_rate": 0.2})
     (run.path / begun).write_text("{}")

@@ -18,9 +18,7 @@ LABELS = np.array([RNG.choice(5, p=row) for row in figures.softmax(LOGITS / 2.5)
 
 def kept(sha256: str = "aa", views: tuple[str, ...] = ("flip",)) -> Calibration:
     of_true = np.array([0.5, 0.25], np.float32)
-    return Calibration(
-        7, sha256, np.array(views, np.str_), 1.5, LABELS[:2], of_true, np.array(["mono", "poly"])
-    )
+    return Calibration(7, sha256, np.array(views, np.str_), 1.5, LABELS[:2], of_true, np.array(["mono", "poly"]))
 
 
 def test_the_temperature_of_the_draws_is_found_and_the_error_of_calibration_goes() -> None:

@@ -17,8 +17,7 @@ def test_one_more_draw_is_covered_as_often_as_it_must_be(num: int, coverage: str
     """Of num + 1 values in any order each is equally likely to be the new one: count those that would be covered."""
     values = np.arange(1, num + 2) / (num + 2)
     covered = sum(
-        bool(new >= conformal.least_probability(np.delete(values, k), float(coverage)))
-        for k, new in enumerate(values)
+        bool(new >= conformal.least_probability(np.delete(values, k), float(coverage))) for k, new in enumerate(values)
     )
     share = Fraction(covered, num + 1)
     assert Fraction(coverage) <= share < Fraction(coverage) + Fraction(1, num + 1)
@@ -61,9 +60,7 @@ def test_values_fall_as_an_image_gets_stranger() -> None:
 
 def test_too_few_validation_images_are_refused_with_what_they_are_enough_for() -> None:
     few = np.linspace(0, 1, 18)
-    with pytest.raises(
-        Refusal, match=r"18 validation images .* takes 19\. Fix: use --coverage 0\.94"
-    ) as caught:
+    with pytest.raises(Refusal, match=r"18 validation images .* takes 19\. Fix: use --coverage 0\.94") as caught:
         conformal.least_probability(few, 0.95)
     assert caught.value.code == ExitCode.DATA
     conformal.least_probability(few, 0.94)

@@ -28,9 +28,7 @@ def test_folds_deal_out_each_stratum_evenly_and_by_seed() -> None:
 
 
 def test_more_folds_than_examples_of_a_class_are_refused() -> None:
-    with pytest.raises(
-        Refusal, match="4 folds need as many examples of each class and type; there are 3"
-    ) as caught:
+    with pytest.raises(Refusal, match="4 folds need as many examples of each class and type; there are 3") as caught:
         folds_of(np.array([0] * 9 + [1] * 3, np.int32), 4, seed=0)
     assert caught.value.code == ExitCode.DATA
 
@@ -83,9 +81,7 @@ def test_groups_of_the_parts_are_merged_by_id_and_come_back(tmp_path: Path) -> N
     merged = cross_validation.merged([parts], ("site", ["north", "south"]))
     assert list(merged.groups) == ["p1", "p2", "p1", "p3"]
     merged.save(tmp_path / "predictions" / "out_of_fold.npz")
-    assert list(cross_validation.load(tmp_path / "predictions" / "out_of_fold.npz").groups) == list(
-        merged.groups
-    )
+    assert list(cross_validation.load(tmp_path / "predictions" / "out_of_fold.npz").groups) == list(merged.groups)
     rows = cross_validation.summary(merged)["left_out"]["site"]
     assert {row["name"]: row["num_units"] for row in rows} == {"north": 1, "south": 2}
     assert "num_units" not in str(cross_validation.summary(replace(merged, groups=np.array([], np.str_))))
@@ -123,8 +119,7 @@ def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_tha
     without_c = cross_validation.merged([mixed] * 2, None, [[["d"], ["a", "b"]], [["c", "d"], ["a"]]])
     found = cross_validation.summary(without_c)
     assert found["never_seen"] == [
-        {"fold": fold, "classes": [{"class": "bad", "num_examples": 1}]}
-        for fold in ("seed 0 fold 0", "seed 1 fold 1")
+        {"fold": fold, "classes": [{"class": "bad", "num_examples": 1}]} for fold in ("seed 0 fold 0", "seed 1 fold 1")
     ]
     lines = text.never_seen_by_fold(found)
     assert lines[1].startswith("seed 1 fold 1: never seen in training of this fold: bad (1 image)")
@@ -134,9 +129,7 @@ def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_tha
 
 def test_a_figure_that_one_fold_does_not_define_has_no_mean() -> None:
     of_one_class = part(["c", "d"], [1, 1], [0.9, 0.2])
-    result = cross_validation.summary(
-        cross_validation.merged([[part(["a", "b"], [0, 1], [0.1, 0.9]), of_one_class]])
-    )
+    result = cross_validation.summary(cross_validation.merged([[part(["a", "b"], [0, 1], [0.1, 0.9]), of_one_class]]))
     assert result["figures"]["roc_auc"] is None
     assert result["figures"]["balanced_accuracy"] == 0.75
 

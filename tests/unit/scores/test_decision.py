@@ -57,9 +57,7 @@ def test_a_threshold_for_precision_is_the_lowest_that_has_it() -> None:
     least = decision.threshold_for_precision(labels, own, 1, 0.8)
     candidates = [value for value in np.unique(own) if (labels[own >= value] == 1).mean() >= 0.8]
     assert least == pytest.approx(min(candidates), rel=1e-4)
-    with pytest.raises(
-        Refusal, match=r"no threshold has a precision of 0\.99.*best has 0\.5000.*ask for 0\.5 or less"
-    ):
+    with pytest.raises(Refusal, match=r"no threshold has a precision of 0\.99.*best has 0\.5000.*ask for 0\.5 or less"):
         decision.threshold_for_precision(np.array([1, 0]), np.array([0.5, 0.5]), 1, 0.99)
 
 
@@ -74,9 +72,7 @@ def test_costs_choose_the_class_of_least_expected_cost() -> None:
     expected = np.einsum("nt,tc->nc", probabilities, np.array(COSTS)).argmin(axis=1)
     np.testing.assert_array_equal(rule.classes(probabilities), expected)
     effect = rule.effect(labels, probabilities)
-    assert effect["cost"] == pytest.approx(
-        np.mean([COSTS[t][c] for t, c in zip(labels, expected, strict=True)])
-    )
+    assert effect["cost"] == pytest.approx(np.mean([COSTS[t][c] for t, c in zip(labels, expected, strict=True)]))
     assert effect["cost"] < effect["cost_plain"] and effect["accuracy"] < effect["accuracy_plain"]
 
 

@@ -35,6 +35,4 @@ def test_labels_of_a_class_that_the_model_has_never_seen_are_no_suspects() -> No
     said = np.concatenate([probabilities, np.zeros((120, 1))], axis=1)
     labels[0] = 1
     assert set(label_errors(labels, said).examples.tolist()) <= {0}
-    assert (
-        label_errors(labels, said).examples.tolist() == label_errors(labels[:80], said[:80]).examples.tolist()
-    )
+    assert label_errors(labels, said).examples.tolist() == label_errors(labels[:80], said[:80]).examples.tolist()

@@ -30,9 +30,7 @@ def test_pieces_of_whole_batches_have_the_bits_of_the_whole() -> None:
         ends = np.cumsum(pieces)
         parts = [bank.distances(KNOWN[e - n : e], batch) for n, e in zip(pieces, ends, strict=True)]
         assert np.concatenate(parts).tobytes() == together.tobytes()
-    assert (
-        bank.distances(KNOWN[56:60], batch).tobytes() == together[56:60].tobytes()
-    )  # the last batch is padded
+    assert bank.distances(KNOWN[56:60], batch).tobytes() == together[56:60].tobytes()  # the last batch is padded
 
 
 def test_zeros_are_far_from_all() -> None:

@@ -20,9 +20,7 @@ LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)
 def evaluated(
     run: Path, split: str, step: int = 7, logits: np.ndarray | None = LOGITS, groups: Sequence[str] = ()
 ) -> Evaluation:
-    result = Evaluation(
-        split, 5, 3, 0.5, np.array([[2, 0], [2, 1]]), None if logits is None else logits.copy()
-    )
+    result = Evaluation(split, 5, 3, 0.5, np.array([[2, 0], [2, 1]]), None if logits is None else logits.copy())
     return predictions.with_figures(
         result, run, step=step, ids=list("abcde"), labels=LABELS, class_names=["good", "bad"], groups=groups
     )
@@ -112,9 +110,7 @@ ARRAYS = {
     ],
     ids=range(19),
 )
-def test_arrays_of_another_shape_or_type_are_no_predictions(
-    tmp_path: Path, name: str, value: np.ndarray
-) -> None:
+def test_arrays_of_another_shape_or_type_are_no_predictions(tmp_path: Path, name: str, value: np.ndarray) -> None:
     path = predictions.file_of(tmp_path, "test")
     save_npz(path, **ARRAYS)
     assert predictions.load(path).step == 7

@@ -21,9 +21,7 @@ def hits(errors: list[list[float]], seed: int = 0, num: int = 200) -> Hits:
     """With these errors by corruption and severity, of images in another order for each seed."""
     rng = np.random.default_rng(seed)
     ids = np.array([f"{k:03d}" for k in range(num)])
-    right = rng.permuted(
-        np.stack([[np.arange(num) >= round(e * num) for e in row] for row in errors]), axis=2
-    )
+    right = rng.permuted(np.stack([[np.arange(num) >= round(e * num) for e in row] for row in errors]), axis=2)
     order = rng.permutation(num)
     return Hits(ids[order], NAMES, np.array([2, 4]), np.arange(num) >= 10, right[:, :, order], 5, 32)
 
@@ -145,9 +143,7 @@ def test_the_interval_is_paired() -> None:
     assert robustness.compared(FIRST, shuffled)["interval"] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    "change", [{"names": NAMES[::-1]}, {"severities": np.array([1, 2])}, {"image_size": 64}]
-)
+@pytest.mark.parametrize("change", [{"names": NAMES[::-1]}, {"severities": np.array([1, 2])}, {"image_size": 64}])
 def test_others_are_not_compared(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="other examples"):
         robustness.compared(FIRST, replace(FIRST, **change))  # type: ignore[arg-type]

@@ -71,18 +71,14 @@ def wheel(folder: Path, source: Path) -> None:
     seen = [sys.executable, os.getcwd(), str(include), str(folder), *tools, *temporary]
     Path(os.environ["SEEN"]).write_text("\n".join(seen))
     print("  [ 31%] Building CXX object gloo/transport/tcp/error.cc.o", flush=True)
-    if subprocess.run(
-        f"c++ -I{include} -c horovod/tensorflow/mpi_ops.cc", shell=True, check=False
-    ).returncode:
+    if subprocess.run(f"c++ -I{include} -c horovod/tensorflow/mpi_ops.cc", shell=True, check=False).returncode:
         sys.exit("error: subprocess-exited-with-error\nERROR: Failed building wheel for horovod")
     folder.mkdir()
     (folder / f"horovod-0.28.1+{os.environ['HOROVOD_LOCAL_VERSION']}-py3-none-any.whl").touch()
 
 
 if __name__ == "__main__":
-    command, *arguments = [
-        word for word in sys.argv[1:] if word not in ("--disable-pip-version-check", "--no-input")
-    ]
+    command, *arguments = [word for word in sys.argv[1:] if word not in ("--disable-pip-version-check", "--no-input")]
     if command == "install":
         install(arguments)
     elif command == "download":

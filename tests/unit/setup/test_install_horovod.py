@@ -53,15 +53,11 @@ def test_every_edit_is_made_and_nothing_else_changes(source):
 
 @pytest.mark.parametrize("matches", [0, 2])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_an_edit_that_does_not_match_exactly_once_is_refused_before_anything_is_written(
-    source, matches, which
-):
+def test_an_edit_that_does_not_match_exactly_once_is_refused_before_anything_is_written(source, matches, which):
     edit = edits.EDITS[which]
     (source / edit.path).write_text("before\n" + edit.old * matches + "after\n")
     unchanged = contents(source)
-    with pytest.raises(
-        refusal.Refusal, match=rf"{edit.path}.*exactly 1 match.*found {matches}.*Fix: "
-    ) as refused:
+    with pytest.raises(refusal.Refusal, match=rf"{edit.path}.*exactly 1 match.*found {matches}.*Fix: ") as refused:
         edits.apply_edits(source)
     assert refused.value.code == 70
     assert "\n" not in str(refused.value)
@@ -107,9 +103,7 @@ def test_a_wheel_in_the_cache_is_whole_or_absent(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("present", "named"), [([], "g++ make"), (["make"], "g++"), (["g++"], "make")])
-def test_a_missing_compiler_is_one_line_with_the_package_and_the_way_without(
-    tmp_path, monkeypatch, present, named
-):
+def test_a_missing_compiler_is_one_line_with_the_package_and_the_way_without(tmp_path, monkeypatch, present, named):
     for tool in present:
         (tmp_path / tool).write_text("#!/bin/sh\n")
         (tmp_path / tool).chmod(0o755)
@@ -138,9 +132,7 @@ def test_nccl_of_a_wheel_gets_the_link_that_a_linker_asks_for(tmp_path, monkeypa
     home = tmp_path / "site-packages" / "nvidia" / "nccl"
     (home / "include").mkdir(parents=True)
     (home / "lib").mkdir()
-    (home / "include" / "nccl.h").write_text(
-        "#define NCCL_MAJOR 2\n#define NCCL_MINOR 27\n#define NCCL_PATCH 3\n"
-    )
+    (home / "include" / "nccl.h").write_text("#define NCCL_MAJOR 2\n#define NCCL_MINOR 27\n#define NCCL_PATCH 3\n")
     (home / "lib" / "libnccl.so.2").write_bytes(b"library")
     nccl = survey.find_nccl(tmp_path / "site-packages", None)
     assert (nccl.version, nccl.from_wheel) == ("2.27.3", True)
@@ -276,9 +268,7 @@ def test_a_tensorflow_outside_the_environment_is_found_by_a_plain_path(recipe, t
     assert done.stdout == f"{work}/packages/tensorflow/__init__.py\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--gpu", "--no-gpu"], ["--unheard-of"], ["--python", "/nowhere/python"]]
-)
+@pytest.mark.parametrize("arguments", [["--gpu", "--no-gpu"], ["--unheard-of"], ["--python", "/nowhere/python"]])
 def test_wrong_usage_is_one_line_and_exit_64(arguments):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 64

@@ -114,9 +114,7 @@ def test_quickstart_works_in_a_folder_of_any_name(home: Path, name: str) -> None
     done = checkout.run("quickstart", "epochs=1", "name=a b")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert done.stdout.endswith(
-        f"tl-dist: {checkout.folder}: train configs/quickstart.yaml epochs=1 name=a b\n"
-    )
+    assert done.stdout.endswith(f"tl-dist: {checkout.folder}: train configs/quickstart.yaml epochs=1 name=a b\n")
     assert len(list(checkout.cache.glob("tl_dist/wheels/*/horovod-*.whl"))) == 1
     for path in checkout.seen.read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9_./-]+", path)
@@ -161,15 +159,11 @@ def test_quickstart_starts_one_worker_where_there_is_one_gpu(
 
 
 @pytest.mark.parametrize(("gpus", "workers"), [(0, ""), (1, "workers=1 "), (2, ""), (8, "")])
-def test_quickstart_takes_the_workers_of_its_config_but_on_one_gpu(
-    home: Path, gpus: int, workers: str
-) -> None:
+def test_quickstart_takes_the_workers_of_its_config_but_on_one_gpu(home: Path, gpus: int, workers: str) -> None:
     """What its arguments say comes later, and takes precedence."""
     checkout = Checkout(home, "own")
     driver = checkout.bin / "nvidia-smi"
-    driver.write_text(
-        "#!/bin/sh\n" + "".join(f"echo 'GPU {k}: X'\n" for k in range(gpus)) + f"exit {not gpus:d}\n"
-    )
+    driver.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {k}: X'\n" for k in range(gpus)) + f"exit {not gpus:d}\n")
     driver.chmod(0o755)
     done = checkout.run("quickstart", "--strategy", "collective")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -223,9 +217,7 @@ def test_a_home_that_cannot_be_written_is_refused(home: Path, script: str, folde
     shut.chmod(0o555)
     done = checkout.run(script, XDG_CACHE_HOME="")
     assert done.returncode == 73
-    expected = (
-        f"tl_dist: cannot write to {home}/.cache/tl_dist/logs. Fix: set XDG_CACHE_HOME to a folder of yours\n"
-    )
+    expected = f"tl_dist: cannot write to {home}/.cache/tl_dist/logs. Fix: set XDG_CACHE_HOME to a folder of yours\n"
     assert done.stderr == expected
     assert checkout.run(script, "--strategy=mirrored", TL_DIST_SKIP_DEBIAN="1").returncode == 0
 

@@ -52,9 +52,7 @@ def test_every_control_character_and_no_other_is_shown_by_its_escape() -> None:
     for number in range(sys.maxunicode + 1):
         char = chr(number)
         mark = char in "\u061c\u200e\u200f"
-        obeyed = (
-            unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in bidi
-        )
+        obeyed = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in bidi
         escaped = (obeyed or mark) and char != "\t"
         assert (printable(char) != char) == escaped, f"U+{number:04X}"
         assert (printable(char, lines=True) != char) == (escaped and char != "\n")
@@ -101,9 +99,7 @@ def test_a_line_of_a_name_with_newlines_is_one_line() -> None:
 
 
 def test_a_refusal_is_short_and_printable_whatever_it_names() -> None:
-    refusal = Refusal(
-        f"{TITLE} {'x' * 7_000_000} end.", fix=f"mend {TITLE}{'y' * 9_000}.", code=ExitCode.DATA
-    )
+    refusal = Refusal(f"{TITLE} {'x' * 7_000_000} end.", fix=f"mend {TITLE}{'y' * 9_000}.", code=ExitCode.DATA)
     assert len(str(refusal)) < 2000 and is_printable(str(refusal))
     assert refusal.what.startswith(r"\x1b]0;PWNED\x07") and refusal.what.endswith("x end.")
     kind, values = refusal.__reduce__()

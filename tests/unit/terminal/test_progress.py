@@ -148,9 +148,7 @@ def test_notes_and_evaluations_are_always_shown_as_text() -> None:
 def test_a_terminal_has_one_live_line_with_notes_above(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     file = io.StringIO()
-    console = Console(
-        file=file, force_terminal=True, width=80, height=20, _environ={"NO_COLOR": "1", "TERM": "xterm"}
-    )
+    console = Console(file=file, force_terminal=True, width=80, height=20, _environ={"NO_COLOR": "1", "TERM": "xterm"})
     with Progress(console) as progress:
         progress.show(RECORD)
         progress.show({"event": "note", "text": "saved"})

@@ -64,9 +64,7 @@ class MlflowServer(ThreadingHTTPServer):
                 metrics = asked.get("metrics", [])
                 self.num_metrics_sent += len(metrics)
                 for one in metrics:
-                    self.metrics[
-                        one["key"], int(one["step"]), repr(float(one["value"])), one["timestamp"]
-                    ] = None
+                    self.metrics[one["key"], int(one["step"]), repr(float(one["value"])), one["timestamp"]] = None
                 self.parameters |= {one["key"]: one["value"] for one in asked.get("params", [])}
                 return {}
         raise AssertionError(what)
@@ -99,9 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         if number in self.server.lost:
             self.close_connection = True
             return
-        code, content = (
-            (200, found) if found is not None else (404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
-        )
+        code, content = (200, found) if found is not None else (404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
         data = json.dumps(content).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")

@@ -38,9 +38,7 @@ def test_each_row_is_an_image_and_what_training_makes_of_it(file: Path) -> None:
     tiles = picture[36:, :].copy()
     tiles = np.stack([tiles[:32, k * 36 : k * 36 + 32] for k in range(COLUMNS + 1)])
     positions = np.arange(COLUMNS, 2 * COLUMNS, dtype=np.int64)
-    expected = augment(
-        np.repeat(tiles[:1], COLUMNS, 0), cfg.data.augment, cfg.data.augmentation, cfg.seed, positions
-    )
+    expected = augment(np.repeat(tiles[:1], COLUMNS, 0), cfg.data.augment, cfg.data.augmentation, cfg.seed, positions)
     np.testing.assert_array_equal(tiles[1:], expected)
     assert len(open_splits(cfg.data)[0]["train"].ids) > 2
     assert len({tile.tobytes() for tile in tiles}) > COLUMNS // 2

@@ -127,9 +127,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, made: Setup) -> tuple[np.ndarray, 
     found = SimpleNamespace(array=lambda: VIEWS["flip",])
     features = TrainFeatures(found, pool_of(made.splits["train"])[1])  # type: ignore[arg-type]
     monkeypatch.setattr(cached, "from_features", lambda *_: given_to(made, features=features))
-    monkeypatch.setattr(
-        tuning, "search", lambda candidates, classifier, *given, **more: seen.extend(given) or []
-    )
+    monkeypatch.setattr(tuning, "search", lambda candidates, classifier, *given, **more: seen.extend(given) or [])
     tune.tune(made, 4, lambda: False, lambda record: None)
     examples, fold = seen
     views = examples.values.shape[1] if made.cfg.evaluation.views else 1

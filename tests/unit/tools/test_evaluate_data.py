@@ -17,9 +17,7 @@ SOURCE = memory_source(12)
 def test_labels_are_the_numbers_that_the_run_has(rows: np.ndarray | None) -> None:
     part = SOURCE if rows is None else SOURCE.subset(rows)
     found, unknown = matched(part, ("class 2", "other", "class 0"), Path("set"))
-    expected = [
-        (name, {0: 2, 2: 0}[k]) for name, k in zip(part.ids, part.labels.tolist(), strict=True) if k != 1
-    ]
+    expected = [(name, {0: 2, 2: 0}[k]) for name, k in zip(part.ids, part.labels.tolist(), strict=True) if k != 1]
     assert list(zip(found.ids, found.labels.tolist(), strict=True)) == expected
     assert unknown == {"class 1": int((part.labels == 1).sum())}
     assert found.class_names == ("class 2", "other", "class 0")

@@ -144,9 +144,7 @@ def test_labels_are_looked_at_out_of_fold_where_cv_ran(tmp_path: Path) -> None:
     found.save(crossed / OUT_OF_FOLD)
     own = facts.gather(run.path, None)
     assert own.out_of_fold is not None and own.split == "test"
-    other = OutOfFold(
-        said.ids, 1 - said.labels, said.types, said.class_names, found.fold, found.probabilities
-    )
+    other = OutOfFold(said.ids, 1 - said.labels, said.types, said.class_names, found.fold, found.probabilities)
     other.save(crossed / OUT_OF_FOLD)  # of other labels: it is of another data set
     assert facts.gather(run.path, None).out_of_fold is None
     (crossed / OUT_OF_FOLD).write_bytes(b"nothing")
@@ -168,9 +166,7 @@ def test_a_page_of_folds_is_of_single_models_and_says_how_they_were_made(
     run = kept(tmp_path, cross_validation.name_of("trial", by))
     said = predictions.load(predictions.file_of(run.path, "test"))
     seeds = 1 if by else 2
-    second = np.where(
-        said.labels[:, None] == [0, 1], 0.9, 0.1
-    )  # always right, so that the mean is so more often
+    second = np.where(said.labels[:, None] == [0, 1], 0.9, 0.1)  # always right, so that the mean is so more often
     found = OutOfFold(
         said.ids,
         said.labels,
@@ -225,9 +221,7 @@ def test_near_duplicates_of_folds_are_sought_between_the_folds(tmp_path: Path) -
     fold = np.arange(train.num_examples)[None] % 3
     probabilities = np.full((1, train.num_examples, train.num_classes), 1 / train.num_classes)
     ids, names = np.array(train.ids), np.array(train.class_names)
-    OutOfFold(ids, train.labels, np.array([], np.str_), names, fold, probabilities).save(
-        run.path / OUT_OF_FOLD
-    )
+    OutOfFold(ids, train.labels, np.array([], np.str_), names, fold, probabilities).save(run.path / OUT_OF_FOLD)
     run.mark_done({"cross_validation": {}})
     found = held_out_by(facts.gather(run.path, None), splits)
     assert {name: list(source.ids) for name, source in found.items()} == {
@@ -306,10 +300,7 @@ def test_of_geometry_alone_no_difference_is_shown(tmp_path: Path) -> None:
         hits = robustness.Hits(said.ids, np.array(["rotate"]), np.array([1, 2]), right[0, 0], right, 10, 16)
         save_npz(robustness.file_of(run.path, "test"), **vars(hits))
     text = report(Request([run.path for run in runs], tmp_path / "c.html"), lambda text: None).read_text()
-    assert (
-        "difference of the mean error" in text
-        and "+0.0" not in text.split("Robustness")[-1].split("</table>")[0]
-    )
+    assert "difference of the mean error" in text and "+0.0" not in text.split("Robustness")[-1].split("</table>")[0]
 
 
 def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
@@ -326,8 +317,7 @@ def test_records_become_curves(tmp_path: Path) -> None:
     ]  # fmt: skip
     records.append({"event": "evaluation", "step": 10, "split": "validation", "accuracy": 0.4, "loss": 1.5})
     layers = [
-        {"layer": f"bn{k}", "trainable": True, "mode": "sync", "statistics_moved": True, "spread": 0.0}
-        for k in (1, 2)
+        {"layer": f"bn{k}", "trainable": True, "mode": "sync", "statistics_moved": True, "spread": 0.0} for k in (1, 2)
     ]
     records.append({"event": "batch_norm", "policy": "auto", "layers": layers})
     run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in records))
@@ -341,9 +331,7 @@ def test_each_of_several_runs_has_one_curve_in_the_colour_of_its_name(tmp_path: 
     """Also one that has nothing to draw: those after it keep theirs."""
     runs = [kept(tmp_path, name) for name in ("first", "second", "third")]
     for run in (runs[0], runs[2]):
-        rows: list[dict[str, Any]] = [
-            {"event": "train", "step": 10, "epoch": 2.0, "loss": 1.0, "accuracy": 0.5}
-        ]
+        rows: list[dict[str, Any]] = [{"event": "train", "step": 10, "epoch": 2.0, "loss": 1.0, "accuracy": 0.5}]
         for step, split in ((5, "validation"), (10, "validation"), (10, "test")):
             rows.append({"event": "evaluation", "step": step, "split": split, "accuracy": 0.4, "loss": step})
         run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in rows))

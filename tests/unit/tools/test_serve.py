@@ -80,9 +80,7 @@ def test_the_shape_is_that_of_tensorflow_serving(asked: TestClient) -> None:
     given = {"instances": [b64(encoded(255)), b64(encoded(0, "JPEG")), pixels], "signature_name": "encoded"}
     found = asked.post(f"{AT}:predict", json=given).json()["predictions"]
     assert [one["class"] for one in found] == [NAMES[1], NAMES[0], NAMES[0]]
-    np.testing.assert_allclose(
-        [one["probabilities"] for one in found], [[0, 1], [1, 0], [0.8, 0.2]], atol=1e-7
-    )
+    np.testing.assert_allclose([one["probabilities"] for one in found], [[0, 1], [1, 0], [0.8, 0.2]], atol=1e-7)
     assert asked.get("/healthz").json() == {"status": "ok", "model": "lamp", "version": "7"}
     # By a version, too, as its documentation has the addresses (tensorflow.org/tfx/serving/api_rest).
     for rest in ("", "/metadata"):
@@ -204,11 +202,7 @@ def test_large_bodies_wait_for_room_and_small_ones_do_not(monkeypatch: pytest.Mo
     with client() as asked:
         for _ in range(2):
             full = asked.post(f"{AT}:predict", **large)
-            assert (
-                full.status_code == 503
-                and full.headers["Retry-After"] == "1"
-                and full.json().keys() == {"error"}
-            )
+            assert full.status_code == 503 and full.headers["Retry-After"] == "1" and full.json().keys() == {"error"}
             assert asked.post(f"{AT}:predict", content=b" " * (3 << 20)).status_code == 400
             assert asked.post(f"{AT}:predict", json={"instances": [b64(encoded(3))]}).status_code == 200
 
@@ -219,9 +213,7 @@ FAULTY = {"starlette": "0.49.0", "python-multipart": "0.0.21", "h11": "0.15.0"}
 def test_no_version_with_a_known_fault_may_be_installed() -> None:
     """The last ones with CVE-2025-62727 (and -54121, 2024-47874), CVE-2026-24486 (and 2024-53981), CVE-2025-43859."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
-    wanted = {
-        each.name: each.specifier for each in map(Requirement, project["optional-dependencies"]["serve"])
-    }
+    wanted = {each.name: each.specifier for each in map(Requirement, project["optional-dependencies"]["serve"])}
     for name, version in FAULTY.items():
         assert not wanted[name].contains(version) and wanted[name].contains(metadata.version(name))
 
@@ -234,9 +226,7 @@ def test_a_form_without_files_says_how_to_send_one(asked: TestClient) -> None:
     assert asked.post("/predict", **broken).status_code == 400
 
 
-def test_no_more_is_taken_of_a_request_than_the_limit(
-    asked: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_is_taken_of_a_request_than_the_limit(asked: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SERVED_BODY", 5000)
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
@@ -249,10 +239,7 @@ def test_no_more_is_taken_of_a_request_than_the_limit(
     for path in (f"{AT}:predict", "/predict"):
         for content in (part + b"x" * 5000, pieces()):
             reply = asked.post(path, content=content, headers=form)
-            assert (
-                reply.status_code == 413
-                and reply.json()["error"] == "the request is larger than 33,554,432 bytes"
-            )
+            assert reply.status_code == 413 and reply.json()["error"] == "the request is larger than 33,554,432 bytes"
 
 
 def test_a_request_whose_rest_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,7 @@ def write(run: RunDir, from_step: int, steps: tuple[int, ...], done: bool = Fals
             confusion = np.array([[2, 0], [4 - number, number - 2]])
             figures = {"accuracy": number / 4, "interval": [number / 9, number / 4 + 0.1], "mcc": None}
             figures["log_loss"] = float("nan") if number == 3 else 0.3
-            writer.evaluated(
-                step, Evaluation("validation", 4, number, number / 10, confusion, figures=figures)
-            )
+            writer.evaluated(step, Evaluation("validation", 4, number, number / 10, confusion, figures=figures))
     if done:
         summary = {"step": 30, "figures": {"test": FIGURES}, "seconds": 3.5, "best_validation": None}
         writer.tell({"event": "done", **summary})
@@ -81,9 +79,7 @@ def expected(run: RunDir) -> Counter[tuple[str, int, str]]:
             for key in ("accuracy", "loss", "num_correct", "log_loss"):
                 value = record["figures"][key] if key == "log_loss" else record[key]
                 found[f"{record['split']}/{key}", record["step"], repr(float(value))] += 1
-            found[
-                f"{record['split']}/interval_high", record["step"], repr(record["figures"]["interval"][1])
-            ] += 1
+            found[f"{record['split']}/interval_high", record["step"], repr(record["figures"]["interval"][1])] += 1
     if run.done:
         for key in ("accuracy", "log_loss"):
             found[f"final/test/{key}", 30, repr(run.done["figures"]["test"][key])] += 1
@@ -276,9 +272,7 @@ def test_databases_of_mlflow_know_a_row_that_is_sent_again(
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest))
     companion.require_trackers(["mlflow"])
     with pytest.raises(Refusal, match=r"Fix: pip install 'wandb>=[\d.]+'\.$") as refused:
         companion.require_trackers(["mlflow", "wandb"])

@@ -50,9 +50,7 @@ def test_settings_name_the_columns_of_their_features() -> None:
 
 
 def test_of_one_pooling_each_setting_is_tried_once() -> None:
-    found = [
-        (s.classifier, tuple(s.layers), s.columns.tolist()) for s in tuning.settings(["b"], [2], "average")
-    ]
+    found = [(s.classifier, tuple(s.layers), s.columns.tolist()) for s in tuning.settings(["b"], [2], "average")]
     assert found == [(kind, ("b",), [0, 1]) for kind in tuning.KINDS]
 
 
@@ -85,9 +83,7 @@ def test_every_view_of_an_example_teaches_its_label_and_the_plain_one_is_evaluat
 def test_of_equally_right_settings_the_surer_one_is_better() -> None:
     values, labels = data()
     values[:, 0, 7:10] += 20 * labels[:, None]
-    logistic = [
-        one for one in CANDIDATES if one.classifier.name == "logistic" and one.columns.tolist() == [7, 8, 9]
-    ]
+    logistic = [one for one in CANDIDATES if one.classifier.name == "logistic" and one.columns.tolist() == [7, 8, 9]]
     tried = search(logistic, values, labels, 3)
     evaluated = [one for one in tried if one.folds == 3]
     assert len(evaluated) > 2 and {one.accuracy for one in evaluated} == {1.0}
@@ -137,12 +133,8 @@ def test_settings_are_ranked_by_examples_that_count_as_their_class_does() -> Non
     values = rng.normal(size=(400, 1, 2)).astype(np.float32)
     values[:, 0, 0] += 8 * (labels == 2)
     values[:, 0, 1] += 3 * (labels == 1)
-    kind = ClassifierConfig(
-        name="nearest_mean"
-    )  # fitted alike with any weights: they change the ranking alone
-    both = [
-        tuning.Setting(kind, [name], "average", np.array([k])) for k, name in enumerate(("rare", "frequent"))
-    ]
+    kind = ClassifierConfig(name="nearest_mean")  # fitted alike with any weights: they change the ranking alone
+    both = [tuning.Setting(kind, [name], "average", np.array([k])) for k, name in enumerate(("rare", "frequent"))]
     classifier = Nested(ClassifierConfig(name="logistic"), 3, {})
     examples = Examples(values, values, labels, labels)
     fold = folds_of(labels, 3, 0)

@@ -125,14 +125,10 @@ def test_the_order_and_the_split_are_part_of_what_a_run_is(tmp_path: Path) -> No
     assert identity["order"] == order.VERSION == 2
     start()
     with pytest.raises(Refusal, match=r"data\.train: .*data\.validation: "):
-        start(
-            cfg.data.model_copy(update={"validation_fraction": 0.075})
-        )  # 0.1 of what test leaves, as it was
+        start(cfg.data.model_copy(update={"validation_fraction": 0.075}))  # 0.1 of what test leaves, as it was
     identity["order"] = 1
     run.identity_file.write_text(json.dumps(identity))
-    with pytest.raises(
-        Refusal, match=r"version 1 of the order .* this is version 2\. Fix: start a new run"
-    ) as caught:
+    with pytest.raises(Refusal, match=r"version 1 of the order .* this is version 2\. Fix: start a new run") as caught:
         start()
     assert caught.value.code == ExitCode.UNSAFE
 

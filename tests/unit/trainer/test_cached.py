@@ -65,9 +65,7 @@ def a_setup(
         optimizer=OptimizerConfig(learning_rate=0.1),
         evaluation=EvaluationConfig(views=("flip",), every_epochs=0.25 if stages else 1.0),
     )
-    splits = splits or {
-        name: memory_source(n) for name, n in (("train", 100), ("validation", 20), ("test", 30))
-    }
+    splits = splits or {name: memory_source(n) for name, n in (("train", 100), ("validation", 20), ("test", 30))}
     parallel = PARALLEL if rank == 0 else SimpleNamespace(rank=rank, total=lambda values: {"free": 1e9})
     return setup_of(cfg, splits, NET, parallel=parallel)
 

@@ -27,9 +27,7 @@ SPLITS = open_digits(DataConfig(name="digits"))
 def trained() -> classifier.Classifier:
     """After sixty steps with the momentum of MobileNet: its statistics are nearly those of the begin."""
     net = normalised("all", "sync", num_classes=10, batch_norm_momentum=0.999, pooling="flatten")
-    optimizer = optim.Optimizer(
-        OptimizerConfig(name="adam", learning_rate=0.003), net.trainable, scale_loss=False
-    )
+    optimizer = optim.Optimizer(OptimizerConfig(name="adam", learning_rate=0.003), net.trainable, scale_loss=False)
     run_steps = chunk.train_chunk(
         step.TrainStep(net, optimizer, losses.Objective(10, BATCH), PARALLEL, lambda k: tf.constant(0.003))
     )
@@ -104,9 +102,7 @@ def test_they_are_those_of_the_1024_images_that_come_next() -> None:
     net, at, number = normalised("all", "sync", num_classes=10), 5, 1024 // BATCH
     precise_of(net, at=at).compute()
     order = Order(0, SPLITS["train"].num_examples, BATCH)
-    batches = train_batches(
-        plain(SPLITS["train"], 32), order, rows=range(BATCH), steps=range(at, at + number)
-    )
+    batches = train_batches(plain(SPLITS["train"], 32), order, rows=range(BATCH), steps=range(at, at + number))
     conv1 = keras.Model(net.network.inputs, net.network.get_layer("conv1").output)
     outputs = np.stack([conv1(tf.cast(b.images, tf.float32) / 127.5 - 1.0) for b in batches]).astype(float)
     computed = statistics(net)

@@ -30,9 +30,7 @@ def with_a_head(**settings: Any) -> classifier.Classifier:
 
 def evaluate(net: classifier.Classifier, read: Read, views: int) -> Evaluation:
     batches = evaluation_batches(read, 11, rows=rows_of(0, 1, BATCH), global_batch=BATCH)
-    judge = evaluation.evaluation_step(
-        net, losses.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views
-    )
+    judge = evaluation.evaluation_step(net, losses.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views)
     result = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert result is not None
     return result

@@ -193,9 +193,7 @@ def test_the_layers_of_other_networks_have_kernels_for_gpus_in_mixed_precision(n
     assert [kind for kind, _ in on_the_host(graph)] == ["FractionalMaxPool"]  # it would be seen
 
 
-@pytest.mark.skipif(
-    not tf.test.is_built_with_cuda(), reason="TensorFlow's CUDA build, whose kernels are kept"
-)
+@pytest.mark.skipif(not tf.test.is_built_with_cuda(), reason="TensorFlow's CUDA build, whose kernels are kept")
 def test_the_kept_kernels_are_those_of_the_cuda_build() -> None:
     assert lzma.decompress(gpu_kernels.KEPT.read_bytes()) == gpu_kernels.registered()
 

@@ -83,9 +83,7 @@ def test_scaled_gradients_are_unscaled_and_the_scale_grows_after_enough_finite_s
 ) -> None:
     monkeypatch.setattr(optim, "GROW_AFTER", 3)
     ours = {"w": tf.Variable([1.0])}
-    optimizer = optim.Optimizer(
-        OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.5), ours, scale_loss=True
-    )
+    optimizer = optim.Optimizer(OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.5), ours, scale_loss=True)
     scales = []
     for _ in range(4):
         scale = optimizer.scale().numpy()
@@ -115,9 +113,7 @@ def test_an_update_by_layer_is_as_long_as_its_weights_say_whatever_the_gradient_
         scale = optimizer.scale()
         optimizer.apply([tf.random.normal([3, 4], seed=1) * scale * factor, tf.ones([2, 2]) * scale], 0.1)
         moved = np.linalg.norm(ours["kernel"].numpy() - before)
-        assert moved == pytest.approx(
-            0.1 * np.linalg.norm(before) * (0.5 if name == "lars" else 1.0), rel=1e-3
-        )
+        assert moved == pytest.approx(0.1 * np.linalg.norm(before) * (0.5 if name == "lars" else 1.0), rel=1e-3)
         assert np.abs(ours["zero"].numpy()).min() > 0
         average = optimizer.averages["kernel"].numpy()
         assert not np.array_equal(average, before) and not np.array_equal(average, ours["kernel"].numpy())
@@ -126,9 +122,7 @@ def test_an_update_by_layer_is_as_long_as_its_weights_say_whatever_the_gradient_
 def rates(schedule: ScheduleConfig, total_steps: int = 100) -> list[float]:
     config = OptimizerConfig(learning_rate=2.0, schedule=schedule)
     return [
-        float(
-            optim.learning_rate(config, tf.constant(s, tf.int64), steps_per_epoch=10, total_steps=total_steps)
-        )
+        float(optim.learning_rate(config, tf.constant(s, tf.int64), steps_per_epoch=10, total_steps=total_steps))
         for s in range(total_steps)
     ]
 

@@ -11,9 +11,7 @@ def test_later_updates_do_not_reach_a_snapshot() -> None:
     snapshot = TrainState(variables).arrays()
     variables["kernel"].assign_add(tf.ones([1000, 100]))
     variables["step"].assign_add(1)
-    tf.raw_ops.ResourceApplyGradientDescent(
-        var=variables["kernel"].handle, alpha=1.0, delta=tf.ones([1000, 100])
-    )
+    tf.raw_ops.ResourceApplyGradientDescent(var=variables["kernel"].handle, alpha=1.0, delta=tf.ones([1000, 100]))
     np.testing.assert_array_equal(snapshot["kernel"], np.ones([1000, 100]))
     assert snapshot["step"] == 3
     assert snapshot["step"].dtype == np.int64

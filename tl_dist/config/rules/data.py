@@ -27,9 +27,7 @@ def data(cfg: Config) -> Iterator[Broken]:
     if data.folds is not None and data.split is not None:
         what = "data.split divides the examples already."
         yield Broken(("data", "folds"), what, "remove 'folds' or 'split'.")
-    elif data.split is None and (
-        (data.folds is None) != (data.fold is None) or (data.fold or 0) >= (data.folds or 1)
-    ):
+    elif data.split is None and ((data.folds is None) != (data.fold is None) or (data.fold or 0) >= (data.folds or 1)):
         yield Broken(
             ("data", "fold"),
             f"data.folds {shown(data.folds)} and data.fold {shown(data.fold)} do not say which fold is held out.",

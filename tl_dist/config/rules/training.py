@@ -44,18 +44,14 @@ def loss(cfg: Config) -> Iterator[Broken]:
         ("beta", "class_weights: effective", loss.class_weights == "effective"),
     ):
         if not is_set and getattr(loss, key) != fields[key].default:
-            yield Broken(
-                ("loss", key), f"loss.{key} has no effect without '{needed}'.", "add that, or remove it."
-            )
+            yield Broken(("loss", key), f"loss.{key} has no effect without '{needed}'.", "add that, or remove it.")
     for path, is_set in (
         (("loss", "name"), loss.name != "cross_entropy"),
         (("data", "balance"), cfg.data.balance),
     ):
         if is_set and computed:
             what = f"classifier '{cfg.classifier.name}' minimizes the cross-entropy of each example once."
-            yield Broken(
-                path, what, "remove it (class_weights work there), or write 'name: head' below 'classifier:'."
-            )
+            yield Broken(path, what, "remove it (class_weights work there), or write 'name: head' below 'classifier:'.")
     balancing = {
         ("loss", "name"): loss.name == "logit_adjusted",
         ("loss", "class_weights"): loss.class_weights is not None,
@@ -67,9 +63,7 @@ def loss(cfg: Config) -> Iterator[Broken]:
         yield Broken(used[-1], f"{both} each make up for rare classes.", "keep one of them.")
     if cfg.data.balance and cfg.data.shuffle == "blocks":
         what = "balance draws from everywhere in the storage, which shuffle 'blocks' avoids."
-        yield Broken(
-            ("data", "balance"), what, "write 'shuffle: full', or class_weights below 'loss:' instead."
-        )
+        yield Broken(("data", "balance"), what, "write 'shuffle: full', or class_weights below 'loss:' instead.")
 
 
 def schedule(cfg: Config) -> Iterator[Broken]:

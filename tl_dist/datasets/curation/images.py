@@ -60,9 +60,7 @@ def traits(image: Image.Image) -> frozenset[str]:
     else:
         is_turned = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) != 1
     present = (is_turned, image.has_transparency_data, is_deep(image), image.mode == "CMYK")
-    return frozenset(
-        name for name, has in zip(("orientation", "alpha", DEEP, "cmyk"), present, strict=True) if has
-    )
+    return frozenset(name for name, has in zip(("orientation", "alpha", DEEP, "cmyk"), present, strict=True) if has)
 
 
 def is_narrow(pixels: NDArray[np.uint8]) -> bool:

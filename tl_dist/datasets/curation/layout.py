@@ -17,9 +17,7 @@ def recognise(path: Path) -> DataConfig:
     try:
         names = {name for name in os.listdir(path) if not name.startswith(".")} if path.is_dir() else set()
     except OSError as error:
-        raise unusable(
-            f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
-        ) from error
+        raise unusable(f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path") from error
     if path.is_dir() and not names:
         raise unusable(f"{path} is an empty directory", "correct the path, or put the data there")
     for name, dataset in registry.DATASETS.items():

@@ -96,13 +96,9 @@ def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]],
     return equal, [(distinct[i], distinct[j]) for i, j in near.tolist()]
 
 
-def _check_all(
-    splits: Splits, workers: int, advance: Advance
-) -> tuple[list[tuple[str, int]], list[_Checked]]:
+def _check_all(splits: Splits, workers: int, advance: Advance) -> tuple[list[tuple[str, int]], list[_Checked]]:
     """Decode every image; returns (split, index in it) and the result of each, without generated images."""
-    stored = {
-        (split, k): image for split, source in splits.items() for k, image in enumerate(images.stored(source))
-    }
+    stored = {(split, k): image for split, source in splits.items() for k, image in enumerate(images.stored(source))}
     every, checked = list(stored.values()), list[_Checked]()
     chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
     with process_pool(workers, "forkserver") as pool:

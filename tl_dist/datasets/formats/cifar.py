@@ -171,9 +171,7 @@ def _names_of_binary(cifar: _Cifar, kind: str, root: Path) -> list[str]:
     text = bytes_in(root / name, limits.DATASET_METADATA).decode("latin1")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(names) != num_classes or len(set(names)) != len(names):
-        raise _wrong(
-            root / name, f"it holds {len(set(names))} different {kind} names instead of {num_classes}"
-        )
+        raise _wrong(root / name, f"it holds {len(set(names))} different {kind} names instead of {num_classes}")
     return names
 
 

@@ -78,9 +78,7 @@ def _table(data: DataConfig) -> Path:
     if path.is_dir():
         tables = sorted(path.glob("*.csv"))
         if len(tables) != 1:
-            raise wrong(
-                path, None, f"the directory holds {len(tables)} CSV files", "set data.path to one of them"
-            )
+            raise wrong(path, None, f"the directory holds {len(tables)} CSV files", "set data.path to one of them")
         path = tables[0]
     size_of(path)
     return path.resolve()

@@ -44,17 +44,13 @@ def open_elpv(data: DataConfig) -> Splits:
     cells = _read_labels(root / "labels.csv")
     labels = np.array([cell.probability > 0.5 for cell in cells], np.int32)
     if data.path is None and (len(cells), int(labels.sum())) != (NUM_CELLS, NUM_DEFECTIVE):
-        raise _wrong(
-            root / "labels.csv", f"{len(cells)} cells, {labels.sum()} defective: not those of {PACKAGE}"
-        )
+        raise _wrong(root / "labels.csv", f"{len(cells)} cells, {labels.sum()} defective: not those of {PACKAGE}")
     ids = [cell.path for cell in cells]
     sizes = np.array([size_of(root / path) for path in ids], np.int64)
     facts = hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest()
     types, soft = [cell.type for cell in cells], _soft_labels(cells) if data.soft_labels else None
     store = FileStore(root, ids, sizes, facts)
-    return divide(
-        Source(store, labels, ids, ("functional", "defective"), Annotations(types=types, soft=soft)), data
-    )
+    return divide(Source(store, labels, ids, ("functional", "defective"), Annotations(types=types, soft=soft)), data)
 
 
 def is_elpv(path: Path, names: Set[str]) -> bool:
@@ -81,9 +77,7 @@ def _read_labels(file: Path) -> list[_Cell]:
         except ValueError:
             raise _wrong(file, f"line {number} is not 'path probability type' but {line[:80]!r}") from None
         if not 0 <= cell.probability <= 1 or kind not in _TYPES:
-            raise _wrong(
-                file, f"line {number}: {probability} is no probability, or {kind} neither mono nor poly"
-            )
+            raise _wrong(file, f"line {number}: {probability} is no probability, or {kind} neither mono nor poly")
         if path in cells:
             raise _wrong(file, f"line {number} names {path} a second time")
         cells[path] = cell

@@ -40,9 +40,7 @@ def open_image_folder(data: DataConfig) -> Splits:
     folders, met = folders_in(root), Folders()
     if _FOLDERS.keys().isdisjoint(folders) or _is_class(root, folders):
         return completed({"": _source(root, root, met)}, data)
-    official = {
-        split: _source(root, root / name, met) for name, split in _split_folders(root, folders).items()
-    }
+    official = {split: _source(root, root / name, met) for name, split in _split_folders(root, folders).items()}
     names = official["train"].class_names
     for name, source in official.items():
         if source.class_names != names:
@@ -92,9 +90,7 @@ def visible(path: Path) -> tuple[tuple[int, int], list[tuple[str, int, int]]]:
     try:
         listed = directory_cache.folder(path)
     except OSError as error:
-        raise unusable(
-            f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
-        ) from error
+        raise unusable(f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path") from error
     shown = [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
     return listed.identity, shown
 
@@ -150,9 +146,7 @@ def images_below(
         return
     count_folders(folder, met, {})
     if len(above) >= limits.FOLDER_DEPTH:
-        raise unusable(
-            f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
-        )
+        raise unusable(f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class")
     folders: list[str] = []
     for entry, kind, size in entries:
         name = f"{prefix}/{entry}"

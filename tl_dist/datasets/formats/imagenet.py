@@ -41,9 +41,7 @@ def open_imagenet(data: DataConfig) -> Splits:
         return completed(shard_sources(root, shards, data, names), data, f"{root} has a validation split")
     base = next((root / p for p in _PLACES if (root / p / "train").is_dir()), None)
     if base is None:
-        raise unusable(
-            f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path"
-        )
+        raise unusable(f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path")
     wnids = [name for name in folders_in(base / "train") if _WNID.fullmatch(name)]
     if len(wnids) < 2:
         raise unusable(
@@ -122,17 +120,13 @@ def _truth(root: Path, file: Path, folder: Path, names: list[str]) -> Mapping[st
         return {f"{image}.JPEG": words[0] for image, words in pairs if words}
     lines = text_in(file).split()
     if len(lines) != len(names):
-        raise unusable(
-            f"{file} has {len(lines)} lines for {len(names)} images in {folder}", "restore the files"
-        )
+        raise unusable(f"{file} has {len(lines)} lines for {len(names)} images in {folder}", "restore the files")
     if all(_WNID.fullmatch(line) for line in lines):
         return dict(zip(names, lines, strict=True))
     by_number = _synsets(root, file)
     for k, line in enumerate(lines, start=1):
         if line not in by_number:
-            raise unusable(
-                f"{file}:{k}: {line!r} is the ILSVRC2012_ID of no class in meta.mat", "restore the files"
-            )
+            raise unusable(f"{file}:{k}: {line!r} is the ILSVRC2012_ID of no class in meta.mat", "restore the files")
     return {name: by_number[line] for name, line in zip(names, lines, strict=True)}
 
 

@@ -39,9 +39,7 @@ def open_packed(data: DataConfig) -> Splits:
     root = directory_of(data, f"{MANIFEST} and the files that 'tl-dist data pack' writes beside it")
     class_names, splits = _manifest(root)
     shards = {
-        split: {
-            f"{name}.tfrecord": _shard(root, name, digest, len(class_names)) for name, digest in parts.items()
-        }
+        split: {f"{name}.tfrecord": _shard(root, name, digest, len(class_names)) for name, digest in parts.items()}
         for split, parts in splits.items()
     }
     sources = shard_sources(

@@ -74,9 +74,7 @@ def _prepared(root: Path) -> Path:
         directories = sorted(Path(file).parent for file in files if "incomplete." not in file)
         if len(directories) > 1:
             names = ", ".join(str(path.relative_to(root)) for path in directories[:8])
-            raise unusable(
-                f"{root} holds {len(directories)} prepared sets: {names}", "set data.path to one of them"
-            )
+            raise unusable(f"{root} holds {len(directories)} prepared sets: {names}", "set data.path to one of them")
         if directories:
             return directories[0]
     raise unusable(
@@ -113,9 +111,7 @@ def _shards(info: Mapping[str, Any], split: Mapping[str, Any]) -> Mapping[str, i
 
 def _files_by_split(root: Path, splits: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
     """Return file names by the split's name in tl_dist; "" for a single pool."""
-    known = {
-        SPLIT_NAMES[name]: list(files) for name, files in splits.items() if name in SPLIT_NAMES and files
-    }
+    known = {SPLIT_NAMES[name]: list(files) for name, files in splits.items() if name in SPLIT_NAMES and files}
     if "train" not in known:
         raise unusable(f"{root} has no split train, only {', '.join(splits) or 'none'}", "choose another set")
     if others := [name for name in splits if name not in SPLIT_NAMES]:

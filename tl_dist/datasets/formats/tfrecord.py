@@ -69,9 +69,7 @@ def find_shards(root: Path) -> dict[str, list[str]]:
             what = f"{missing} of {number} shards are missing, the first is {stem}-{first:05}-of-{number:05}"
             raise unusable(f"{root}: {what}", "restore them")
     if "" in splits and len(splits) > 1:
-        raise unusable(
-            f"{root}: {splits[''][0]} belongs to no split, but other files do", "move it elsewhere"
-        )
+        raise unusable(f"{root}: {splits[''][0]} belongs to no split, but other files do", "move it elsewhere")
     if splits and "train" not in splits and "" not in splits:
         raise unusable(f"{root} holds TFRecord files of {', '.join(splits)} alone", "add those of train")
     return splits
@@ -117,9 +115,7 @@ def shard_sources(
         for name, index in zip(group, indexes[split], strict=True):
             number, wanted = len(index.labels), (numbers or {}).get(name)
             if wanted is not None and number != wanted and not index.lost:
-                raise unusable(
-                    f"{root / name} holds {number} records instead of {wanted}", "restore the file"
-                )
+                raise unusable(f"{root / name} holds {number} records instead of {wanted}", "restore the file")
         if split not in ("", "train") and all((index.labels == -1).all() for index in indexes[split]):
             _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
             del indexes[split]
@@ -158,9 +154,7 @@ def _source(
     max_bad: int | None,
     by_filename: bool,
 ) -> Source:
-    offsets, sizes, labels, checks, starts = map(
-        np.concatenate, zip(*(index[:5] for index in indexes), strict=True)
-    )
+    offsets, sizes, labels, checks, starts = map(np.concatenate, zip(*(index[:5] for index in indexes), strict=True))
     shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(index.labels) for index in indexes])
     last = first + len(names) - 1
     is_class = (labels >= first) & (labels <= last)

@@ -72,9 +72,7 @@ def _launch(
         yield [Command(rank, argv, environment) for rank in range(job.num_tasks)]
 
 
-def srun_command(
-    run_dir: Path, *, num_tasks: int, cpus_per_task: int | None = None, mpi: str = "none"
-) -> list[str]:
+def srun_command(run_dir: Path, *, num_tasks: int, cpus_per_task: int | None = None, mpi: str = "none") -> list[str]:
     """Return the command line of a run's only srun. A worker's output goes to its own log, as without Slurm."""
     return [
         "srun",
@@ -105,9 +103,7 @@ class Step(Workers):
         try:
             self._srun = subprocess.Popen(commands[0].argv, env=environment, stdin=subprocess.DEVNULL)
         except FileNotFoundError:
-            raise Refusal(
-                "srun is not on this node.", fix="install Slurm there.", code=ExitCode.USAGE
-            ) from None
+            raise Refusal("srun is not on this node.", fix="install Slurm there.", code=ExitCode.USAGE) from None
 
     def _newly_ended(self) -> Iterator[Exit]:
         over = self._srun.poll()

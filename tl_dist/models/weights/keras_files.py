@@ -75,13 +75,9 @@ def _only_place(fits: Iterable[str], network: Any, content: str) -> str:
     if len(places) == 1:
         return places[0]
     if places:
-        raise ValueError(
-            f"it fits in {len(places)} places: {', '.join(place or 'its layers' for place in places)}"
-        )
+        raise ValueError(f"it fits in {len(places)} places: {', '.join(place or 'its layers' for place in places)}")
     wanted = sum(bool(layer.weights) for layer in network.layers)
-    raise ValueError(
-        f"it has {content}, where the network's {wanted} do not all fit by order, name and shape"
-    )
+    raise ValueError(f"it has {content}, where the network's {wanted} do not all fit by order, name and shape")
 
 
 # ----------------------------------------------------------------------------------------------- Keras 3
@@ -98,9 +94,7 @@ def _by_class(arrays: Mapping[str, Any], roots: Sequence[str], network: Any) -> 
         for root in roots
     }
     layers = {path.partition("/vars/")[0] for path in arrays if not _NO_LAYER.search(path)}
-    most = (
-        f"{len(layers)} layers with weights and at most {max(num_fitting.values())} of {len(places)} arrays"
-    )
+    most = f"{len(layers)} layers with weights and at most {max(num_fitting.values())} of {len(places)} arrays"
     root = _only_place((root for root in roots if num_fitting[root] == len(places)), network, most)
     refuse_one_too_many(
         {place.replace("/vars/", "/"): shape for place, shape in shapes.items()},
@@ -129,9 +123,7 @@ def _places(layers: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------------------- before Keras 3, and its .h5 files
 
 
-def _by_layer(
-    contents: Contents, prefix: str, layers: Sequence[str], network: Any
-) -> tuple[Arrays, list[str]]:
+def _by_layer(contents: Contents, prefix: str, layers: Sequence[str], network: Any) -> tuple[Arrays, list[str]]:
     """Match the layers that have weights, in order; the trainable weights of each come first."""
     stored: dict[str, Arrays] = {}
     for layer in layers:
@@ -159,9 +151,7 @@ Fit = tuple[str, tuple[dict[str, Any], set[tuple[str, str]]]]
 
 def _in_a_row(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iterator[Fit]:
     """Yield each run of consecutive layers with the shapes of the network's."""
-    wanted = [
-        [*layer.trainable_weights, *layer.non_trainable_weights] for layer in network.layers if layer.weights
-    ]
+    wanted = [[*layer.trainable_weights, *layer.non_trainable_weights] for layer in network.layers if layer.weights]
     names = list(stored)
     shapes = [[array.shape for array in stored[name].values()] for name in names]
     own = [[tuple(variable.shape) for variable in variables] for variables in wanted]

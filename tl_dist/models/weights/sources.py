@@ -224,9 +224,7 @@ def shapes(network: Any) -> dict[str, tuple[int, ...]]:
 
 def compare(source: object, network: Any, wanted: Mapping[str, Any], available: Mapping[str, Any]) -> None:
     """Refuse (78) unless the descriptions of the source's `available` arrays equal the network's, `wanted`."""
-    names = sorted(
-        name for name in wanted.keys() | available.keys() if wanted.get(name) != available.get(name)
-    )
+    names = sorted(name for name in wanted.keys() | available.keys() if wanted.get(name) != available.get(name))
     if names:
         first = names[0]
         problem = f"{len(names)} arrays differ, first '{first}'"

@@ -56,9 +56,7 @@ def _keys(reader: Any) -> dict[str, list[str]]:
     return keys
 
 
-def _choose(
-    keys: Mapping[str, list[str]], shapes: Mapping[str, tuple[int, ...]], network: Any
-) -> dict[str, str]:
+def _choose(keys: Mapping[str, list[str]], shapes: Mapping[str, tuple[int, ...]], network: Any) -> dict[str, str]:
     """Return the key of each variable of the network."""
     stored: defaultdict[str, list[str]] = defaultdict(list)
     for name, counted in counted_from_zero(keys).items():

@@ -51,9 +51,7 @@ def show(result: Mapping[str, Any], names: tuple[str, str], console: Console) ->
     for name, accuracy in zip(names, result["accuracies"], strict=True):
         console.say(f"{name}: accuracy {accuracy:.4f} of {result['num_examples']:,} examples")
     interval = text.interval(result["interval"], result.get("interval_by", "paired bootstrap"), "+.4f")
-    console.say(
-        f"difference {result['difference']:+.4f} | {interval} | {text.paired_test(result)}", style="bold"
-    )
+    console.say(f"difference {result['difference']:+.4f} | {interval} | {text.paired_test(result)}", style="bold")
     console.say(f"right in one run only: {result['only_first']:,} and {result['only_second']:,}")
 
 
@@ -62,9 +60,7 @@ def show_corrupted(result: Mapping[str, Any], names: tuple[str, str], say: Calla
     for name, first, second, ratio in zip(result["names"], *result["errors"], result["ratios"], strict=True):
         say(f"{name}: error {first:.4f} and {second:.4f}, ratio {text.figure(ratio)}")
     if result["mce"] is not None:
-        say(
-            f"mean corruption error of {names[1]} relative to {names[0]}, not to AlexNet: {result['mce']:.4f}"
-        )
+        say(f"mean corruption error of {names[1]} relative to {names[0]}, not to AlexNet: {result['mce']:.4f}")
     if None not in result["mce_alexnet"]:
         first, second = result["mce_alexnet"]
         say(f"mCE by AlexNet's errors {first:.4f} and {second:.4f}; {robustness.NOT_PUBLISHED}")

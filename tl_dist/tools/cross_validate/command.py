@@ -25,9 +25,7 @@ from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_
 from tl_dist.tools.cross_validate import Request
 
 
-def cross_validate(
-    request: train.Request, folds: int, seeds: int, console: Console, by: str | None = None
-) -> int:
+def cross_validate(request: train.Request, folds: int, seeds: int, console: Console, by: str | None = None) -> int:
     """Run the folds that are missing, and show the figures; the same command resumes after a stop.
 
     A classifier that is computed from features takes one extraction and one process. Any other config is trained once

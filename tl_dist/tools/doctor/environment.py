@@ -98,9 +98,7 @@ def package_version(name: str) -> str | None:
 def first_line(*command: str) -> str | None:
     """Return the first line that a command prints, or None if it is not installed or fails."""
     try:
-        process = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
-        )
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = process.stdout.strip().splitlines()

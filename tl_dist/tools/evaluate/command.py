@@ -57,9 +57,7 @@ def evaluate(
     return record
 
 
-def evaluate_data(
-    path: Path, data: Path, split: str | None, how: Computation, *, by: Sequence[str] = ()
-) -> Record:
+def evaluate_data(path: Path, data: Path, split: str | None, how: Computation, *, by: Sequence[str] = ()) -> Record:
     """Evaluate another data set and return the record, whose `data` says what was matched; keep it in evaluations/.
 
     `split` is one of the data set's; default: its test split, or all of it if it has none. The run may be in use.
@@ -91,9 +89,7 @@ def show_matching(data: Mapping[str, Any], say: Callable[[str], None]) -> None:
         say(f"classes without an example: {_few(data['missing'])}")
     if data["undecodable"]:
         first = next(iter(data["undecodable"].items()))
-        say(
-            f"left out, since they cannot be decoded: {len(data['undecodable']):,} images, first {' '.join(first)}"
-        )
+        say(f"left out, since they cannot be decoded: {len(data['undecodable']):,} images, first {' '.join(first)}")
     if data["moving_statistics"]:
         say("the run has not ended: batch norm uses its moving statistics as they are")
     if data["looks"] > 1:
@@ -140,6 +136,4 @@ def show_corrupted(record: Mapping[str, Any], console: Console) -> None:
             f"{1 - record['clean']:.4f}; not normalized: tl-dist compare --corruptions does, by another run"
         )
     if record["mce_alexnet"] is not None:
-        console.say(
-            f"mCE {record['mce_alexnet']:.4f}, normalized by AlexNet's errors; {robustness.NOT_PUBLISHED}"
-        )
+        console.say(f"mCE {record['mce_alexnet']:.4f}, normalized by AlexNet's errors; {robustness.NOT_PUBLISHED}")

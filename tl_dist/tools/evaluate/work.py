@@ -110,9 +110,7 @@ def evaluate_corrupted(
         return np.asarray(logits.argmax(axis=1) == source.labels)
 
     clean = hits(plain)
-    right = np.stack(
-        [np.stack([hits(corrupted(plain, name, severity)) for severity in severities]) for name in names]
-    )
+    right = np.stack([np.stack([hits(corrupted(plain, name, severity)) for severity in severities]) for name in names])
     result = Hits(
         ids=np.array(source.ids, np.str_),
         names=np.array(names, np.str_),
@@ -142,9 +140,7 @@ def corrupted(read: Read, name: str, severity: int) -> Read:
     return read.then(corrupt_rows)
 
 
-def evaluate_data(
-    model: Loaded, path: Path, split: str | None, directory: Path, by: Sequence[str] = ()
-) -> None:
+def evaluate_data(model: Loaded, path: Path, split: str | None, directory: Path, by: Sequence[str] = ()) -> None:
     """Evaluate the data set at `path`; rank 0 writes the record to `directory`, and the predictions to the run.
 
     `split` is one of the data set's; default: its test split, or all of it if it has none. Left out are examples of
@@ -197,9 +193,7 @@ def evaluate_data(
     write_atomically(directory / "evaluation.json", json.dumps(record).encode())
 
 
-def _counted(
-    model: Loaded, pieces: Iterable[Found], known: Source
-) -> tuple[NDArray[np.int64], dict[str, Any]]:
+def _counted(model: Loaded, pieces: Iterable[Found], known: Source) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """Return on rank 0 which examples of `known` are in the pieces, and their sums as fields of `Evaluation`."""
     classes = len(model.class_names)
     examples, logits = [np.empty(0, np.int64)], [np.empty((0, classes), np.float32)]

@@ -21,9 +21,7 @@ from tl_dist.tools.export import Request, agreement
 def numbers_of(to: str, *, int8: bool, float16: bool) -> str:
     """Return the number type of the weights. Refuse (64) both options at once, and a type that the format lacks."""
     if int8 and float16:
-        raise Refusal(
-            "--int8 and --float16 exclude each other.", fix="give one of them.", code=ExitCode.USAGE
-        )
+        raise Refusal("--int8 and --float16 exclude each other.", fix="give one of them.", code=ExitCode.USAGE)
     numbers = "int8" if int8 else "float16" if float16 else "float32"
     format_of(to, numbers)
     return numbers

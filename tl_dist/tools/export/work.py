@@ -128,9 +128,7 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
         "split": split,
         **_difference(expected, exported),
         "paired": figures.paired(labels, expected, exported, groups),
-        "latency_ms": {
-            str(rows): _latency(predict, np.resize(first, (rows, *first.shape[1:]))) for rows in (1, BATCH)
-        },
+        "latency_ms": {str(rows): _latency(predict, np.resize(first, (rows, *first.shape[1:]))) for rows in (1, BATCH)},
     }
     if request.to == "savedmodel":
         report |= _encoded_compared(data, split, file, predict)

@@ -62,9 +62,7 @@ class Folders:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._place)
         try:
-            fd = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._place
-            )
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._place)
         except NotADirectoryError:
             if (self._root / name).is_symlink():
                 what = "its folder is a symbolic link"

@@ -42,9 +42,7 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
                 p_known = conformal.p_values(distances, known.of_known)
             decided = np.empty(0, np.int32) if rule is None else rule.classes(softmax)
             p_decided = softmax[np.arange(len(decided)), decided]
-            piece = Piece(
-                part.examples, classes, probabilities, part.faults, in_set, p_known, decided, p_decided
-            )
+            piece = Piece(part.examples, classes, probabilities, part.faults, in_set, p_known, decided, p_decided)
             put(directory, number, piece)
     return ExitCode.DONE
 

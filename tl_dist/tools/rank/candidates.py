@@ -121,9 +121,7 @@ def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -
     try:
         stages = registry.backbone(entry.backbone).stages
         if entry.block not in (None, *stages):
-            raise _mistake(
-                f"{entry.backbone} has no block '{entry.block}'.", f"use one of {', '.join(stages)}."
-            )
+            raise _mistake(f"{entry.backbone} has no block '{entry.block}'.", f"use one of {', '.join(stages)}.")
         tuned = entry.train_from != "head" and set(cfg.parts) != {"head"}
         if tuned and entry.block not in (None, [*stages][-1]):
             raise _mistake(
@@ -166,6 +164,4 @@ def _of_features(cfg: config.Config, label: str) -> config.Config:
         evaluation=config.EvaluationConfig(batch=cfg.evaluation.batch),
     )
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:22]
-    return frozen.model_copy(
-        update={"name": f"{cfg.name[:24]}-rank-{short}-{config_file.digest(frozen)[:8]}"}
-    )
+    return frozen.model_copy(update={"name": f"{cfg.name[:24]}-rank-{short}-{config_file.digest(frozen)[:8]}"})

@@ -36,9 +36,7 @@ WORTH = (
 )
 
 
-def rank(
-    request: train.Request, names: str, console: Console, *, images: int, out: Path | None
-) -> dict[str, Any]:
+def rank(request: train.Request, names: str, console: Console, *, images: int, out: Path | None) -> dict[str, Any]:
     """Score every candidate, show them best first, and write the config of the best. Returns the ranking, for JSON."""
     choices = candidates(request, names)
     splits = open_splits(choices[0].training.data)[0]
@@ -80,9 +78,7 @@ def _scores(
     return {key: value for key, value in record.items() if key != "request"}
 
 
-def _write(
-    request: train.Request, best: Candidate, row: Mapping[str, Any], out: Path | None, console: Console
-) -> Path:
+def _write(request: train.Request, best: Candidate, row: Mapping[str, Any], out: Path | None, console: Console) -> Path:
     """Write the config of the best as YAML; refuses (73) to replace a file with other content."""
     target = out or request.config.with_name(f"{request.config.stem}_best.yaml")
     cfg = best.training.model_copy(update={"name": f"{best.training.name[:59]}-best"})

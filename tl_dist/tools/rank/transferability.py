@@ -128,9 +128,7 @@ def leep(parts: Features, labels: Labels) -> float:
     return float(np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean())
 
 
-def nearest(
-    features: Features, labels: Labels, groups: Sequence[str] | None = None, *, num: int = NEAREST
-) -> float:
+def nearest(features: Features, labels: Labels, groups: Sequence[str] | None = None, *, num: int = NEAREST) -> float:
     """Return the leave-one-out accuracy of a vote of the `num` nearest neighbours by cosine similarity.
 
     Each neighbour's vote is weighted by its similarity; examples of the same group do not vote. A tie goes to the

@@ -56,9 +56,7 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         for low, high, num, confidence, accuracy, _ in next(iter(bins.values()))
     ]
     table = ("As numbers", ("confidence", "images", "mean", "accuracy"), rows)
-    return _charted(
-        pictures, table, examples=examples, accuracy=float(hits.mean()), fitted=fitted, effect=effect
-    )
+    return _charted(pictures, table, examples=examples, accuracy=float(hits.mean()), fitted=fitted, effect=effect)
 
 
 def thresholds(examples: Examples) -> dict[str, Any] | None:
@@ -129,9 +127,7 @@ def learning(runs: Sequence[Facts]) -> dict[str, Any] | None:
         series = curves_of(runs, key)
         if any(xs for xs, _ in series.values()):
             what = f"Learning curves: {key}"
-            pictures[key.capitalize()] = charts.lines(
-                series, x="epoch", y=key, what=what, percent=key == "accuracy"
-            )
+            pictures[key.capitalize()] = charts.lines(series, x="epoch", y=key, what=what, percent=key == "accuracy")
     if len(runs) > 1 or not pictures:
         return _charted(pictures) if pictures else None
     rows = [
@@ -192,8 +188,6 @@ def speed(facts: Facts) -> dict[str, Any] | None:
         "reducing over workers": reduction,
     }
     svg = charts.shares(parts, [record["step"] for record in shown], "Parts of a step's time")
-    medians = {
-        key: float(np.median([record[key] for record in warm])) for key in ("step_s", "examples_per_s")
-    }
+    medians = {key: float(np.median([record[key] for record in warm])) for key in ("step_s", "examples_per_s")}
     shares = {name: float(values.mean()) for name, values in parts.items()}
     return _charted({"Where the time of a step goes": svg}, shares=shares, medians=medians)

@@ -51,9 +51,7 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
     notes = list[str]()
     splits = images.opened(facts, notes) if request.pictures else {}
     if not request.pictures:
-        notes.append(
-            f"This page was made without images: tl-dist report {facts.run.path} adds them, and heat maps."
-        )
+        notes.append(f"This page was made without images: tl-dist report {facts.run.path} adds them, and heat maps.")
     predicted = facts.predictions
     if not len(predicted.groups):
         predicted = replace(predicted, groups=images.groups_of(predicted.ids, splits))
@@ -106,6 +104,5 @@ def _heat(
         return {}
     pictures = (overlay(*pair) for pair in zip(maps.images, maps.cam, strict=True))
     return {
-        str(ids[k]): images.address_of(picture, images.HEAT_SIDE)
-        for k, picture in zip(worst, pictures, strict=True)
+        str(ids[k]): images.address_of(picture, images.HEAT_SIDE) for k, picture in zip(worst, pictures, strict=True)
     }

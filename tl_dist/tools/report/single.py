@@ -120,9 +120,7 @@ def _verdict(
     }
 
 
-def _of_data(
-    examples: Examples, interval: Sequence[float], twins: Sequence[Twin] | None
-) -> Iterator[_Finding]:
+def _of_data(examples: Examples, interval: Sequence[float], twins: Sequence[Twin] | None) -> Iterator[_Finding]:
     facts = examples.facts
     if not facts.done:
         yield "check", "The run has not ended: the figures are from its last evaluation.", ""
@@ -159,9 +157,7 @@ def _of_data(
 
 def _of_tables(classes: Table, *others: Table) -> Iterator[_Finding]:
     """Name the class with the lowest recall, and a type or group that is surely worse than another."""
-    least, recall = min(
-        ((row, row.share) for row in classes.rows if row.share is not None), key=lambda pair: pair[1]
-    )
+    least, recall = min(((row, row.share) for row in classes.rows if row.share is not None), key=lambda pair: pair[1])
     text = f"The class with the lowest recall is “{least.name}”: {percent(recall)} of {least.num_examples:,} images."
     yield "note", text, "classes"
     for kind, rows, *_ in others:

@@ -51,9 +51,7 @@ def answer(model: Served, listening: socket.socket, hosts: list[str], cores: int
             host, port = listening.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
             kind = ", calibrated" if model.calibrated else ""
-            console.say(
-                f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", style="bold"
-            )
+            console.say(f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", style="bold")
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets)
@@ -129,9 +127,7 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> Starlette:
         if request.url.path.endswith("/metadata"):
             return JSONResponse(_metadata(answers.served))
         fine = {"error_code": "OK", "error_message": ""}
-        return JSONResponse(
-            {"model_version_status": [{"version": version, "state": "AVAILABLE", "status": fine}]}
-        )
+        return JSONResponse({"model_version_status": [{"version": version, "state": "AVAILABLE", "status": fine}]})
 
     routes = [Route("/", page), Route("/healthz", health), Route("/metrics", metrics)]
     routes.append(Route("/predict", predict_files, methods=["POST"]))
@@ -234,9 +230,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, Full):
-        return JSONResponse(
-            {"error": "too much is waiting here; try again in a moment"}, 503, {"Retry-After": "1"}
-        )
+        return JSONResponse({"error": "too much is waiting here; try again in a moment"}, 503, {"Retry-After": "1"})
     if isinstance(error, Bad | ClientDisconnect):
         return JSONResponse({"error": str(error)}, 400)
     return JSONResponse({"error": "internal error; see the terminal"}, 500)
@@ -268,9 +262,7 @@ def _metadata(served: Served) -> dict[str, Any]:
 _TOO_LARGE = f"the request is larger than {limits.SERVED_BODY:,} bytes"
 # The digests allow the inline elements of the page, and no other.
 _SCRIPT, _STYLE = (
-    base64.b64encode(
-        hashlib.sha256(PAGE.split(f"<{tag}>")[1].split(f"</{tag}>")[0].encode()).digest()
-    ).decode()
+    base64.b64encode(hashlib.sha256(PAGE.split(f"<{tag}>")[1].split(f"</{tag}>")[0].encode()).digest()).decode()
     for tag in ("script", "style")
 )
 _HEADERS = {

@@ -131,10 +131,7 @@ class Answers:
         rows = [answer.result() for answer in self._batches.put(images)]
         names, rule = self.served.class_names, self.served.decision
         classes = [row.argmax() for row in rows] if rule is None or not rows else rule.classes(np.stack(rows))
-        return [
-            {"probabilities": row.tolist(), "class": names[int(k)]}
-            for row, k in zip(rows, classes, strict=True)
-        ]
+        return [{"probabilities": row.tolist(), "class": names[int(k)]} for row, k in zip(rows, classes, strict=True)]
 
     def _image(self, instance: Any) -> NDArray[np.uint8]:
         if isinstance(instance, dict) and isinstance(instance.get("b64"), str) and len(instance) == 1:

@@ -93,9 +93,7 @@ def of_export(directory: Path, *, cores: int) -> Served:
         calibrated, rule = report.get("temperature") is not None, settings.get("decision")
         if rule is not None:
             rule = Decision.of_json(json.dumps(rule).encode(), len(names))
-        return _checked(
-            Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated, rule)
-        )
+        return _checked(Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated, rule))
     except Refusal:
         raise
     except Exception as error:  # each runtime has its own kind

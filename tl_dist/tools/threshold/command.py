@@ -77,9 +77,7 @@ def show(rule: Decision, effect: dict[str, Any], path: Path, say: Callable[[str]
     where = "" if rule.positive is None else f" is reached from probability {rule.at_least:.4f} on"
     say(f"step {rule.step:,}: {rule.aim}{where}")
     say(f"validation: {text.decision(effect)}")
-    say(
-        "from now on predict, serve and export decide on the class by this rule; probabilities stay as they are"
-    )
+    say("from now on predict, serve and export decide on the class by this rule; probabilities stay as they are")
     say(f"to see the effect on the test split: tl-dist eval {path}")
 
 
@@ -88,10 +86,7 @@ def _validation(run: RunDir, step: int, at: str) -> Predictions:
     again = f"tl-dist eval {run.path} --split validation" + (f" --at {at}" if at else "")
     if not file.exists():
         data = config_file.load(run.config_file).data
-        if (
-            not (data.validation_fraction or data.split or data.folds)
-            and not (run.path / "predictions").exists()
-        ):
+        if not (data.validation_fraction or data.split or data.folds) and not (run.path / "predictions").exists():
             again = "train it with data.validation_fraction, such as 0.2, under another name=NAME"
         what = f"{run.path} has no predictions of a validation split, and nothing may be chosen on the test split."
         raise Refusal(what, fix=f"{again}.", code=ExitCode.USAGE)

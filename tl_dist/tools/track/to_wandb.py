@@ -106,9 +106,7 @@ def _upload(place: Path) -> None:
     argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
     with tempfile.TemporaryFile() as log:
         try:
-            subprocess.run(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UPLOAD_S, check=False
-            )
+            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UPLOAD_S, check=False)
         except subprocess.TimeoutExpired:
             raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
         log.seek(0)

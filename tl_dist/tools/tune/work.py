@@ -21,8 +21,7 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     with cached.on_features(run, "trying settings", cores, alone=True) as (setup, stop_requested, say):
         if ranking := tune(setup, request.folds, stop_requested, say):
             settings = [
-                tried.setting.overrides
-                | {"folds": tried.folds, "accuracy": tried.accuracy, "log_loss": tried.log_loss}
+                tried.setting.overrides | {"folds": tried.folds, "accuracy": tried.accuracy, "log_loss": tried.log_loss}
                 for tried in ranking
             ]
             write_atomically(run.path / "tuning.json", json.dumps(settings, indent=1).encode())
