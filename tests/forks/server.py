@@ -25,6 +25,7 @@ from tl_dist.trainer.__main__ import import_keras
 
 ROOMS = (cli, config, files, launcher, runs, terminal, tools)
 OF_COMMANDS = (
+    "tl_dist.cli.main",  # first: it imports the commands in the order of the help
     *(
         module.name
         for room in ROOMS
