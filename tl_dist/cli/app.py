@@ -38,5 +38,7 @@ At = Annotated[str, Option(metavar="best|last|STEP", help="checkpoint; default: 
 RunsDirectory = Annotated[Path, Argument(metavar="[DIR]", help="directory that holds the runs")]
 Root = Annotated[Path, Option("--runs", metavar="DIR", help="directory that holds the runs")]
 Strategy = Annotated[str | None, Option(help="single, mirrored, horovod, collective, auto or an extension")]
-Workers = Annotated[int | None, Option("--workers", "-n", min=1, help="default: one per GPU, or one")]
+Workers = Annotated[
+    int | None, Option("--workers", "-n", min=1, help="number of workers; default: one per GPU, or one")
+]
 AsJson = Annotated[bool, Option("--json", help="print JSON")]

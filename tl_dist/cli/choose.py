@@ -40,7 +40,7 @@ def rank(
 def tune(
     config: ConfigFile,
     overrides: Overrides = None,
-    folds: Annotated[int, Option(min=2, help="used where there is no validation split")] = 5,
+    folds: Annotated[int, Option(min=2, help="folds of the training split where there is no validation split")] = 5,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),

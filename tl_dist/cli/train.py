@@ -53,7 +53,9 @@ def schema(
 
 @add_command()
 def train(
-    config: Annotated[Path, Argument(metavar="CONFIG|DATA", help="YAML file of the run, or a data set")],
+    config: Annotated[
+        Path, Argument(metavar="CONFIG|DATA", help="YAML file of the run, or data: init writes the file")
+    ],
     overrides: Overrides = None,
     strategy: Strategy = None,
     workers: Workers = None,
@@ -107,9 +109,9 @@ def submit(
     partition: Annotated[str | None, Option(help="Slurm partition")] = None,
     time: Annotated[str | None, Option(help="time limit, as sbatch takes it: 8:00:00 or 1-12")] = None,
     account: Annotated[str | None, Option(help="Slurm account")] = None,
-    signal_lead_s: Annotated[int | None, Option(help="seconds before the limit; default: 120")] = None,
+    signal_lead_s: Annotated[int | None, Option(help="seconds before the limit to save and stop; default: 120")] = None,
     max_requeue: Annotated[int | None, Option(help="largest number of requeues; default: 3")] = None,
-    interface: Annotated[str | None, Option(help="network interface, or address of the first node")] = None,
+    interface: Annotated[str | None, Option(help="network interface, or first node's address, to meet on")] = None,
     mpi: Annotated[str | None, Option(help="how srun starts workers: none or pmix")] = None,
     extra: Annotated[list[str] | None, Option(help='#SBATCH option, such as "--constraint=a100"')] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="show what would be submitted")] = False,

@@ -16,15 +16,19 @@ add_command = partial(app.command, rich_help_panel="Trust")
 @add_command("eval")
 def evaluate(
     run: RunPath,
-    split: Annotated[Split | None, Option(help="default: test, or all of a --data without one")] = None,
-    data: Annotated[Path | None, Option(metavar="DIR|CONFIG", help="another labelled data set")] = None,
-    views: Annotated[str | None, Option(help="average over views, such as flip,dihedral")] = None,
-    by_group: Annotated[bool, Option("--by-group", help="also show each type and group")] = False,
-    by: Annotated[str | None, Option(metavar="COLUMN|REGEX", help="also show each value")] = None,
-    corruptions: Annotated[
-        str | None, Option(metavar="all|noise,blur,weather,digital,geometry", help="corrupt images")
+    split: Annotated[
+        Split | None, Option(help="split to evaluate; default: test, or all of a --data without it")
     ] = None,
-    severity: Annotated[str | None, Option(metavar="1-5", help="severity or range; default: all")] = None,
+    data: Annotated[Path | None, Option(metavar="DIR|CONFIG", help="labelled data; classes match by name")] = None,
+    views: Annotated[
+        str | None, Option(help="average over views, such as flip,dihedral; default: as in the run")
+    ] = None,
+    by_group: Annotated[bool, Option("--by-group", help="also show each type and group of the data set")] = False,
+    by: Annotated[str | None, Option(metavar="COLUMN|REGEX", help="show each value of a column or path part")] = None,
+    corruptions: Annotated[
+        str | None, Option(metavar="all|noise,blur,weather,digital,geometry", help="evaluate on corrupted images")
+    ] = None,
+    severity: Annotated[str | None, Option(metavar="1-5", help="of the corruptions, or a range; default: all")] = None,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -65,10 +69,12 @@ def evaluate(
 
 @add_command()
 def report(
-    runs: Annotated[list[Path], Argument(metavar="RUN...", help="first, and runs to compare with it")],
-    out: Annotated[Path | None, Option(metavar="FILE", help="page; default: RUN/report.html")] = None,
-    split: Annotated[Split | None, Option(help="default: test, or validation where there is none")] = None,
-    heat_maps: Annotated[int, Option(min=0, max=500, help="errors to draw heat maps of")] = 40,
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="a run, and runs to compare with it")],
+    out: Annotated[
+        Path | None, Option(metavar="FILE", help="page; default: RUN/report.html or comparison.html")
+    ] = None,
+    split: Annotated[Split | None, Option(help="split to report on; default: test, or validation if none")] = None,
+    heat_maps: Annotated[int, Option(min=0, max=500, help="heat maps to draw, of the most confident errors")] = 40,
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> None:
@@ -94,7 +100,7 @@ def explain(
     images: Annotated[list[str], Argument(metavar="IMAGE...", help="files, folders or patterns")],
     out: Annotated[Path | None, Option(metavar="DIR", help="directory; default: beside each image")] = None,
     method: Annotated[str, Option(metavar="CAM", help="kind of heat map: layercam or gradcam")] = "layercam",
-    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: the predicted")] = None,
+    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: the predicted class")] = None,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -114,7 +120,7 @@ def compare(
     first: RunPath,
     second: RunPath,
     split: Annotated[Split, Option(help="split to compare on")] = Split.TEST,
-    corruptions: Annotated[bool, Option("--corruptions", help="compare eval --corruptions")] = False,
+    corruptions: Annotated[bool, Option("--corruptions", help="compare what eval --corruptions has measured")] = False,
 ) -> None:
     """Compare two runs by a paired test on the same examples."""
     from tl_dist.terminal.tables import show_flattered
@@ -132,7 +138,7 @@ def compare(
 @add_command()
 def calibrate(
     run: RunPath,
-    unknown: Annotated[bool, Option("--unknown", help="also keep what predict --unknown needs")] = False,
+    unknown: Annotated[bool, Option("--unknown", help="also keep the features that predict --unknown needs")] = False,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -150,10 +156,12 @@ def calibrate(
 @add_command()
 def threshold(
     run: RunPath,
-    recall: Annotated[float | None, Option(min=0.01, max=0.9999, help="least recall of the class")] = None,
-    precision: Annotated[float | None, Option(min=0.01, max=1, help="least precision of it")] = None,
-    costs: Annotated[Path | None, Option(metavar="CSV", help="costs by true class (rows)")] = None,
-    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: second of two")] = None,
+    recall: Annotated[float | None, Option(min=0.01, max=0.9999, help="find at least this share of the class")] = None,
+    precision: Annotated[float | None, Option(min=0.01, max=1, help="be right this often where it is chosen")] = None,
+    costs: Annotated[
+        Path | None, Option(metavar="CSV", help="table of costs: true classes down, chosen across")
+    ] = None,
+    of_class: Annotated[str | None, Option("--class", metavar="NAME", help="its class; default: second of two")] = None,
     remove: Annotated[bool, Option("--remove", help="go by the highest probability again")] = False,
     at: At = "",
 ) -> None:
@@ -178,8 +186,8 @@ def cross_validate(
     config: ConfigFile,
     overrides: Overrides = None,
     folds: Annotated[int | None, Option(min=2, help="number of folds; default: 5")] = None,
-    seeds: Annotated[int | None, Option(min=1, help="divisions into folds; default: 5")] = None,
-    by: Annotated[str | None, Option(metavar="type|group|COLUMN|REGEX", help="hold out each group")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="number of random divisions into folds; default: 5")] = None,
+    by: Annotated[str | None, Option(metavar="type|group|COLUMN|REGEX", help="hold out each group once")] = None,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),

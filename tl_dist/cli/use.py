@@ -16,16 +16,19 @@ add_command = partial(app.command, rich_help_panel="Use")
 @add_command()
 def predict(
     run: RunPath,
-    images: Annotated[list[str], Argument(metavar="PATH...", help="files, folders, patterns; - for stdin")],
+    images: Annotated[list[str], Argument(metavar="PATH...", help="files, folders, patterns; -: listed on stdin")],
     top: Annotated[int, Option(min=1, metavar="K", help="number of classes to show for each image")] = 1,
-    out: Annotated[Path | None, Option(metavar="FILE", help="write a .csv, .jsonl or .parquet file")] = None,
-    sort_into: Annotated[Path | None, Option(metavar="DIR", help="copy images to DIR/CLASS")] = None,
-    null: Annotated[bool, Option("--null", "-0", help="standard input is from find -print0")] = False,
-    max_bad: Annotated[int | None, Option(min=0, help="undecodable images to accept")] = None,
-    coverage: Annotated[float | None, Option(min=0.5, max=0.9999, help="add sets of this coverage")] = None,
-    of_type: Annotated[str | None, Option("--type", help="with --coverage: type of the images")] = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write rows to a .csv, .jsonl or .parquet file")] = None,
+    sort_into: Annotated[
+        Path | None, Option(metavar="DIR", help="copy images to DIR/CLASS; overwrites nothing")
+    ] = None,
+    null: Annotated[bool, Option("--null", "-0", help="names on standard input end with NUL (find -print0)")] = False,
+    max_bad: Annotated[int | None, Option(min=0, help="undecodable images to accept; default: data.max_bad")] = None,
+    coverage: Annotated[float | None, Option(min=0.5, max=0.9999, help="add sets that are right this often")] = None,
+    of_type: Annotated[str | None, Option("--type", help="with --coverage: type or group of these images")] = None,
     unknown: Annotated[
-        float | None, Option(min=0.0001, max=0.5, help="flag unknown images, at this false alarm rate")
+        float | None,
+        Option(min=0.0001, max=0.5, help="flag images unlike the training images, at this false alarm rate"),
     ] = None,
     at: At = "",
     strategy: Strategy = None,
@@ -65,8 +68,10 @@ def export(
     to: Annotated[str, Option(metavar="FORMAT", help="savedmodel, keras, onnx or litert")],
     int8: Annotated[bool, Option("--int8", help="litert with 8-bit weights")] = False,
     float16: Annotated[bool, Option("--float16", help="litert with 16-bit weights")] = False,
-    check: Annotated[str, Option(metavar="SPLIT", help="split to compare on, or none")] = "test",
-    min_agreement: Annotated[float | None, Option(min=0, max=1, help="share on which both must agree")] = None,
+    check: Annotated[str, Option(metavar="SPLIT", help="split to compare export and run on; none: do not")] = "test",
+    min_agreement: Annotated[
+        float | None, Option(min=0, max=1, help="share of images on which both must agree")
+    ] = None,
     out: Annotated[Path | None, Option(metavar="DIR", help="default: RUN/exports/FORMAT")] = None,
     at: At = "",
 ) -> None:
@@ -87,7 +92,7 @@ def export(
 def prune(
     run: RunPath,
     overrides: Overrides = None,
-    by: Annotated[float, Option(min=0.05, max=0.95, help="share of channels to remove")] = 0.5,
+    by: Annotated[float, Option(min=0.05, max=0.95, help="share of channels to remove, smallest filters first")] = 0.5,
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
