@@ -317,6 +317,11 @@ def test_the_doctor_ends_workers_that_do_not_meet(monkeypatch: pytest.MonkeyPatc
     assert found.what == "a sum over 2 workers failed: two workers did not meet within 0 s."
 
 
+def test_the_doctor_reads_two_workers_whose_lines_mpirun_has_joined() -> None:
+    command = """import sys; sys.stdout.write('FACTS {"a": [1]}FACTS {"a": [1]}\\n\\nFACTS {')"""
+    assert doctor.facts_of_child([sys.executable, "-c", command])[0] == [{"a": [1]}] * 2
+
+
 @pytest.mark.parametrize(
     ("gpus", "nccl", "shown", "hidden"),
     [

@@ -5,12 +5,14 @@ Frameworks are imported in child processes: one that crashes on import must not 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -189,7 +191,12 @@ def _devices(gpus: int) -> dict[str, str]:
 
 
 def _facts(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("FACTS ")]
+    """Return what follows each "FACTS", as far as it is complete; mpirun may join the lines of two workers."""
+    found = []
+    for match in re.finditer("FACTS ", text):
+        with suppress(ValueError):
+            found.append(json.JSONDecoder().raw_decode(text, match.end())[0])
+    return found
 
 
 def _judged(strategy: str, results: object, gpus: int, began: float, by: str = "") -> Finding:
