@@ -196,7 +196,9 @@ def card(tmp_path: Path, **changes: Any) -> str:
     run.identity_file.write_text(json.dumps({"class_names": NAMES, "data": {"te`s<b>t": "1234"}}))
     run.done_file.write_text(json.dumps({"figures": {"<script>": {"accuracy": 0.5}}}))
     model = SimpleNamespace(input_shape=(None, 8, 8, 3), count_params=lambda: 5)
-    own: Any = SimpleNamespace(config=cfg, class_names=NAMES, model=model, step=1, temperature=None)
+    own: Any = SimpleNamespace(config=cfg, class_names=NAMES, model=model, temperature=None)
+    own.checkpoint = SimpleNamespace(step=1)
+    own.decision = SimpleNamespace(aim="recall of " + " ".join(NAMES))  # a rule names its class
     return model_card.text(run, own, {**REPORT, "bytes": 1, "versions": {}})
 
 

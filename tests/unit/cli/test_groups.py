@@ -11,7 +11,7 @@ GROUPS = {  # as a user meets them
     "Start": ("init", "config"),
     "Train": ("train", "runs", "prepare", "submit", "worker", "sync"),
     "Use": ("predict", "serve", "export", "prune"),
-    "Trust": ("eval", "report", "explain", "compare", "calibrate", "cv"),
+    "Trust": ("eval", "report", "explain", "compare", "calibrate", "threshold", "cv"),
     "Choose": ("rank", "tune"),
     "Machine": ("doctor", "env"),
     "Data": ("data", "features", "augment"),
