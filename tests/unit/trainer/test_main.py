@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tests.doubles import CONFIG
 from tl_dist.config import file as config_file
+from tl_dist.datasets.annotations import Annotations
 from tl_dist.files.atomic import of_the_machine
 from tl_dist.launcher.classify_exits import RESTARTABLE
 from tl_dist.refusal import ExitCode, Refusal
@@ -50,7 +51,7 @@ def test_only_the_worker_that_has_the_figures_writes_them_down(
     result = Evaluation("test", 2, 2, 0.1, np.eye(2, dtype=np.int64), figures={} if rank else {"mcc": 1.0})
     fake_setup = SimpleNamespace(
         is_first=rank == 0,
-        splits={"test": SimpleNamespace(class_names=["a", "b"])},
+        splits={"test": SimpleNamespace(class_names=["a", "b"], annotations=Annotations())},
         state=SimpleNamespace(step=1),
     )
     monkeypatch.setattr(work, "setup", lambda *given, **options: fake_setup)
