@@ -168,10 +168,10 @@ def threshold(
     """Choose from which probability on a run decides on a class, or go by costs."""
     from tl_dist.tools.threshold import command
 
-    given = {"--recall": recall, "--precision": precision, "--costs": costs, "--remove": remove or None}
-    if sum(value is not None for value in given.values()) != 1:
+    aims = {"--recall": recall, "--precision": precision, "--costs": costs, "--remove": remove or None}
+    if sum(value is not None for value in aims.values()) != 1:
         what = "threshold needs one aim."
-        raise Refusal(what, fix=f"give one of {', '.join(given)}.", code=ExitCode.USAGE)
+        raise Refusal(what, fix=f"give one of {', '.join(aims)}.", code=ExitCode.USAGE)
     console = Console()
     if remove:
         command.remove(run)

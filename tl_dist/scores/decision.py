@@ -19,7 +19,7 @@ from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import clusters
-from tl_dist.scores.figures import Labels
+from tl_dist.scores.figures import Labels, softmax
 
 FILE = "decision.json"
 
@@ -70,20 +70,20 @@ class Decision:
 
         With `costs` the mean cost of an image; else recall and precision of the class, None where it has no image.
         """
-        plain, said = np.asarray(probabilities).argmax(axis=1), self.classes(probabilities)
+        plain, decided = np.asarray(probabilities).argmax(axis=1), self.classes(probabilities)
         of = clusters.numbers(groups)
-        figures: dict[str, Any] = {"aim": self.aim, **_share("accuracy", said == labels, plain == labels, of)}
+        figures: dict[str, Any] = {"aim": self.aim, **_share("accuracy", decided == labels, plain == labels, of)}
         if self.positive is None:
             table = np.array(self.costs)
             figures |= {
-                "cost": float(table[labels, said].mean()),
+                "cost": float(table[labels, decided].mean()),
                 "cost_plain": float(table[labels, plain].mean()),
             }
             return figures
         figures["class"], figures["at_least"] = self.positive, self.at_least
-        is_class, hits = labels == self.positive, said == labels
+        is_class, hits = labels == self.positive, decided == labels
         figures |= _share("recall", hits[is_class], (plain == labels)[is_class], _of(of, is_class))
-        figures["precision"] = _mean(hits[said == self.positive])
+        figures["precision"] = _mean(hits[decided == self.positive])
         figures["precision_plain"] = _mean((plain == labels)[plain == self.positive])
         return figures
 
@@ -107,8 +107,7 @@ def calibrated(probabilities: ArrayLike, temperature: float) -> NDArray[np.float
     if temperature == 1:
         return values
     logits = np.log(np.maximum(values, np.finfo(np.float32).tiny)) / temperature
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+    return softmax(logits)
 
 
 def threshold_for_precision(labels: Labels, of_class: NDArray[np.floating], positive: int, least: float) -> float:

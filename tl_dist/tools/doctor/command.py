@@ -192,11 +192,11 @@ def _devices(gpus: int) -> dict[str, str]:
 
 def _facts(text: str) -> list[dict[str, Any]]:
     """Return what follows each "FACTS", as far as it is complete; mpirun may join the lines of two workers."""
-    found = []
+    facts = []
     for match in re.finditer("FACTS ", text):
         with suppress(ValueError):
-            found.append(json.JSONDecoder().raw_decode(text, match.end())[0])
-    return found
+            facts.append(json.JSONDecoder().raw_decode(text, match.end())[0])
+    return facts
 
 
 def _judged(strategy: str, results: object, gpus: int, began: float, by: str = "") -> Finding:

@@ -113,7 +113,7 @@ def costs_of(path: Path, names: Sequence[str]) -> tuple[tuple[float, ...], ...]:
     try:
         chosen = rows[0][1:]
         table = {row[0]: dict(zip(chosen, map(float, row[1:]), strict=True)) for row in rows[1:]}
-        costs = np.array([[table[true][said] for said in names] for true in names])
+        costs = np.array([[table[true][decided] for decided in names] for true in names])
         if len(table) != len(names) or len(chosen) != len(names):
             raise ValueError("it has other classes, too")
         if not np.isfinite(costs).all():
