@@ -37,6 +37,7 @@ from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
 from tl_dist.parallel.replicas import gpu_of_process
+from tl_dist.trainer import load_model
 from tl_dist.trainer.precise_statistics import averaging
 from tl_dist.training import chunk, evaluation, loop, losses, optim, step
 from tl_dist.training.state import Report, TrainState
@@ -294,7 +295,8 @@ def main() -> None:
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),
     )  # fmt: skip
     ready = time.monotonic()
-    parallel = registry.strategy(strategy).start(config)
+    with load_model.pipelines_as_traced():
+        parallel = registry.strategy(strategy).start(config)
     assert parallel.num_replicas == workers
     clocks = np.array([json.loads(c) for c in parallel.gather(json.dumps([ready, time.monotonic()]).encode())])
     results: dict[str, Any] = {"meeting_s": clocks[:, 1].max() - clocks[:, 0].max()}

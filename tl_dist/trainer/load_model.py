@@ -58,6 +58,26 @@ def start_tensorflow(cfg: Config, cores: int | None) -> int:
     return threads
 
 
+@contextmanager
+def pipelines_as_traced() -> Iterator[None]:
+    """Start TensorFlow in the body, or after it, so that it does not optimize the functions of input pipelines.
+
+    It reads the option for these once, when it starts. It would take half a second for each iterator over encoded
+    images, which then read no faster.
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.list_logical_devices()  # starts it
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+def start_worker(cfg: Config, cores: int | None) -> tuple[int, DataParallel]:
+    """Start TensorFlow and the config's strategy; return the number of threads of this worker, and the strategy."""
+    threads = start_tensorflow(cfg, cores)
+    with nullcontext() if cores is None else pipelines_as_traced():
+        return threads, started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
+
+
 def refuse_changed_code(run: RunDir, cfg: Config) -> None:
     """Refuse a run if code of other packages, of its data set or backbone, has changed since the run began."""
     identity = run.read_identity()
@@ -212,8 +232,7 @@ def loaded(
     one even while the run is being trained. Refuses what `load_run` refuses.
     """
     cfg, identity = config_file.load(run.config_file, overrides), identity_of(run)
-    threads = start_tensorflow(cfg, cores)
-    parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
+    threads, parallel = start_worker(cfg, cores)
     precision = precision or identity["precision"]
     built, saved = load_run(run, cfg, at, parallel=parallel, precision=precision)
     facts = None if saved is None else [saved.step, saved.sha256]

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.config import Config, registry
+from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.config.stages import Stage, plan
 from tl_dist.data import decoded, pipeline
@@ -19,7 +19,7 @@ from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
 from tl_dist.models import classifier, precision, weights
 from tl_dist.models.classifier import MOVING, Classifier
-from tl_dist.parallel import DataParallel, rows_of, started
+from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
@@ -27,7 +27,7 @@ from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import examples, load_model
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.load_model import image_size_of, refuse_changed_code, start_tensorflow
+from tl_dist.trainer.load_model import image_size_of, refuse_changed_code, start_worker
 from tl_dist.training import losses, monitor, optim
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
@@ -182,9 +182,8 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     """
     cfg = config_file.load(run.config_file, overrides)
     refuse_changed_code(run, cfg)
-    threads = start_tensorflow(cfg, cores)
+    threads, parallel = start_worker(cfg, cores)
     run.beats.space(cfg.safety.heartbeat_s)
-    parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     readable = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)
     on_gpu = gpu_of_process() is not None
