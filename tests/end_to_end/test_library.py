@@ -130,7 +130,7 @@ def assembled(backbone: Backbone, pooling: str, *, hidden: int | None = None) ->
         optimizer=OptimizerConfig(learning_rate=0.1),
     )
     head = {path: v.numpy() for path, v in net.trainable.items() if path.startswith("head/")}
-    return net, assemble(backbone, cfg, head, net.network, 3)
+    return net, assemble(backbone, cfg, head, net.network)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)

@@ -114,6 +114,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
         "loss": {"adjustment": [-0.2 * k for k in range(10)]},
     },
+    "corn": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "head": "corn"},
+    "coral": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "augmentation": AugmentConfig(mixup=0.4),
+        "head": "coral",
+        "loss": {"cumulative": True},
+    },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
@@ -155,6 +162,7 @@ def run_variant(
     augmentation: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
     soft_labels: bool = False,
     loss: dict[str, Any] | None = None,
+    head: str = "cross_entropy",
     balanced: bool = False,
     distillation: losses.Distillation | None = None,
     stages: Sequence[tuple[str, int]] = (),
@@ -174,7 +182,7 @@ def run_variant(
     source = digits()
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        built = classifier.Classifier(backbone, config, image_size=24, num_classes=10, seed=1)
+        built = classifier.Classifier(backbone, config, image_size=24, num_classes=10, seed=1, loss=head)
         views = [built.trained_from(train_from) for train_from, _ in parts]
         net = classifier.widest(views)
         opt = optim.Optimizer(

@@ -36,6 +36,8 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=RUN_NAME)]
     """name of the run directory below runs/; default: the name of the file"""
+    task: Literal["classification", "ordinal"] = "classification"
+    """ordinal: the classes are grades, and a mistake by two of them is worse than one by one"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     strategy: str = "single"
     """single | mirrored (one process, several devices) | horovod or collective (several processes, connected by Horovod
@@ -76,10 +78,17 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _computed_in_one_step(cls, data: Any) -> Any:
-        """Fill in an optimizer and a duration for a classifier that is computed, which needs neither."""
-        classifier = data.get("classifier") if isinstance(data, Mapping) else None
+    def _filled_in(cls, data: Any) -> Any:
+        """Fill in the loss of grades; for a classifier that is computed, an optimizer and a duration.
+
+        Such a classifier minimizes the cross-entropy, of grades as of classes.
+        """
+        if not isinstance(data, Mapping):
+            return data
+        classifier, loss = data.get("classifier"), data.get("loss", {})
         if not isinstance(classifier, Mapping) or classifier.get("name", "head") == "head":
+            if data.get("task") == "ordinal" and isinstance(loss, Mapping):
+                return {**data, "loss": {"name": "corn", **loss}}
             return data
         duration = {} if data.keys() & {"steps", "epochs"} else {"steps": 1}
         return {"optimizer": {"learning_rate": 1.0}, **duration, **data}

@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
+"""a class as the data set writes it, which YAML may read as a number"""
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -92,6 +94,9 @@ class DataConfig(Section):
     """split manifest written by `tl-dist data split`: divides the examples instead of the fractions"""
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
+    grades: tuple[Name, ...] = ()
+    """task 'ordinal': the classes from the lowest to the highest, such as [none, mild, severe]; default: if their names
+    are numbers, these decide. elpv has four of them: [0, 0.33, 0.67, 1]"""
     first_label: Literal[0, 1] | None = None
     """tfrecord and imagenet: the lowest class number in the records; default: 0 if a record has it, else 1"""
     augment: tuple[

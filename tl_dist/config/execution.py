@@ -23,9 +23,9 @@ class BestConfig(Section):
 
     metric: str
     """figure of the validation split: accuracy, balanced_accuracy, macro_f1, weighted_f1, mcc, roc_auc, log_loss or
-    ece; with or without 'validation.' before it"""
+    ece, and of grades quadratic_kappa or mae; with or without 'validation.' before it"""
     mode: Literal["auto", "max", "min"] = "auto"
-    """auto: the lowest log_loss or ece, the highest of the others"""
+    """auto: the lowest log_loss, ece or mae, the highest of the others"""
 
 
 class CheckpointConfig(Section):

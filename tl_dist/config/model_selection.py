@@ -7,8 +7,9 @@ from tl_dist.config import Config
 FIGURES = {
     **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "roc_auc"), "max"),
     **dict.fromkeys(("log_loss", "ece"), "min"),
+    **(OF_GRADES := {"quadratic_kappa": "max", "mae": "min"}),
 }
-"""the figures that may decide, which are all single numbers in tl_dist/scores/figures.py, and which value is better"""
+"""the figures that may decide, which are all single numbers of a task's figures, and which value is better"""
 
 SPLIT = "validation"
 """the split that decides"""

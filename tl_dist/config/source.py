@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tl_dist.config import Config, SourceConfig
 
-_OF_THE_RUN = ("classifier", "features", "loss", "stages", "early_stopping", "source", "distill", "recipe")
+_OF_THE_RUN = ("task", "classifier", "features", "loss", "stages", "early_stopping", "source", "distill", "recipe")
 """keys that the source task does not share"""
 
 

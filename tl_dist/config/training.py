@@ -82,9 +82,11 @@ class FeaturesConfig(Section):
 class LossConfig(Section):
     """The loss of training, summed over examples and divided by the global batch; evaluations show cross-entropy."""
 
-    name: Literal["cross_entropy", "focal", "logit_adjusted"] = "cross_entropy"
+    name: Literal["cross_entropy", "focal", "logit_adjusted", "corn", "coral"] = "cross_entropy"
     """focal (arXiv 1708.02002): examples that are right already count less; logit_adjusted (2007.07314): for rare
-    classes, logits are raised in training by the logarithm of the class's share of the training examples"""
+    classes, logits are raised in training by the logarithm of the class's share of the training examples; corn
+    (2111.08851, the default of task 'ordinal') and coral (1901.07884): the chance to exceed each grade, by a head of
+    their own"""
     gamma: Annotated[float, Field(ge=0.5)] = 2.0
     """focal only: each loss is multiplied by (1 - probability)^gamma"""
     tau: Annotated[float, Field(gt=0)] = 1.0

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,19 @@ def _opened(data: DataConfig) -> Splits:
         what = f"dataset '{data.name}' opened as a {type(splits).__name__} without a Source under 'train'."
         fix = "return a mapping from 'train', 'validation' and 'test' to tl_dist.datasets.Source."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-    return splits
+    return {name: graded(source, data.grades) for name, source in splits.items()} if data.grades else splits
+
+
+def graded(source: Source, grades: Sequence[str]) -> Source:
+    """Return the same examples with the classes in the order of `grades`; refuses (64) others than its classes."""
+    names = list(source.class_names)
+    if sorted(names) != sorted(grades):
+        what = f"data.grades is {', '.join(grades)}, but the classes are {', '.join(names)}."
+        fix = "write each class once, from the lowest to the highest."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    place = np.array([grades.index(name) for name in names], np.int32)
+    cut = None if source.cut_from is None else (graded(source.cut_from[0], grades), source.cut_from[1])
+    return replace(source, labels=place[source.labels], class_names=tuple(grades), cut_from=cut)
 
 
 def pooled(splits: Splits) -> Source:

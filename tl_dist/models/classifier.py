@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm
+from tl_dist.models import batch_norm, ordinal
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
 from tl_dist.refusal import ExitCode, Refusal
@@ -29,7 +29,8 @@ class Classifier:
     """A backbone and a head, called as one function.
 
     It is built with random weights, inside the strategy's scope; then the backbone's are loaded. `carried`: these come
-    from another run, whatever the config says about weights. `trainable`, `frozen` and `statistics` map paths to
+    from another run, whatever the config says about weights; `loss`: its name, which has a last layer of its own for
+    grades. `trainable`, `frozen` and `statistics` map paths to
     variables. Paths are the same on every strategy and worker: `backbone/<layer>/<variable>` and
     `head/<layer>/<variable>`.
     """
@@ -43,6 +44,7 @@ class Classifier:
         num_classes: int,
         seed: int,
         carried: bool = False,
+        loss: str = "cross_entropy",
     ) -> None:
         backbone = networks.narrowed(backbone, config.prune)
         before = random.getstate()
@@ -74,7 +76,7 @@ class Classifier:
             self._hidden = dense(config.hidden, activation="relu", kernel_initializer=initial, name="hidden")
             self._hidden.build((None, features))
         # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
-        self._logits = dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
+        self._logits = ordinal.last_layer(loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
         self._logits.build((None, self.num_features))
         self.first_of_head = self._hidden or self._logits  # the layer that reads the pooled features
         self.new: set[str] = set()

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from tl_dist.config import Config
+from tl_dist.models import ordinal
 from tl_dist.models.backbones import Backbone, preprocess, seam
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -200,7 +201,6 @@ def assemble(
     cfg: Config,
     arrays: Mapping[str, np.ndarray],
     network: Any,
-    num_classes: int,
     *,
     dense_head: bool = True,
     temperature: float | None = None,
@@ -228,15 +228,19 @@ def assemble(
     if settings.hidden:
         dense["hidden"] = keras.layers.Dense(settings.hidden, activation="relu", name="hidden")
         features = dense["hidden"](features)
+    kernel, bias = ordinal.as_dense(cfg.loss.name, arrays["head/logits/kernel"], arrays["head/logits/bias"])
     if dense_head:
-        dense["logits"] = keras.layers.Dense(num_classes, dtype="float32", name="logits")
-        logits = dense["logits"](features)
+        dense["logits"] = keras.layers.Dense(len(bias), dtype="float32", name="logits")
+        outputs_of_head = dense["logits"](features)
     else:
         wide = ops.expand_dims(ops.cast(features, "float32"), -1)
-        logits = ops.sum(wide * arrays["head/logits/kernel"], axis=1) + arrays["head/logits/bias"]
+        outputs_of_head = ops.sum(wide * kernel, axis=1) + bias
+    logits = ordinal.log_probabilities(cfg.loss.name, outputs_of_head)
     if temperature is not None:
         logits = keras.layers.Rescaling(1 / temperature, dtype="float32", name="calibration")(logits)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
-    for name, layer in dense.items():
-        layer.set_weights([arrays[f"head/{name}/kernel"], arrays[f"head/{name}/bias"]])
+    if dense_head:
+        dense["logits"].set_weights([kernel, bias])
+    if settings.hidden:
+        dense["hidden"].set_weights([arrays["head/hidden/kernel"], arrays["head/hidden/bias"]])
     return keras.Model(images, probabilities, name=cfg.name)

@@ -66,7 +66,7 @@ class OutOfFold(Arrays):
 load = OutOfFold.load
 
 
-def summary(results: OutOfFold) -> dict[str, Any]:
+def summary(results: OutOfFold, judge: figures.Judge = figures.figures) -> dict[str, Any]:
     """Return means over folds and seeds, the 95 % interval of the accuracy, and the figures of each fold and group.
 
     The interval is `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with other data of
@@ -76,7 +76,7 @@ def summary(results: OutOfFold) -> dict[str, Any]:
     seeds, num_folds = len(results.fold), int(results.fold.max()) + 1
     labels, probabilities = results.labels, results.probabilities
     of_folds = [
-        figures.figures(labels[inside], probabilities[seed][inside])
+        judge(labels[inside], probabilities[seed][inside])
         for seed, k in np.ndindex(seeds, num_folds)
         for inside in (results.fold[seed] == k,)
     ]
@@ -88,9 +88,9 @@ def summary(results: OutOfFold) -> dict[str, Any]:
     if unseen := list(_never_seen(results)):
         more["never_seen"] = unseen
     if results.held_out is None:
-        of_all = {key: _mean([fold[key] for fold in of_folds]) for key in of_folds[0] if key != "interval"}
+        of_all = {key: _mean([fold[key] for fold in of_folds]) for key in of_folds[0] if not key.endswith("interval")}
     else:
-        of_all = figures.figures(labels, probabilities[0])
+        of_all = judge(labels, probabilities[0])
         kind, names = results.held_out
         of = [names[k] for k in results.fold[0]]
         more["left_out"] = {kind: evaluation.by_group(of, labels, probabilities[0], results.groups)}
@@ -103,7 +103,7 @@ def summary(results: OutOfFold) -> dict[str, Any]:
         "interval": figures.accuracy_interval(accuracies, float(np.divide(tested, trained).mean())),
         "fold_accuracies": np.reshape(accuracies, (seeds, num_folds)).tolist(),
         "seed_accuracies": right.mean(axis=1).tolist(),
-        "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
+        "figures": {key: value for key, value in of_all.items() if key != "accuracy" and not key.endswith("interval")},
         "groups": {
             str(name): {"num_examples": int(inside.sum()), "accuracy": float(right[:, inside].mean())}
             for name in np.unique(results.types)

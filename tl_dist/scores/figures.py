@@ -1,6 +1,6 @@
 """Figures of a classifier from labels and probabilities, by scikit-learn and SciPy, which are imported on use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,9 @@ from tl_dist.scores import clusters
 Labels = NDArray[np.int32]
 Probabilities = NDArray[np.float64]  # [examples, classes]; rows sum to 1
 Said = NDArray[np.floating]  # the same, of any precision, as in a file
+
+Judge = Callable[..., dict[str, Any]]
+"""(labels, probabilities, groups) -> figures by name: `figures`, or those of another task"""
 
 NUM_BINS = 15
 TOP_CLASSES = 20  # with more classes than this, top-5 accuracy is reported as well

@@ -83,13 +83,15 @@ def with_figures(
     num_fitted: int = 0,
     decision: Decision | None = None,
     trained: np.ndarray | None = None,
+    judge: figures.Judge = figures.figures,
 ) -> Evaluation:
     """Return the evaluation with all its figures, and store its predictions in the run.
 
     With two classes, the threshold is chosen on the validation split and reported for the other splits. With the
     `temperature` of a calibrated run (fitted to its validation split, or `num_fitted` examples of other data), the
     figures show what it changes, and so they do with the `decision` of `tl-dist threshold`; with the `trained` labels,
-    which classes these lack. The stored probabilities are not calibrated. They overwrite the logits, to save memory.
+    which classes these lack. `judge` returns the figures of the run's task. The stored probabilities are not
+    calibrated. They overwrite the logits, to save memory.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
@@ -97,7 +99,7 @@ def with_figures(
     if result.logits is None:
         return result
     softmax = figures.Softmax(result.logits)
-    values = figures.figures(labels, softmax, groups)
+    values = judge(labels, softmax, groups)
     of = clusters.numbers(groups)
     hits = None if of is None else figures.confidences(labels, softmax).hits
     if trained is not None and (classes := evaluation.never_seen(trained, labels, class_names)):

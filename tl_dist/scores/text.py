@@ -6,6 +6,7 @@ from typing import Any
 FIGURES = {
     "top5": "top-5", "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
     "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
+    "quadratic_kappa": "quadratic kappa", "mae": "MAE in grades",
 }  # fmt: skip
 """short names of the figures beside the accuracy"""
 NOT_DEFINED = "\N{EN DASH}"

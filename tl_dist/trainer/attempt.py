@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 
+from tl_dist import tasks
 from tl_dist.config import batch_norm, registry
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.config.stages import Stage
@@ -132,6 +133,7 @@ def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, writer: Ru
 def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     """Return the notes that rank 0 records before any other."""
     notes, bad, cfg, order = [], setup.examples.bad, setup.cfg, setup.order
+    notes += [f"look at the labels: {remark}" for remark in tasks.of(cfg).remarks(setup.splits["train"].class_names)]
     if bad:
         several = "s" if len(bad) > 1 else ""
         file = setup.run.quarantine_file.name

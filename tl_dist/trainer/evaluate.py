@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.config import stages
 from tl_dist.data import pipeline
 from tl_dist.datasets import Source
@@ -78,6 +79,7 @@ class Evaluator:
             temperature=temperature,
             decision=decision,
             trained=setup.splits["train"].labels,
+            judge=tasks.of(setup.cfg).figures,
         )
 
     def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation:

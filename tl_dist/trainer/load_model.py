@@ -17,7 +17,7 @@ import tensorflow as tf
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
-from tl_dist.models import pruning, weights
+from tl_dist.models import ordinal, pruning, weights
 from tl_dist.models.classifier import Classifier, digest
 from tl_dist.models.network import assemble
 from tl_dist.parallel import DataParallel, started
@@ -105,6 +105,7 @@ def untrained(cfg: Config, num_classes: int) -> Classifier:
         num_classes=num_classes,
         seed=cfg.seed,
         carried=cfg.source is not None,
+        loss=cfg.loss.name,
     )
 
 
@@ -145,13 +146,16 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     run, source = init_from.opened(cfg)
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
+    if heads and (source.loss.name != cfg.loss.name or places != sorted(places)) and cfg.loss.name in ordinal.KINDS:
+        what = f"source.head transfers the head of {run.path}, whose loss or order of grades is another one."
+        raise Refusal(what, fix="remove 'head' below 'source:', or use the same.", code=ExitCode.USAGE)
     if source.model.prune == cfg.model.prune:
         _restore(run, source, network, variables)
     else:
         weights_left = pruning.kept(load_run(run, source)[0], network)
         for path, variable in variables.items():
             variable.assign(weights_left[path])
-    for path in heads:
+    for path in heads if cfg.loss.name not in ordinal.KINDS else ():
         variables[path].assign(variables[path].numpy()[..., places])
     return digest({path: v.numpy() for path, v in variables.items()})
 
@@ -291,7 +295,6 @@ def restored(
             cfg,
             {path: v.numpy() for path, v in built.moving.items() if path.startswith("head/")},
             built.network,
-            len(class_names),
             dense_head=dense_head,
             temperature=temperature if calibrated else None,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.config.stages import Stage, plan
@@ -194,6 +195,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     train = readable.splits["train"]
     by_class = ByClass.of(train.labels) if data.balance else None
     order = Order(cfg.seed, train.num_examples, cfg.global_batch, block, data.shuffle_window, by_class)
+    tasks.of(cfg).check(train.class_names, data.grades)
     run_stages = plan(cfg, order.steps)
     model, optimizer, weights_sha256, origin_sha256 = _build(cfg, run_stages, readable.splits, parallel, computed_in)
     statistics = moving_statistics(model)

@@ -55,6 +55,7 @@ class StageTraining:
             distillation=Distillation(distill.temperature, distill.weight) if distill else None,
             gamma=loss.gamma if loss.name == "focal" else 0.0,
             adjustment=logit_adjustment(*examples, loss.tau) if loss.name == "logit_adjusted" else None,
+            cumulative=loss.name == "coral",
         )
         self._selection = ModelSelection(cfg, stage, setup.state, setup.optimizer, parallel, self._tell)
         plateau = stage.optimizer.schedule.name == "plateau"

@@ -46,6 +46,8 @@ class Objective:
     """above 0 the focal loss of Lin et al., arXiv 1708.02002, section 3.2, summed over the classes of a soft target"""
     adjustment: Sequence[float] | None = None
     """[classes], added to the logits: the logit-adjusted loss of Menon et al., arXiv 2007.07314, section 4.2"""
+    cumulative: bool = False
+    """the sum of the binary cross-entropies of exceeding each grade: the loss of Cao et al., arXiv 1901.07884"""
 
     def losses(self, logits: Any, batch: Batch) -> Any:
         """Return float32 [rows]: the loss of each example times its weight; for a mixture, the mixture of the losses.
@@ -66,7 +68,9 @@ class Objective:
         if self.label_smoothing or self.gamma:
             on, off = 1.0 - self.label_smoothing, self.label_smoothing / self.num_classes
             targets = tf.one_hot(labels, self.num_classes) * on + off
-        if self.gamma:
+        if self.cumulative:
+            losses = _of_exceeding(tf.nn.log_softmax(logits), labels, self.num_classes)
+        elif self.gamma:
             log_probabilities = tf.nn.log_softmax(logits)
             hard = tf.maximum(1.0 - tf.exp(log_probabilities), _LEAST) ** self.gamma
             losses = -tf.reduce_sum(targets * hard * log_probabilities, axis=-1)
@@ -77,6 +81,18 @@ class Objective:
         if self.class_weights is not None:
             losses *= tf.gather(tf.constant(self.class_weights, tf.float32), labels)
         return losses
+
+
+def _of_exceeding(log_probabilities: Any, labels: Any, num_grades: int) -> Any:
+    """Return float32 [rows]: for each grade but the highest, -log of the probability of what `labels` say of it."""
+    order = np.arange(num_grades)
+    exceeds = order[None, :] > order[:-1, None]  # [grade to exceed, grade]
+
+    def log_chance(which: NDArray[np.bool_]) -> Any:
+        return tf.reduce_logsumexp(log_probabilities[:, None, :] + np.where(which, 0.0, -1e9).astype(np.float32), -1)
+
+    is_above = labels[:, None] > order[None, :-1].astype(np.int32)
+    return -tf.reduce_sum(tf.where(is_above, log_chance(exceeds), log_chance(~exceeds)), axis=-1)
 
 
 def class_weights(

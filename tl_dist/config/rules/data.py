@@ -16,6 +16,9 @@ def data(cfg: Config) -> Iterator[Broken]:
     if data.labels == "coarse" and "labels" not in needs.keys:
         what = "only cifar100 has coarse labels."
         yield Broken(("data", "labels"), what, "remove 'labels' or use 'name: cifar100'.")
+    if data.soft_labels and data.grades:
+        what = "soft labels are of two classes, and data.grades makes each probability a class."
+        yield Broken(("data", "soft_labels"), what, "remove it, or 'grades'.")
     if data.soft_labels:
         yield from _soft_labels(cfg)
     test, name = data.test_fraction, f"test_fraction {data.test_fraction}"

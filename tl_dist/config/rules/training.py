@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tl_dist.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, registry
-from tl_dist.config.model_selection import FIGURES, SPLIT, figure_of, metrics_of
+from tl_dist.config.model_selection import FIGURES, OF_GRADES, SPLIT, figure_of, metrics_of
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
 from tl_dist.config.training import PLATEAU
@@ -52,6 +52,13 @@ def loss(cfg: Config) -> Iterator[Broken]:
         if is_set and computed:
             what = f"classifier '{cfg.classifier.name}' minimizes the cross-entropy of each example once."
             yield Broken(path, what, "remove it (class_weights work there), or write 'name: head' below 'classifier:'.")
+    grades, ordinal = loss.name in ("corn", "coral"), cfg.task == "ordinal"
+    if grades and not ordinal:
+        what = f"loss '{loss.name}' is for classes that are ordered grades."
+        yield Broken(("loss", "name"), what, "write 'task: ordinal', or use another loss.")
+    if loss.name == "coral" and loss.label_smoothing:
+        what = "label_smoothing has no effect with loss 'coral', which knows no classes, only grades to exceed."
+        yield Broken(("loss", "label_smoothing"), what, "remove it, or write 'name: corn'.")
     balancing = {
         ("loss", "name"): loss.name == "logit_adjusted",
         ("loss", "class_weights"): loss.class_weights is not None,
@@ -151,6 +158,9 @@ def deciding(cfg: Config) -> Iterator[Broken]:
     metrics = metrics_of(cfg)
     for path, metric in metrics.items():
         yield from _metric(path, metric)
+        if figure_of(metric) in OF_GRADES and cfg.task != "ordinal":
+            what = f"{figure_of(metric)} is a figure of ordered grades."
+            yield Broken(path, what, "write 'task: ordinal', or use another metric.")
     best = cfg.checkpoint.best
     if best is None and cfg.checkpoint.average is not None:
         what = "checkpoint.average needs checkpoint.best, which says which weights are best."

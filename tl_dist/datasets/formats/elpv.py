@@ -34,6 +34,8 @@ class _Cell(NamedTuple):
 def open_elpv(data: DataConfig) -> Splits:
     """Open cells as functional or defective (probability above 1/2), stratified by type and class as in the paper.
 
+    With `data.grades` the classes are the experts' four probabilities instead.
+
     With the default test_fraction there are 1,968 examples for training and 656 for test. The files come from the
     package index, or from `data.path`: a directory with labels.csv and the images that it names.
     """
@@ -50,7 +52,11 @@ def open_elpv(data: DataConfig) -> Splits:
     facts = hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest()
     types, soft = [cell.type for cell in cells], _soft_labels(cells) if data.soft_labels else None
     store = FileStore(root, ids, sizes, facts)
-    return divide(Source(store, labels, ids, ("functional", "defective"), Annotations(types=types, soft=soft)), data)
+    names: tuple[str, ...] = ("functional", "defective")
+    if data.grades:
+        probabilities, grades = np.unique([cell.probability for cell in cells], return_inverse=True)
+        labels, names = grades.astype(np.int32), tuple(f"{value:.2g}" for value in probabilities)
+    return divide(Source(store, labels, ids, names, Annotations(types=types, soft=soft)), data)
 
 
 def is_elpv(path: Path, names: Set[str]) -> bool:

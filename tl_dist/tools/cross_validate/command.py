@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tl_dist import tasks
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.datasets import seen
 from tl_dist.datasets.division import manifest_of_folds, one_fold_each, open_splits
 from tl_dist.features import nested
@@ -105,7 +107,8 @@ def _merge(
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
     trained = [[split_ids(RunDir(run))["train"] for run in of_seed] for of_seed in runs]
     out_of_fold = cross_validation.merged(parts, held_out, trained)
-    run, summary = RunDir(request.runs / name), cross_validation.summary(out_of_fold)
+    judge = tasks.of(config_file.load(RunDir(runs[0][0]).config_file)).figures
+    run, summary = RunDir(request.runs / name), cross_validation.summary(out_of_fold, judge)
     out_of_fold.save(run.path / OUT_OF_FOLD)
     run.mark_done({"cross_validation": summary})
     return summary

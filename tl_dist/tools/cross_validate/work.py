@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.datasets import pool_of
 from tl_dist.datasets.division import groups_of, one_fold_each
 from tl_dist.datasets.split import folds_of
@@ -26,7 +27,7 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
         predicted = cross_validate(setup, request.folds, request.seeds, stop_requested, say, by=request.by)
         if predicted is not None:
             predicted.save(run.path / OUT_OF_FOLD)
-            run.mark_done({"cross_validation": summary(predicted)})
+            run.mark_done({"cross_validation": summary(predicted, tasks.of(setup.cfg).figures)})
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 

@@ -19,6 +19,7 @@ from tl_dist.launcher.command import visible_gpus
 from tl_dist.models.weights.sources import KERAS_HOST, PYPI_WEIGHTS
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import text
+from tl_dist.tasks import classification
 from tl_dist.tools.curate.split import split
 
 TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.1
@@ -86,6 +87,8 @@ def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Mach
     if machine.gpus:
         how = f"fine-tuned on {text.counted(machine.gpus, 'GPU')}"
     written = f"{target} and {manifest.name}" if divided else target
+    for remark in classification.remarks(splits["train"].class_names):
+        say(f"look at the labels: {remark}")
     say(f"wrote {written}: {backbone} from ImageNet ({where}), {how}")
     return target
 

@@ -20,6 +20,7 @@ from tl_dist.datasets.headers import fault
 from tl_dist.datasets.preprocess import FORMATS
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import open_regular, refuse_other_picture
+from tl_dist.tasks import classification
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import show_remarks
 
@@ -55,6 +56,7 @@ def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
         "kind": data.name,
         "path": data.path,
         "classes": list(splits["train"].class_names),
+        "remarks": classification.remarks(splits["train"].class_names),
         "splits": {name: _split(source) for name, source in splits.items()},
     }
     if sheet is not None and (picture := contact_sheet(splits["train"])) is not None:
@@ -157,6 +159,8 @@ def show(facts: dict[str, Any], console: Console) -> None:
     """Print the counts with bars."""
     place = facts["path"] or "the cache of packages"
     console.say(f"{facts['kind']} in {place}, {len(facts['classes'])} classes")
+    for remark in facts["remarks"]:
+        console.say(f"look at the labels: {remark}", style="yellow")
     for name, split in facts["splits"].items():
         console.print()
         console.say(f"{name}: {_line(split)}")

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.data import corruptions, pipeline
 from tl_dist.data.batch import Batch
 from tl_dist.data.pipeline import Read
@@ -176,6 +177,7 @@ def evaluate_data(model: Loaded, path: Path, split: str | None, directory: Path,
         groups=evaluated.annotations.groups or (),
         temperature=None if model.calibration is None else model.temperature,
         decision=model.decision,
+        judge=tasks.of(model.cfg).figures,
         num_fitted=seen.among(evaluated, directory, own.validation),
     )
     record = _record(model.run, model.step, result, evaluated, by)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
 from tl_dist.refusal import ExitCode, Refusal
@@ -18,7 +19,10 @@ from tl_dist.tools.report.page import Section, render
 
 MAX_PICTURES = 600
 _ALPHA = 0.05
-_MORE = {"macro_f1": "macro F1", "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE"}
+_MORE = {
+    "quadratic_kappa": "quadratic kappa", "mae": "MAE in grades", "macro_f1": "macro F1", "mcc": "MCC",
+    "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +78,12 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
         "num_examples": len(compared.labels),
     }
     rows = [
-        (name, figures.figures(compared.labels, probabilities, compared.groups))
-        for name, probabilities in zip(names, compared.probabilities, strict=True)
+        (facts.run.name, tasks.of(facts.cfg).figures(compared.labels, probabilities, compared.groups))
+        for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True)
     ]
+    known = {key: name for key, name in _MORE.items() if any(key in scores for _, scores in rows)}
     best = max(rows, key=lambda row: row[1]["accuracy"])
-    verdict = {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes}
+    verdict = {**tests, "rows": rows, "best": best, "names": known, "notes": notes}
     sections = [
         Section("verdict", "Verdict", "runs", verdict),
         Section("tests", "Paired tests", "paired", tests),

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist import tasks
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.runs.records import flattered
-from tl_dist.scores import cross_validation, figures
+from tl_dist.scores import cross_validation
 from tl_dist.scores.text import never_seen, never_seen_by_fold, percent
 from tl_dist.tools.report import charted
 from tl_dist.tools.report.examples import (
@@ -102,7 +103,7 @@ def _verdict(
 ) -> dict[str, Any]:
     """Return the content of the first section."""
     facts, predictions = examples.facts, examples.facts.predictions
-    scores = figures.figures(predictions.labels, predictions.probabilities, predictions.groups)
+    scores = tasks.of(facts.cfg).figures(predictions.labels, predictions.probabilities, predictions.groups)
     shown = {**scores, **({key: facts.folds[key] for key in ("accuracy", "interval")} if facts.folds else {})}
     return {
         "examples": examples,

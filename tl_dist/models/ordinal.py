@@ -1,0 +1,87 @@
+"""Last layers for ordered grades: their outputs are logarithms of probabilities, one for each grade.
+
+corn  The chance to exceed each grade once it is reached, by a logistic regression for each grade (Shi et al., arXiv
+      2111.08851). The probability of a grade is a product of these; its logarithm is the loss of the paper.
+coral The chance to exceed each grade, by one logistic regression with a threshold for each grade (Cao et al., arXiv
+      1901.07884). Thresholds stay in order, since each is kept as its distance from the one before.
+"""
+
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+
+Kind = Literal["corn", "coral"]
+KINDS: tuple[Kind, ...] = ("corn", "coral")
+_LEAST_GAP = 1e-6  # between two thresholds of coral
+
+
+class Corn(keras.layers.Dense):
+    """Compute float32 [rows, grades] of features [rows, features]; kernel [features, grades - 1], zeros at first."""
+
+    def __init__(self, num_grades: int, **options: Any) -> None:
+        super().__init__(num_grades - 1, **options)
+
+    def call(self, features: Any, training: bool | None = None) -> Any:
+        """Return the logarithms of the probabilities."""
+        return log_probabilities("corn", super().call(features))
+
+
+class Coral(keras.layers.Dense):
+    """Compute float32 [rows, grades] of features [rows, features]; kernel [features, 1], bias [grades - 1].
+
+    The bias holds the first threshold, and the distance of each next one as the inverse of softplus; at first they are
+    those of the authors' `CoralLayer`.
+    """
+
+    def __init__(self, num_grades: int, **options: Any) -> None:
+        super().__init__(1, use_bias=False, **options)
+        self._num = num_grades - 1
+
+    def build(self, input_shape: Any) -> None:
+        """Add the thresholds to the kernel."""
+        super().build(input_shape)
+        initial = np.full(self._num, np.log(np.expm1(1 / self._num)), np.float32)
+        initial[0] = 1.0
+        self.bias = self.add_weight(name="bias", shape=initial.shape, initializer=lambda *_, **__: ops.array(initial))
+
+    def call(self, features: Any, training: bool | None = None) -> Any:
+        """Return the logarithms of the probabilities."""
+        return log_probabilities("coral", ops.matmul(features, self.kernel) + thresholds(self.bias))
+
+
+def last_layer(kind: str, num_classes: int, **options: Any) -> Any:
+    """Return the layer that gives [rows, num_classes], whose softmax are probabilities; `kind` is the loss's name."""
+    layers = {"corn": Corn, "coral": Coral}
+    return layers[kind](num_classes, **options) if kind in layers else keras.layers.Dense(num_classes, **options)
+
+
+def thresholds(bias: Any) -> Any:
+    """Return the descending thresholds of `Coral` from its bias."""
+    return bias[0] - ops.concatenate([ops.zeros_like(bias[:1]), ops.cumsum(ops.softplus(bias[1:]))])
+
+
+def as_dense(kind: str, kernel: Any, bias: Any) -> tuple[Any, Any]:
+    """Return the kernel and bias of a plain dense layer whose `log_probabilities` are those of the layer."""
+    if kind != "coral":
+        return kernel, bias
+    values = np.asarray(ops.convert_to_numpy(thresholds(ops.convert_to_tensor(bias))))
+    return np.repeat(kernel, len(values), axis=1), values
+
+
+def log_probabilities(kind: str, outputs: Any) -> Any:
+    """Return the logarithms of the probabilities of all grades [rows, grades] from outputs [rows, grades - 1].
+
+    For a kind that is none of KINDS the outputs are logits, and are returned as they are.
+    """
+    if kind not in KINDS:
+        return outputs
+    above, below = ops.log_sigmoid(outputs), ops.log_sigmoid(-outputs)
+    if kind == "corn":
+        reached = ops.cumsum(above, axis=-1)
+        return ops.concatenate([below[:, :1], below[:, 1:] + reached[:, :-1], reached[:, -1:]], axis=-1)
+    gap = ops.maximum(outputs[:, :-1] - outputs[:, 1:], _LEAST_GAP)
+    # 1 - exp(-gap), by operations that ONNX has and that keep small gaps.
+    between = above[:, :-1] + below[:, 1:] + ops.log(ops.tanh(gap / 2)) + ops.softplus(-gap)
+    return ops.concatenate([below[:, :1], between, above[:, -1:]], axis=-1)
