@@ -24,6 +24,7 @@ from tl_dist.terminal.console import Console
 if TYPE_CHECKING:
     from tl_dist.datasets import Splits
     from tl_dist.scores.calibration import Calibration
+    from tl_dist.scores.decision import Decision
     from tl_dist.scores.predictions import Predicted, Predictions
 
 _HERE = ("strategy=single", "workers=1")
@@ -117,6 +118,14 @@ class Run:
     def scores(self) -> Mapping[str, Mapping[str, Any]]:
         """Accuracy, loss and all other figures with intervals, by split; empty before the end of the run."""
         return dict((self._directory.done or {}).get("figures", {}))
+
+    @property
+    def decision(self) -> Decision | None:
+        """The rule for the class that `tl-dist threshold` has chosen; None if the most probable class is taken."""
+        from tl_dist.runs.identity import identity_of
+        from tl_dist.scores import decision
+
+        return decision.kept(self.path, len(identity_of(self._directory)["class_names"]))
 
     def history(self, event: str = "train") -> list[dict[str, Any]]:
         """Return records oldest first: "train" (every `report.every_steps`), "evaluation" or "resumed"."""

@@ -178,6 +178,11 @@ def test_labels_that_look_like_another_task_are_named_before_training(workspace:
     found = tl_dist(workspace, "data", "inspect", "odd.csv")
     assert several in found and twice in found
     assert several in tl_dist(workspace, "init", "odd.csv", "--out", "odd.yaml")
+    grades = ("data.name=csv", "data.path=odd.csv", "data.grades=[dog, Dog, furry]")
+    process = workspace.start(workspace.argv("wrong", *grades, *ONE_WORKER))
+    said, _ = process.communicate(timeout=60)
+    why = "odd.csv:2: 'cat;furry' is none of data.grades: dog, Dog, furry. Fix: correct the label"
+    assert why in " ".join(said.split())
     odd = ("task=classification", "loss.name=cross_entropy", "data.name=csv", "data.path=odd.csv", "data.grades=[]")
     said = workspace.train("odd", *odd, "checkpoint.best.metric=mcc", "steps=2", *ONE_WORKER)
     assert several in " ".join(said.split()) and twice in " ".join(said.split())

@@ -1,6 +1,7 @@
 """`tl-dist threshold`: chosen on validation images, obeyed by predict, eval, serve and exports, on any workers."""
 
 import csv
+import html
 import json
 from collections.abc import Iterator
 
@@ -65,6 +66,10 @@ def test_it_is_chosen_on_validation_images_and_obeyed(workspace: Workspace) -> N
     own = np.sort(validation.probabilities[validation.labels == place, place])
     rank = len(own) + 1 - int(np.ceil(0.9 * (len(own) + 1)))
     assert rule.at_least == pytest.approx(own[rank - 1], rel=1e-4)
+    assert run.decision == rule
+    tl_dist(workspace, "report", "runs/cells", "--out", "page.html", "--heat-maps", "0")
+    page = html.unescape((workspace.directory / "page.html").read_text())
+    assert "The rule of tl-dist threshold, recall of 'faulty' at least 0.9: recall 0." in page
     assert f"recall of 'faulty' at least 0.9 is reached from probability {rule.at_least:.4f} on" in said
 
     # The figures of the test split; its labels have decided nothing.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Source, Splits, directory_cache, pool_of
+from tl_dist.datasets.annotations import SoftLabels
 from tl_dist.datasets.concatenated import concatenated
 from tl_dist.datasets.csv_columns import opened, wrong
 from tl_dist.datasets.files import unusable
@@ -57,7 +58,10 @@ def graded(source: Source, grades: Sequence[str]) -> Source:
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     place = np.array([grades.index(name) for name in names], np.int32)
     cut = None if source.cut_from is None else (graded(source.cut_from[0], grades), source.cut_from[1])
-    return replace(source, labels=place[source.labels], class_names=tuple(grades), cut_from=cut)
+    soft = source.annotations.soft
+    annotations = replace(source.annotations, soft=soft and SoftLabels(place[soft.others], soft.shares))
+    labels = place[source.labels]
+    return replace(source, labels=labels, class_names=tuple(grades), annotations=annotations, cut_from=cut)
 
 
 def pooled(splits: Splits) -> Source:

@@ -135,27 +135,32 @@ def just_below(probability: float) -> float:
     return probability * (1 - 1e-5)
 
 
-def of_checkpoint(run: Path, sha256: str, temperature: float, num_classes: int) -> Decision | None:
-    """Load the rule of a run, if it is of this very checkpoint; None without one.
-
-    Refuses (65) a damaged file, and (78) a rule for probabilities of another temperature.
-    """
+def kept(run: Path, num_classes: int) -> Decision | None:
+    """Load the rule of a run, of whichever checkpoint; None without one. Refuses (65) a damaged file."""
     path = run / FILE
     if not os.path.lexists(path):
         return None
     try:
-        own = Decision.of_json(read_file(path, max_bytes=limits.EVALUATION), num_classes)
+        return Decision.of_json(read_file(path, max_bytes=limits.EVALUATION), num_classes)
     except (ValueError, TypeError, AttributeError) as error:
         raise Refusal(
             f"{path} is damaged: {error}.",
             fix="choose again: tl-dist threshold RUN; or remove it.",
             code=ExitCode.DATA,
         ) from error
-    if own.sha256 != sha256:
+
+
+def of_checkpoint(run: Path, sha256: str, temperature: float, num_classes: int) -> Decision | None:
+    """Load the rule of a run, if it is of this very checkpoint; None without one.
+
+    Refuses (65) a damaged file, and (78) a rule for probabilities of another temperature.
+    """
+    own = kept(run, num_classes)
+    if own is None or own.sha256 != sha256:
         return None
     if own.temperature != temperature:
         raise Refusal(
-            f"{path} was chosen for probabilities of temperature {own.temperature:.3f}, and they now have "
+            f"{run / FILE} was chosen for probabilities of temperature {own.temperature:.3f}, and they now have "
             f"{temperature:.3f}.",
             fix="choose again: tl-dist threshold RUN, with the same options; or --remove.",
             code=ExitCode.UNSAFE,

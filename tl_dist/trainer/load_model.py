@@ -146,7 +146,8 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     run, source = init_from.opened(cfg)
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
-    if heads and (source.loss.name != cfg.loss.name or places != sorted(places)) and cfg.loss.name in ordinal.KINDS:
+    both = {source.loss.name, cfg.loss.name}
+    if heads and both & {*ordinal.KINDS} and (len(both) > 1 or places != sorted(places)):
         what = f"source.head transfers the head of {run.path}, whose loss or order of grades is another one."
         raise Refusal(what, fix="remove 'head' below 'source:', or use the same.", code=ExitCode.USAGE)
     if source.model.prune == cfg.model.prune:

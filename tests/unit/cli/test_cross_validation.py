@@ -13,6 +13,7 @@ from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
+from tl_dist.tasks import classification
 from tl_dist.tools.cross_validate.command import _fold_request, _folds_by_group, _merge
 from tl_dist.tools.curate.split import split as divide_table
 
@@ -104,7 +105,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(request_: R
                 groups=np.array([], np.str_),
             )
     (request_.runs / "trial-cv").mkdir()
-    found = _merge(request_, "trial-cv", folds, seeds, None)
+    found = _merge(request_, "trial-cv", folds, seeds, None, classification)
     kept = cross_validation.load(request_.runs / "trial-cv" / OUT_OF_FOLD)
     assert kept.ids.tolist() == [f"{n:02d}" for n in range(12)] and (kept.fold == fold).all()
     assert (kept.labels == labels).all()

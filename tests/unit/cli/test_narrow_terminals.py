@@ -53,7 +53,7 @@ INSPECTED = {
     "modes": {"RGB": 123490}, "bytes": 1, "unreadable": 0, "counts": {CLASS: 123456, "b": 34},
     "remarks": [REMARK],
 }  # fmt: skip
-FACTS = {"kind": "image_folder", "path": PATH, "classes": [CLASS, "b"], "splits": {"train": INSPECTED}}
+FACTS = {"kind": "image_folder", "path": PATH, "classes": [CLASS, "b"], "remarks": [], "splits": {"train": INSPECTED}}
 BAD = {
     "split": "train",
     "id": f"{PATH}/a.jpg",

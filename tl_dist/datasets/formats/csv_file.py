@@ -44,6 +44,10 @@ def open_csv(data: DataConfig) -> Splits:
     names = sorted(
         {row.label for row in rows}, key=lambda text: (not text.lstrip("-").isdecimal(), _number(text), text)
     )
+    for row in rows if data.grades else ():
+        if row.label not in data.grades:
+            why = f"'{row.label}' is none of data.grades: {', '.join(data.grades)}"
+            raise wrong(table, row.line, why, "correct the label, or add it to data.grades")
     if len(names) < 2:
         raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
     number = {name: k for k, name in enumerate(names)}

@@ -9,7 +9,6 @@ from typing import Any
 
 from tl_dist import tasks
 from tl_dist.config import Config
-from tl_dist.config import file as config_file
 from tl_dist.datasets import seen
 from tl_dist.datasets.division import manifest_of_folds, one_fold_each, open_splits
 from tl_dist.features import nested
@@ -22,6 +21,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
 from tl_dist.scores import cross_validation, predictions, text
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
+from tl_dist.tasks import Task
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
 from tl_dist.tools.cross_validate import Request
@@ -54,7 +54,7 @@ def cross_validate(request: train.Request, folds: int, seeds: int, console: Cons
         code = _train(requests, cfg, name, console)
         if code != ExitCode.DONE:
             return code
-        summary = _merge(request, name, folds, seeds, held_out)
+        summary = _merge(request, name, folds, seeds, held_out, tasks.of(cfg))
     show(summary, console)
     console.say(f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
     return ExitCode.DONE
@@ -99,7 +99,7 @@ def _fold_request(
 
 
 def _merge(
-    request: train.Request, name: str, folds: int, seeds: int, held_out: tuple[str, list[str]] | None
+    request: train.Request, name: str, folds: int, seeds: int, held_out: tuple[str, list[str]] | None, task: Task
 ) -> dict[str, Any]:
     """Merge the predictions of all folds into the run `name`, and return their summary."""
     runs = [[request.runs / f"{name}-{seed}-{fold}" for fold in range(folds)] for seed in range(seeds)]
@@ -107,8 +107,7 @@ def _merge(
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
     trained = [[split_ids(RunDir(run))["train"] for run in of_seed] for of_seed in runs]
     out_of_fold = cross_validation.merged(parts, held_out, trained)
-    judge = tasks.of(config_file.load(RunDir(runs[0][0]).config_file)).figures
-    run, summary = RunDir(request.runs / name), cross_validation.summary(out_of_fold, judge)
+    run, summary = RunDir(request.runs / name), cross_validation.summary(out_of_fold, task.figures)
     out_of_fold.save(run.path / OUT_OF_FOLD)
     run.mark_done({"cross_validation": summary})
     return summary

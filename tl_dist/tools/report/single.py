@@ -10,7 +10,8 @@ from tl_dist import tasks
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.runs.records import flattered
-from tl_dist.scores import cross_validation
+from tl_dist.scores import cross_validation, decision
+from tl_dist.scores.text import decision as decision_text
 from tl_dist.scores.text import never_seen, never_seen_by_fold, percent
 from tl_dist.tools.report import charted
 from tl_dist.tools.report.examples import (
@@ -150,6 +151,13 @@ def _of_data(examples: Examples, interval: Sequence[float], twins: Sequence[Twin
         if wrong / checked > _TOO_MANY:
             text += " That many suggest a weak model rather than wrong labels."
         yield "check" if _FEW < wrong / checked <= _TOO_MANY else "note", text, "labels"
+    predictions = facts.predictions
+    rule = decision.kept(facts.run.path, len(facts.class_names)) if facts.folds is None else None
+    if rule is not None and rule.step == predictions.step:
+        probabilities = decision.calibrated(predictions.probabilities, rule.temperature)
+        effect = rule.effect(predictions.labels, probabilities, predictions.groups.tolist())
+        effect["chosen_here"] = facts.split == "validation"
+        yield "note", f"The rule of tl-dist threshold, {decision_text(effect)}.", "thresholds"
     for label, predicted, count in pairs(examples)[:1]:
         names = examples.facts.class_names
         text = f"The most frequent confusion: {count} of {counts[label]} images of “{names[label]}” are classified as"
