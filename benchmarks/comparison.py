@@ -45,6 +45,7 @@ BENCHMARKS = (
     "calibration",
     "rank",
     "distill",
+    "tasks",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 

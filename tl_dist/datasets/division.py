@@ -46,22 +46,28 @@ def _opened(data: DataConfig) -> Splits:
         what = f"dataset '{data.name}' opened as a {type(splits).__name__} without a Source under 'train'."
         fix = "return a mapping from 'train', 'validation' and 'test' to tl_dist.datasets.Source."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-    return {name: graded(source, data.grades) for name, source in splits.items()} if data.grades else splits
+    return _graded(splits, data.grades) if data.grades else splits
 
 
-def graded(source: Source, grades: Sequence[str]) -> Source:
-    """Return the same examples with the classes in the order of `grades`; refuses (64) others than its classes."""
+def _graded(splits: Splits, grades: Sequence[str]) -> Splits:
+    """Return the same splits with the classes in the order of `grades`; those of one source stay parts of one."""
+    pools = {id(pool): pool for pool, _ in map(pool_of, splits.values())}
+    in_order = {key: _in_order(pool, grades) for key, pool in pools.items()}
+    parts = {name: (source.cut_from, in_order[id(pool_of(source)[0])]) for name, source in splits.items()}
+    return {name: whole if cut is None else whole.subset(cut[1]) for name, (cut, whole) in parts.items()}
+
+
+def _in_order(source: Source, grades: Sequence[str]) -> Source:
+    """Return a whole source with the classes in the order of `grades`; refuses (64) others than its classes."""
     names = list(source.class_names)
     if sorted(names) != sorted(grades):
         what = f"data.grades is {', '.join(grades)}, but the classes are {', '.join(names)}."
         fix = "write each class once, from the lowest to the highest."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     place = np.array([grades.index(name) for name in names], np.int32)
-    cut = None if source.cut_from is None else (graded(source.cut_from[0], grades), source.cut_from[1])
     soft = source.annotations.soft
     annotations = replace(source.annotations, soft=soft and SoftLabels(place[soft.others], soft.shares))
-    labels = place[source.labels]
-    return replace(source, labels=labels, class_names=tuple(grades), annotations=annotations, cut_from=cut)
+    return replace(source, labels=place[source.labels], class_names=tuple(grades), annotations=annotations)
 
 
 def pooled(splits: Splits) -> Source:
