@@ -76,7 +76,7 @@ def test_grades_are_learnt_in_their_order_and_mistakes_are_near(workspace: Works
     assert kept["metric"] == "validation.quadratic_kappa"
 
 
-@pytest.mark.parametrize("loss", ["corn", "coral"])
+@pytest.mark.parametrize("loss", [pytest.param("corn", marks=pytest.mark.full), "coral"])
 def test_two_workers_train_as_one_does(workspace: Workspace, loss: str) -> None:
     workspace.train(f"{loss}-2", f"loss.name={loss}", "strategy=horovod", "workers=2")
     pair = [list(losses(workspace.run(name)).values()) for name in (loss, f"{loss}-2")]
@@ -88,7 +88,10 @@ def test_two_workers_train_as_one_does(workspace: Workspace, loss: str) -> None:
     [
         ("loss.name=coral", "data.augmentation.mixup=0.3"),
         ("task=classification", "loss.name=focal", "data.balance=true", "checkpoint.best.metric=macro_f1"),
-        ("task=classification", "loss.name=logit_adjusted", "checkpoint.best.metric=log_loss"),
+        pytest.param(
+            ("task=classification", "loss.name=logit_adjusted", "checkpoint.best.metric=log_loss"),
+            marks=pytest.mark.full,
+        ),
     ],
     ids=["coral", "focal", "logit_adjusted"],
 )
@@ -108,7 +111,7 @@ def test_killed_it_ends_with_the_same_bits(workspace: Workspace, settings: tuple
     assert bits(workspace.run(f"{name}-killed")) == bits(workspace.run(f"{name}-whole"))
 
 
-@pytest.mark.parametrize("loss", ["corn", "coral"])
+@pytest.mark.parametrize("loss", [pytest.param("corn", marks=pytest.mark.full), "coral"])
 def test_predict_serve_and_export_give_the_grades_of_the_evaluation(workspace: Workspace, loss: str) -> None:
     run = tl.Run(f"runs/{loss}")
     test = run.predictions("test")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tl_dist.config import Config
-from tl_dist.config.model_selection import FIGURES
+from tl_dist.config.model_selection import FIGURES, OF_GRADES
 from tl_dist.config.stages import plan
 from tl_dist.scores import figures
+from tl_dist.tasks import ordinal
 from tl_dist.training.monitor import Monitor
 
 RATE = 0.1
@@ -137,7 +138,9 @@ def test_the_figures_that_may_decide_are_the_numbers_of_an_evaluation_and_each_k
     labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
     right = figures.softmax(10 * np.eye(3)[labels])
     wrong = figures.softmax(10 * np.eye(3)[(labels + 1) % 3])
-    good, bad = figures.figures(labels, right), figures.figures(labels, wrong)
+    good, bad = ordinal.figures(labels, right), ordinal.figures(labels, wrong)
     assert {name for name, value in good.items() if isinstance(value, float)} == FIGURES.keys()
+    of_classes = figures.figures(labels, right)
+    assert {name for name, value in of_classes.items() if isinstance(value, float)} == FIGURES.keys() - OF_GRADES.keys()
     for name, end in FIGURES.items():
         assert (good[name] > bad[name]) == (end == "max"), name
