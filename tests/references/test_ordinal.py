@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.special import expit, softmax
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
+from tl_dist.config.training import FOR_GRADES
 from tl_dist.data.batch import Batch
 from tl_dist.models import ordinal as heads
 from tl_dist.refusal import Refusal
@@ -84,7 +85,7 @@ def test_coral_begins_as_the_authors_and_its_probabilities_are_of_its_chances() 
     np.testing.assert_allclose(np.exp(layer(FEATURES)), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", heads.KINDS)
+@pytest.mark.parametrize("kind", FOR_GRADES)
 def test_grades_that_are_certain_have_finite_losses_and_gradients(kind: str) -> None:
     layer = layer_of(kind)
     for sign in (-1e4, 1e4):
@@ -136,7 +137,7 @@ def test_an_unknown_order_is_refused(names: list[str], in_order: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__")  # of Keras, as it saves
-@pytest.mark.parametrize("kind", heads.KINDS)
+@pytest.mark.parametrize("kind", FOR_GRADES)
 def test_what_is_saved_for_keras_alone_computes_the_same(kind: str, tmp_path: Any) -> None:
     layer = layer_of(kind)
     inputs = keras.Input((7,))

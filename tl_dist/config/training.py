@@ -79,6 +79,10 @@ class FeaturesConfig(Section):
     bits of mantissa; computed: the format in which they are computed"""
 
 
+FOR_GRADES = ("corn", "coral")
+"""losses with a last layer of their own, for ordered grades"""
+
+
 class LossConfig(Section):
     """The loss of training, summed over examples and divided by the global batch; evaluations show cross-entropy."""
 

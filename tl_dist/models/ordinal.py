@@ -6,14 +6,14 @@ coral The chance to exceed each grade, by one logistic regression with a thresho
       1901.07884). Thresholds stay in order, since each is kept as its distance from the one before.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-Kind = Literal["corn", "coral"]
-KINDS: tuple[Kind, ...] = ("corn", "coral")
+from tl_dist.config.training import FOR_GRADES
+
 _LEAST_GAP = 1e-6  # between two thresholds of coral
 
 
@@ -73,9 +73,9 @@ def as_dense(kind: str, kernel: Any, bias: Any) -> tuple[Any, Any]:
 def log_probabilities(kind: str, outputs: Any) -> Any:
     """Return the logarithms of the probabilities of all grades [rows, grades] from outputs [rows, grades - 1].
 
-    For a kind that is none of KINDS the outputs are logits, and are returned as they are.
+    For a kind that is not FOR_GRADES the outputs are logits, and are returned as they are.
     """
-    if kind not in KINDS:
+    if kind not in FOR_GRADES:
         return outputs
     above, below = ops.log_sigmoid(outputs), ops.log_sigmoid(-outputs)
     if kind == "corn":

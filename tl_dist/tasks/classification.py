@@ -7,6 +7,7 @@ from tl_dist.scores.figures import figures as figures
 
 SEPARATORS = (";", "|", ",")
 MOST_GRADES = 9  # ten numbers are digits
+LEAST_SHARE = 0.1  # of the classes: ImageNet, too, has "maillot" and "maillot, tank suit"
 FEWEST_VALUES = 50  # that no set of classes has as its numbers
 
 
@@ -33,7 +34,7 @@ def _several_in_one(class_names: Sequence[str]) -> Iterator[str]:
         joined = {name: {part.strip() for part in name.split(separator)} for name in class_names if separator in name}
         often = Counter(part for parts in joined.values() for part in parts) + Counter({*class_names} - joined.keys())
         known = [name for name, parts in joined.items() if any(often[part] > 1 for part in parts)]
-        if known:
+        if known and len(known) >= LEAST_SHARE * len(class_names):
             yield (
                 f"labels such as {known[0]!r} look like several labels of one image; each of these {len(known)} "
                 "combinations is taken as a class of its own"

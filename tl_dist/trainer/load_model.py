@@ -17,7 +17,8 @@ import tensorflow as tf
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
-from tl_dist.models import ordinal, pruning, weights
+from tl_dist.config.training import FOR_GRADES
+from tl_dist.models import pruning, weights
 from tl_dist.models.classifier import Classifier, digest
 from tl_dist.models.network import assemble
 from tl_dist.parallel import DataParallel, started
@@ -147,7 +148,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
     both = {source.loss.name, cfg.loss.name}
-    if heads and both & {*ordinal.KINDS} and (len(both) > 1 or places != sorted(places)):
+    if heads and both & {*FOR_GRADES} and (len(both) > 1 or places != sorted(places)):
         what = f"source.head transfers the head of {run.path}, whose loss or order of grades is another one."
         raise Refusal(what, fix="remove 'head' below 'source:', or use the same.", code=ExitCode.USAGE)
     if source.model.prune == cfg.model.prune:
@@ -156,7 +157,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
         weights_left = pruning.kept(load_run(run, source)[0], network)
         for path, variable in variables.items():
             variable.assign(weights_left[path])
-    for path in heads if cfg.loss.name not in ordinal.KINDS else ():
+    for path in heads if cfg.loss.name not in FOR_GRADES else ():
         variables[path].assign(variables[path].numpy()[..., places])
     return digest({path: v.numpy() for path, v in variables.items()})
 

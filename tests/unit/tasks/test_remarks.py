@@ -34,6 +34,7 @@ def test_one_remark_says_what_is_odd(names: list[str], said: str) -> None:
         ["Paris, France", "Rome, Italy"],  # no part is a label of its own
         ["great white shark, white shark", "tiger shark"],
         ["a;", "b"],
+        ["maillot", "maillot, tank suit", *(f"n{k}" for k in range(20))],
     ],
 )
 def test_ordinary_classes_pass_in_silence(names: list[str]) -> None:

@@ -6,7 +6,7 @@ from tl_dist.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, 
 from tl_dist.config.model_selection import FIGURES, OF_GRADES, SPLIT, figure_of, metrics_of
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
-from tl_dist.config.training import PLATEAU
+from tl_dist.config.training import FOR_GRADES, PLATEAU
 
 FEW_VIEWS = ("flip", "dihedral")
 """augmentations with few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
@@ -52,8 +52,7 @@ def loss(cfg: Config) -> Iterator[Broken]:
         if is_set and computed:
             what = f"classifier '{cfg.classifier.name}' minimizes the cross-entropy of each example once."
             yield Broken(path, what, "remove it (class_weights work there), or write 'name: head' below 'classifier:'.")
-    grades, ordinal = loss.name in ("corn", "coral"), cfg.task == "ordinal"
-    if grades and not ordinal:
+    if loss.name in FOR_GRADES and cfg.task != "ordinal":
         what = f"loss '{loss.name}' is for classes that are ordered grades."
         yield Broken(("loss", "name"), what, "write 'task: ordinal', or use another loss.")
     if loss.name == "coral" and loss.label_smoothing:
