@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tl_dist.scores.calibration import Calibration
     from tl_dist.scores.decision import Decision
     from tl_dist.scores.predictions import Predicted, Predictions
+    from tl_dist.scores.residuals import Residuals
 
 _HERE = ("strategy=single", "workers=1")
 
@@ -132,7 +133,11 @@ class Run:
         return [record for record in records(self._directory.metrics_file) if record.get("event") == event]
 
     def predictions(self, split: str) -> Predictions:
-        """Load ids [N], labels [N] and probabilities [N, classes] of a held-out split. Raises `Refusal` without any."""
+        """Load ids [N], labels [N] and probabilities [N, classes] of a held-out split. Raises `Refusal` without any.
+
+        Of a task with several labels or with numbers, `targets` [N, names] are the truth, and `probabilities` the
+        answers.
+        """
         return predictions.load(predictions.file_of(self.path, split))
 
     def predict(self, images: str | Path | Sequence[str | Path], at: str = "") -> Predicted:
@@ -152,9 +157,10 @@ class Run:
             known = {k: reason for reasons in unreadable(paths) for k, reason in reasons.items()}
             return predicted(model, paths, known)
 
-    def calibrate(self, *, unknown: bool = False, at: str = "") -> Calibration:
+    def calibrate(self, *, unknown: bool = False, at: str = "") -> Calibration | Residuals:
         """Fit a temperature to the validation split of a checkpoint and keep it, as `tl-dist calibrate` does.
 
+        Of a regression, keep how far its numbers are from the truth, for the intervals of `tl-dist predict`.
         Runs in this process; from then on `predict`, `keras_model` and `export` give calibrated probabilities for this
         checkpoint. With `unknown` it also keeps the features that `tl-dist predict --unknown` compares images with.
         Raises `Refusal` without a validation split.

@@ -123,7 +123,7 @@ def test_predict_serve_and_export_give_the_grades_of_the_evaluation(workspace: W
         assert float(row["probability"]) == pytest.approx(own.max(), abs=1e-5)
     sent = [(path, (workspace.directory / path).read_bytes()) for path in paths]
     tl_dist(workspace, "export", f"runs/{loss}", "--to", "onnx", "--out", f"{loss}-onnx")
-    assert "MAE in grades" in (workspace.directory / f"{loss}-onnx/MODEL_CARD.md").read_text()
+    assert "MAE 0." in (workspace.directory / f"{loss}-onnx/MODEL_CARD.md").read_text()
     for model in (
         of_run(RunDir.open(run.path), "", cores=None),
         of_export(workspace.directory / f"{loss}-onnx", cores=1),
@@ -139,7 +139,7 @@ def test_calibrate_sets_and_report_take_grades(workspace: Workspace) -> None:
     run = tl.Run("runs/coral")
     assert run.calibrate().temperature > 0
     said = tl_dist(workspace, "eval", "runs/coral")
-    assert "quadratic kappa" in said and "MAE in grades" in said and "calibrated, temperature" in said
+    assert "quadratic kappa" in said and "MAE 0." in said and "calibrated, temperature" in said
     tl_dist(workspace, "report", "runs/coral", "--out", "page.html")
     page = (workspace.directory / "page.html").read_text()
     assert "quadratic kappa" in page and "mean distance from the right grade" in page
@@ -165,11 +165,11 @@ def test_what_is_no_order_is_one_line(workspace: Workspace) -> None:
     for settings, why in (
         (("data.grades=[]",), "the order of the grades mild, none, severe, total is unknown. Fix: write them"),
         (("data.grades=[none, mild, severe]",), "but the classes are mild, none, severe, total. Fix: write each"),
-        (("task=classification",), "quadratic_kappa is a figure of ordered grades. Fix: write 'task: ordinal'"),
+        (("task=classification",), "is no figure of task 'classification'. Fix: write 'task: ordinal'"),
         (("loss.name=corn", *head), "whose loss or order of grades is another one. Fix: remove 'head'"),
         (("loss.name=coral", "data.grades=[total, severe, mild, none]", *head), "loss or order of grades is another"),
         (("loss.name=coral", "loss.label_smoothing=0.1"), "label_smoothing has no effect with loss 'coral'"),
-        (("loss.name=coral", "task=classification", "checkpoint.best.metric=mcc"), "is for classes that are ordered"),
+        (("loss.name=coral", "task=classification", "checkpoint.best.metric=mcc"), "does not belong to task"),
     ):
         process = workspace.start(workspace.argv("wrong", *settings, *ONE_WORKER))
         said, _ = process.communicate(timeout=60)

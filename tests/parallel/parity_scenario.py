@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from tl_dist.config import (
     AugmentConfig,
     Config,
     DataConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
     registry,
 )
+from tl_dist.config.training import FOR_VALUES
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import ByClass, Order
 from tl_dist.data.pipeline import augmented, dropout_masks, evaluation_batches, plain, train_batches
@@ -39,7 +42,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.trainer import load_model
 from tl_dist.trainer.precise_statistics import averaging
-from tl_dist.training import chunk, evaluation, loop, losses, optim, step
+from tl_dist.training import chunk, evaluation, loop, losses, optim, step, target_losses
 from tl_dist.training.state import Report, TrainState
 
 NUM_STEPS = 20
@@ -121,6 +124,21 @@ METHODS: dict[str, dict[str, Any]] = {
         "head": "coral",
         "loss": {"cumulative": True},
     },
+    "labels": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "augmentation": AugmentConfig(mixup=0.4),
+        "accumulate": 2,
+        "targets": LossConfig(name="binary_cross_entropy", pos_weight="balanced"),
+    },
+    "asymmetric": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.2),
+        "targets": LossConfig(name="asymmetric"),
+    },
+    "numbers": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "augmentation": AugmentConfig(mixup=0.4),
+        "targets": LossConfig(name="huber", delta=0.5),
+    },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
@@ -134,6 +152,13 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 """the same runs without any, on one device alone"""
 NUM_METHOD_STEPS = 10
+
+
+def targets_of(labels: Any, loss: LossConfig) -> Any:
+    """Of digits: two labels each, or two numbers far apart in size."""
+    if loss.name in FOR_VALUES:
+        return np.stack([labels, 100 + 30.0 * labels**2], axis=1).astype(np.float32)
+    return (np.eye(10)[labels] + np.eye(10)[(labels + 3) % 10]).astype(np.float32)
 
 
 def overflow_at_one_position(batch: Batch) -> Batch:
@@ -165,6 +190,7 @@ def run_variant(
     head: str = "cross_entropy",
     balanced: bool = False,
     distillation: losses.Distillation | None = None,
+    targets: LossConfig | None = None,
     stages: Sequence[tuple[str, int]] = (),
     num_steps: int = NUM_STEPS,
     wire: str = "auto",
@@ -179,10 +205,15 @@ def run_variant(
     settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
     config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
     backbone = NORMALISED if config.backbone == "normalised" else registry.backbone("tiny")
-    source = digits()
+    source, num_classes = digits(), 10
+    if targets is not None:
+        values = targets_of(source.labels, targets)
+        source, num_classes = replace(source, annotations=Annotations(targets=values)), values.shape[1]
+        head = targets.name
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        built = classifier.Classifier(backbone, config, image_size=24, num_classes=10, seed=1, loss=head)
+        built = classifier.Classifier(backbone, config, image_size=24, num_classes=num_classes, seed=1, loss=head)
+        built.standardize(source.truth)
         views = [built.trained_from(train_from) for train_from, _ in parts]
         net = classifier.widest(views)
         opt = optim.Optimizer(
@@ -198,7 +229,13 @@ def run_variant(
     rows = rows_of(parallel.rank, parallel.world_size, global_batch)
     read = augmented(source, ("flip", "pad_crop"), order.seed, 24, augmentation)
     mixed = augmentation.mixes or soft_labels
-    objective = losses.Objective(10, global_batch, mixed=mixed, distillation=distillation, **(loss or {}))
+    objective: Any = losses.Objective(10, global_batch, mixed=mixed, distillation=distillation, **(loss or {}))
+    judge: Any = losses.Objective(10, global_batch)
+    if targets is not None:
+        weights = target_losses.pos_weights(targets, source.truth)
+        sizes = num_classes, global_batch
+        objective = target_losses.TargetObjective(targets, *sizes, mixed, weights, net.spread)
+        judge = target_losses.TargetObjective(targets, *sizes, spread=net.spread)
     transforms = [dropout_masks(order, net.mask_features, 0.25)] if net.mask_features else []
     if soft_labels and source.annotations.soft is not None:
         transforms.append(soft_labels_of(order, source.annotations.soft))
@@ -245,9 +282,7 @@ def run_variant(
             result = evaluation.evaluate(
                 "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // global_batch),
                 parallel.feed(held_out),
-                evaluation.evaluation_step(
-                    net, losses.Objective(10, global_batch), parallel, global_batch=global_batch
-                ),
+                evaluation.evaluation_step(net, judge, parallel, global_batch=global_batch),
                 parallel, stop_requested=lambda: False,
             )  # fmt: skip
         assert result is not None
@@ -255,7 +290,7 @@ def run_variant(
             "num_examples": result.num_examples,
             "num_correct": result.num_correct,
             "evaluation_loss": result.mean_loss,
-            "confusion": result.confusion.tolist(),
+            "confusion": None if result.confusion is None else result.confusion.tolist(),
             "logits": np.asarray(result.logits).tolist(),
         }
 

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
+from tl_dist import tasks
 from tl_dist.config import Config
-from tl_dist.config.model_selection import FIGURES, OF_GRADES
+from tl_dist.config.model_selection import FIGURES, OF_TASK
 from tl_dist.config.stages import plan
 from tl_dist.scores import figures
-from tl_dist.tasks import ordinal
 from tl_dist.training.monitor import Monitor
 
 RATE = 0.1
@@ -134,13 +134,22 @@ def test_a_figure_that_is_no_number_is_never_better() -> None:
 
 
 def test_the_figures_that_may_decide_are_the_numbers_of_an_evaluation_and_each_knows_its_better_end() -> None:
-    """Told by one classifier that is right and sure, and one that is wrong and sure."""
+    """Told by one model of each task that is right and sure, and one that is wrong and sure."""
     labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
     right = figures.softmax(10 * np.eye(3)[labels])
     wrong = figures.softmax(10 * np.eye(3)[(labels + 1) % 3])
-    good, bad = ordinal.figures(labels, right), ordinal.figures(labels, wrong)
-    assert {name for name, value in good.items() if isinstance(value, float)} == FIGURES.keys()
-    of_classes = figures.figures(labels, right)
-    assert {name for name, value in of_classes.items() if isinstance(value, float)} == FIGURES.keys() - OF_GRADES.keys()
-    for name, end in FIGURES.items():
-        assert (good[name] > bad[name]) == (end == "max"), name
+    has = np.eye(3, dtype=np.float32)[labels]
+    numbers = np.arange(6, dtype=np.float32)[:, None]
+    answers = {
+        "classification": (labels, right, wrong),
+        "ordinal": (labels, right, wrong),
+        "multilabel": (has, 0.9 * has + 0.05, 0.95 - 0.9 * has),
+        "regression": (numbers, numbers + 0.1, 5 - numbers),
+    }
+    assert answers.keys() == OF_TASK.keys()
+    for task, (truth, *both) in answers.items():
+        good, bad = (tasks.named(task).figures(truth, each) for each in both)
+        single = {name for name, value in good.items() if isinstance(value, float)} - {"hamming_loss"}
+        assert single == {*OF_TASK[task]}
+        for name in single:
+            assert (good[name] > bad[name]) == (FIGURES[name] == "max"), (task, name)

@@ -16,7 +16,7 @@ from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from tl_dist.config.training import FOR_GRADES
 from tl_dist.data.batch import Batch
-from tl_dist.models import ordinal as heads
+from tl_dist.models import heads
 from tl_dist.refusal import Refusal
 from tl_dist.tasks import ordinal
 from tl_dist.training.losses import Objective
@@ -38,7 +38,7 @@ def layer_of(kind: str) -> Any:
 
 
 def torch_logits(layer: Any, kind: str) -> Any:
-    kernel, bias = heads.as_dense(kind, *(v.numpy() for v in (layer.kernel, layer.bias)))
+    kernel, bias = heads.as_dense(kind, {f"head/logits/{v.name}": v.numpy() for v in layer.weights})
     return torch.tensor(FEATURES @ kernel + bias)
 
 
@@ -132,8 +132,8 @@ def test_a_kappa_of_one_grade_is_undefined() -> None:
 )
 def test_an_unknown_order_is_refused(names: list[str], in_order: str) -> None:
     with pytest.raises(Refusal, match=rf"order of the grades .* is unknown.* Fix: .*'grades: \[{in_order}\]'"):
-        ordinal.check(names, ())
-    ordinal.check(["0", "0.33", "0.67", "1"], ())
+        ordinal.check(names, (), LABELS)
+    ordinal.check(["0", "0.33", "0.67", "1"], (), LABELS)
 
 
 @pytest.mark.filterwarnings("ignore:__array__")  # of Keras, as it saves
@@ -141,7 +141,7 @@ def test_an_unknown_order_is_refused(names: list[str], in_order: str) -> None:
 def test_what_is_saved_for_keras_alone_computes_the_same(kind: str, tmp_path: Any) -> None:
     layer = layer_of(kind)
     inputs = keras.Input((7,))
-    kernel, bias = heads.as_dense(kind, *(v.numpy() for v in (layer.kernel, layer.bias)))
+    kernel, bias = heads.as_dense(kind, {f"head/logits/{v.name}": v.numpy() for v in layer.weights})
     dense = keras.layers.Dense(GRADES - 1, name="logits")
     model = keras.Model(inputs, heads.log_probabilities(kind, dense(inputs)))
     dense.set_weights([kernel, bias])

@@ -161,14 +161,16 @@ def threshold(
     costs: Annotated[
         Path | None, Option(metavar="CSV", help="table of costs: true classes down, chosen across")
     ] = None,
+    f1: Annotated[bool, Option("--f1", help="of several labels: the greatest F1 of each")] = False,
     of_class: Annotated[str | None, Option("--class", metavar="NAME", help="its class; default: second of two")] = None,
     remove: Annotated[bool, Option("--remove", help="go by the highest probability again")] = False,
     at: At = "",
 ) -> None:
-    """Choose from which probability on a run decides on a class, or go by costs."""
+    """Choose from which probability on a run decides on a class, or on each label, or go by costs."""
     from tl_dist.tools.threshold import command
 
-    aims = {"--recall": recall, "--precision": precision, "--costs": costs, "--remove": remove or None}
+    aims = {"--recall": recall, "--precision": precision, "--costs": costs, "--f1": f1 or None}
+    aims["--remove"] = remove or None
     if sum(value is not None for value in aims.values()) != 1:
         what = "threshold needs one aim."
         raise Refusal(what, fix=f"give one of {', '.join(aims)}.", code=ExitCode.USAGE)
@@ -177,7 +179,7 @@ def threshold(
         command.remove(run)
         console.say("from now on predict, serve and export go by the highest probability")
     else:
-        wish = command.Wish(recall, precision, of_class, costs)
+        wish = command.Wish(recall, precision, of_class, costs, f1)
         command.show(*command.choose(run, wish, at), run, console.say)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tl_dist.config.data import RUN_NAME, DataConfig, PositiveInt, Section
+from tl_dist.config.data import RUN_NAME, DataConfig, PositiveInt, Section, with_answers
 from tl_dist.config.data import AugmentConfig as AugmentConfig
 from tl_dist.config.execution import (
     CheckpointConfig,
@@ -18,6 +18,7 @@ from tl_dist.config.execution import (
     SafetyConfig,
 )
 from tl_dist.config.training import (
+    LOSSES,
     ClassifierConfig,
     DistillConfig,
     EarlyStoppingConfig,
@@ -36,8 +37,9 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=RUN_NAME)]
     """name of the run directory below runs/; default: the name of the file"""
-    task: Literal["classification", "ordinal"] = "classification"
-    """ordinal: the classes are grades, and a mistake by two of them is worse than one by one"""
+    task: Literal["classification", "multilabel", "ordinal", "regression"] = "classification"
+    """what is said of an image: classification: one class; multilabel: any number of labels; ordinal: a grade, where a
+    mistake by two is worse than one by one; regression: numbers"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     strategy: str = "single"
     """single | mirrored (one process, several devices) | horovod or collective (several processes, connected by Horovod
@@ -79,16 +81,22 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, data: Any) -> Any:
-        """Fill in the loss of grades; for a classifier that is computed, an optimizer and a duration.
+        """Fill in what the task implies; for a classifier that is computed, an optimizer and a duration.
 
         Such a classifier minimizes the cross-entropy, of grades as of classes.
         """
         if not isinstance(data, Mapping):
             return data
-        classifier, loss = data.get("classifier"), data.get("loss", {})
-        if not isinstance(classifier, Mapping) or classifier.get("name", "head") == "head":
-            if data.get("task") == "ordinal" and isinstance(loss, Mapping):
-                return {**data, "loss": {"name": "corn", **loss}}
+        classifier, loss, task = data.get("classifier"), data.get("loss", {}), data.get("task")
+        computed = isinstance(classifier, Mapping) and classifier.get("name", "head") != "head"
+        usual = LOSSES.get(str(task), ("cross_entropy",))
+        if computed and "cross_entropy" in usual:
+            usual = ("cross_entropy",)
+        if isinstance(loss, Mapping) and usual[0] != "cross_entropy":
+            data = {**data, "loss": {"name": usual[0], **loss}}
+        if isinstance(data.get("data"), Mapping):
+            data = {**data, "data": with_answers(data["data"], str(task))}
+        if not computed:
             return data
         duration = {} if data.keys() & {"steps", "epochs"} else {"steps": 1}
         return {"optimizer": {"learning_rate": 1.0}, **duration, **data}

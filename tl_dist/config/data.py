@@ -24,6 +24,19 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"{value!r} cannot be written into a config")
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def with_answers(data: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Return a `data` section with what task multilabel or regression reads where the section does not say."""
+    if task == "regression":
+        return {"target": "probability" if data.get("name") == "elpv" else "label", **data}
+    if task == "multilabel" and not data.get("label_columns"):
+        return {"separator": ";", **data}
+    return data
+
+
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 """a section whose keys are defined elsewhere"""
 
@@ -97,6 +110,14 @@ class DataConfig(Section):
     grades: tuple[Name, ...] = ()
     """task 'ordinal': the classes from the lowest to the highest, such as [none, mild, severe]; default: if their names
     are numbers, these decide. elpv has four of them: [0, 0.33, 0.67, 1]"""
+    target: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """task 'regression': the columns of numbers, or the keys of TFRecord files; default: label; of elpv: probability,
+    that the cell is defective"""
+    separator: Annotated[str, Field(pattern=r"^[;|,/ ]$")] | None = None
+    """task 'multilabel': between the labels of an image in column label, such as cat;furry; default: ;. TFRecord files
+    have lists"""
+    label_columns: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """task 'multilabel': columns of 0 and 1, each a label, instead of column label"""
     first_label: Literal[0, 1] | None = None
     """tfrecord and imagenet: the lowest class number in the records; default: 0 if a record has it, else 1"""
     augment: tuple[

@@ -1,15 +1,21 @@
 """Which figures of the validation split decide something in a run. Imports only the schema."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tl_dist.config import Config
 
-FIGURES = {
-    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "roc_auc"), "max"),
-    **dict.fromkeys(("log_loss", "ece"), "min"),
-    **(OF_GRADES := {"quadratic_kappa": "max", "mae": "min"}),
+_OF_CLASSES = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "mcc", "roc_auc", "log_loss", "ece")
+OF_TASK: Mapping[str, tuple[str, ...]] = {
+    "classification": _OF_CLASSES,
+    "ordinal": (*_OF_CLASSES, "quadratic_kappa", "mae"),
+    "multilabel": ("map", "accuracy", "micro_f1", "macro_f1", "roc_auc", "log_loss"),
+    "regression": ("rmse", "mae", "r2", "spearman"),
 }
-"""the figures that may decide, which are all single numbers of a task's figures, and which value is better"""
+"""the figures that may decide, which are all single numbers of a task's figures"""
+_SMALLER = ("log_loss", "ece", "mae", "rmse")
+FIGURES = {name: "min" if name in _SMALLER else "max" for names in OF_TASK.values() for name in names}
+"""which value of each is better"""
 
 SPLIT = "validation"
 """the split that decides"""

@@ -53,7 +53,7 @@ class Dataset(NamedTuple):
     made_up: bool = False
     """random images for measuring speed, which make sense with any weights"""
     keys: tuple[str, ...] = ()
-    """keys of `data` that it reads and few others do: labels, soft_labels"""
+    """keys of `data` that it reads and few others do: labels, soft_labels, target, separator, label_columns"""
     options: type[BaseModel] | None = None
     """the `Section` that checks `data.options`, the keys that no other data set has"""
 
@@ -108,20 +108,30 @@ DATASETS: Mapping[str, Dataset] = {
         official_test=True,
         keys=("labels",),
     ),
-    "csv": Dataset(f"{_FORMATS}.csv_file:open_csv", f"{_FORMATS}.csv_file:is_csv"),
+    "csv": Dataset(
+        f"{_FORMATS}.csv_file:open_csv",
+        f"{_FORMATS}.csv_file:is_csv",
+        keys=("target", "separator", "label_columns"),
+    ),
     "digits": Dataset(f"{_FORMATS}.digits:open_digits", needs_path=False),
     "elpv": Dataset(
         f"{_FORMATS}.elpv:open_elpv",
         f"{_FORMATS}.elpv:is_elpv",
         needs_path=False,
         package=f"{_FORMATS}.elpv:PACKAGE",
-        keys=("soft_labels",),
+        keys=("soft_labels", "target"),
     ),
     "imagenet": Dataset(f"{_FORMATS}.imagenet:open_imagenet"),
-    "packed": Dataset(f"{_FORMATS}.packed:open_packed", f"{_FORMATS}.packed:is_packed"),
+    "packed": Dataset(
+        f"{_FORMATS}.packed:open_packed",
+        f"{_FORMATS}.packed:is_packed",
+        keys=("target", "separator", "label_columns"),
+    ),
     "synthetic": Dataset(f"{_FORMATS}.synthetic:open_synthetic", needs_path=False, made_up=True),
     "tfds": Dataset(f"{_FORMATS}.tfds:open_tfds", f"{_FORMATS}.tfds:is_tfds"),
-    "tfrecord": Dataset(f"{_FORMATS}.tfrecord:open_tfrecord", f"{_FORMATS}.tfrecord:is_tfrecord"),
+    "tfrecord": Dataset(
+        f"{_FORMATS}.tfrecord:open_tfrecord", f"{_FORMATS}.tfrecord:is_tfrecord", keys=("target", "separator")
+    ),
     "image_folder": Dataset(f"{_FORMATS}.image_folder:open_image_folder", f"{_FORMATS}.image_folder:is_image_folder"),
 }
 """in the order in which they are tried: nearly any directory looks like an image folder, which is last"""

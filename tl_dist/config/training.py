@@ -1,5 +1,6 @@
 """The sections of a config about the network and how it is trained: loss, update rule, stages, other runs."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -50,13 +51,16 @@ class ModelConfig(Section):
 class ClassifierConfig(Section):
     """How the last layer is obtained: trained in steps like the rest, or computed from a frozen backbone's features."""
 
-    name: Literal["head", "logistic", "nearest_mean"] = "head"
-    """head: trained in steps; logistic: multinomial logistic regression, exact; nearest_mean: nearest class mean"""
+    name: Literal["head", "logistic", "nearest_mean", "ridge"] = "head"
+    """head: trained in steps; logistic: multinomial logistic regression, exact, or one for each label of task
+    'multilabel'; nearest_mean: nearest class mean; ridge: linear regression of the targets of task 'regression'"""
     l2: Annotated[float, Field(ge=0)] | Literal["auto"] | tuple[Annotated[float, Field(gt=0)], ...] = 0.03
-    """logistic only: the loss is mean cross-entropy + l2 / 2 * |coefficients|^2. Five folds of the training examples
-    choose the best of several values; auto: of 3.16 to 0.001, two per decade"""
+    """logistic and ridge: the loss is mean cross-entropy, or half the squared error of standardized targets, + l2 / 2 *
+    |coefficients|^2. Five folds of the training examples choose the best of several values; auto: of 3.16 to 0.001,
+    two per decade"""
     layers: Literal["all", "auto"] = "all"
-    """logistic only: which of model.layers it uses; auto: the same folds choose the last one, the last two or more"""
+    """logistic and ridge: which of model.layers it uses; auto: the same folds choose the last one, the last two or
+    more"""
     scaling: Literal["standardize", "none"] = "standardize"
     """scaling of each feature over the training examples, before the fit"""
 
@@ -81,20 +85,52 @@ class FeaturesConfig(Section):
 
 FOR_GRADES = ("corn", "coral")
 """losses with a last layer of their own, for ordered grades"""
+FOR_VALUES = ("squared_error", "absolute_error", "huber")
+"""losses of numbers, with a last layer that gives them in the units of the data"""
+_FOR_CLASSES = ("cross_entropy", "focal", "logit_adjusted")
+LOSSES: Mapping[str, tuple[str, ...]] = {
+    "classification": _FOR_CLASSES,
+    "ordinal": (*FOR_GRADES, *_FOR_CLASSES),
+    "multilabel": ("binary_cross_entropy", "asymmetric"),
+    "regression": FOR_VALUES,
+}
+"""the losses of each task; the first is its default"""
+CLASSIFIERS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("logistic", "nearest_mean"),
+    "ordinal": ("logistic", "nearest_mean"),
+    "multilabel": ("logistic",),
+    "regression": ("ridge",),
+}
+"""what can be computed instead of a head, by task"""
 
 
 class LossConfig(Section):
     """The loss of training, summed over examples and divided by the global batch; evaluations show cross-entropy."""
 
-    name: Literal["cross_entropy", "focal", "logit_adjusted", "corn", "coral"] = "cross_entropy"
+    name: Literal[
+        "cross_entropy", "focal", "logit_adjusted", "corn", "coral", "binary_cross_entropy", "asymmetric",
+        "squared_error", "absolute_error", "huber",
+    ] = "cross_entropy"  # fmt: skip
     """focal (arXiv 1708.02002): examples that are right already count less; logit_adjusted (2007.07314): for rare
     classes, logits are raised in training by the logarithm of the class's share of the training examples; corn
     (2111.08851, the default of task 'ordinal') and coral (1901.07884): the chance to exceed each grade, by a head of
-    their own"""
+    their own; binary_cross_entropy (the default of task 'multilabel') and asymmetric (2009.14119): mean over labels;
+    squared_error (the default of task 'regression'), absolute_error and huber: mean over targets, in their standard
+    deviations over the training examples"""
     gamma: Annotated[float, Field(ge=0.5)] = 2.0
     """focal only: each loss is multiplied by (1 - probability)^gamma"""
     tau: Annotated[float, Field(gt=0)] = 1.0
     """logit_adjusted only: factor of the logarithms; 1 balances the classes"""
+    gamma_positive: Annotated[float, Field(ge=0)] = 1.0
+    gamma_negative: Annotated[float, Field(ge=0)] = 4.0
+    """asymmetric only: gamma of labels that an image has, and has not"""
+    clip: Fraction = 0.05
+    """asymmetric only: is taken off the probability of a label that an image has not"""
+    delta: Annotated[float, Field(gt=0)] = 1.0
+    """huber only: from here on the loss is linear; in standard deviations of the target"""
+    pos_weight: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """binary_cross_entropy only: weight of the images that have a label against those that have not, one for each
+    label; balanced: images without / images with"""
     label_smoothing: Fraction = 0.0
     class_weights: Literal["balanced", "effective"] | tuple[float, ...] | None = None
     """balanced: num_examples / (classes that occur * examples of the class); effective (arXiv 1901.05555): by the

@@ -12,12 +12,12 @@ class Batch(NamedTuple):
     """Rows of one global batch, as tensors whose first axis is the row.
 
     images    uint8 [rows, size, size, 3]
-    labels    int32 [rows]
+    labels    int32 [rows], or float32 [rows, targets] where examples have these
     weights   float32 [rows]; 0 marks padding, which never counts
     positions int64 [rows]; position in the infinite example stream (training) or index in the source (evaluation)
     masks     bool [rows, features]; True keeps a feature of the head's input; of width 0 without dropout and
               in evaluation
-    others    int32 [rows]; label of the example that was mixed in; the same as `labels` if none was
+    others    as `labels`; of the example that was mixed in; the same as `labels` if none was
     shares    float32 [rows]; weight of `labels` in the target; `others` has the rest
     teacher   float32 [rows, classes]; logits of a teacher; of width 0 without one, and in evaluation
     """
@@ -34,7 +34,8 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, images: Any, labels: Any, positions: Any) -> Batch:
         """Return a batch of rows of weight 1, without masks, mixing and teacher."""
-        labels, ones = tf.cast(labels, tf.int32), tf.ones(positions.shape)
+        labels = labels if labels.dtype.is_floating else tf.cast(labels, tf.int32)
+        ones = tf.ones(positions.shape)
         masks, teacher = (tf.zeros([*positions.shape, 0], kind) for kind in (tf.bool, tf.float32))
         return cls(images, labels, ones, positions, masks, labels, ones, teacher)
 

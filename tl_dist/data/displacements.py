@@ -53,7 +53,7 @@ def shift(x: Image, level: int, rng: np.random.Generator) -> Any:
 def rotate(x: Image, level: int, rng: np.random.Generator) -> Any:
     """Rotate by 5 to 25 degrees, either way."""
     middle = ((x.shape[1] - 1) / 2, (x.shape[0] - 1) / 2)
-    return _warped(x, cv2.getRotationMatrix2D(middle, 5 * (level + 1) * rng.choice([-1, 1]), 1))
+    return _warped(x, cv2.getRotationMatrix2D(middle, 5.0 * (level + 1) * float(rng.choice([-1, 1])), 1))
 
 
 def resize(x: Image, level: int, rng: np.random.Generator) -> Any:

@@ -61,8 +61,26 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        """Count the classes."""
+        """Count the classes, or the targets or labels where examples have these."""
         return len(self.class_names)
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """Return what a model is to answer: labels int32 [N], or targets float32 [N, targets]."""
+        targets = self.annotations.targets
+        return np.asarray(self.labels, np.int32) if targets is None else targets
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """Tell if the targets are labels: 0 and 1."""
+        targets = self.annotations.targets
+        return targets is not None and bool(np.isin(targets, (0, 1)).all())
+
+    def in_words(self, answer: Any) -> str:
+        """Return in words what is said of an example, an entry of `truth`: its class, its labels or its numbers."""
+        if self.annotations.targets is None:
+            return self.class_names[answer]
+        return in_words(answer, self.class_names, labels=self.has_labels)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,7 +118,8 @@ class Source:
     def read(self, index: Any) -> tuple[Any, Any]:
         """Read the RGB image uint8 [height, width, 3] (any size) and the int32 label at a scalar int64 index.
 
-        If `reads_many`, int64 [rows] gives uint8 [rows, height, width, 3] and int32 [rows].
+        If `reads_many`, int64 [rows] gives uint8 [rows, height, width, 3] and int32 [rows]. Of examples with targets
+        float32 [targets] stands for the label.
         """
         row = self._row(index)
         if isinstance(self.store, PixelStore):
@@ -145,9 +164,9 @@ class Source:
 
     @cached_property
     def _tensors(self) -> tuple[Any, Any]:
-        """Hold the labels, and the rows of a subset, as tensors."""
+        """Hold the labels or targets, and the rows of a subset, as tensors."""
         rows = None if self.cut_from is None else host_tensor(self.cut_from[1])
-        return host_tensor(np.asarray(self.labels, np.int32)), rows
+        return host_tensor(self.truth), rows
 
     def _label(self, index: Any) -> Any:
         import tensorflow as tf
@@ -172,13 +191,36 @@ def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
     return source.cut_from or (source, np.arange(source.num_examples))
 
 
+def in_words(answer: Any, names: Sequence[str], *, labels: bool) -> str:
+    """Return in words which labels have a 1, or each number with its name."""
+    pairs = zip(names, answer, strict=True)
+    if labels:
+        return ", ".join(name for name, value in pairs if value) or "no label"
+    return ", ".join(f"{name} {value:.4g}" for name, value in pairs)
+
+
+_FEW_VALUES, _BINS = 10, 10
+
+
 def strata_of(source: Source) -> NDArray[np.int32]:
-    """Number the stratum of each example for stratified splits: its class and, if it has one, its type; int32 [N]."""
-    labels, types = np.asarray(source.labels, np.int32), source.annotations.types
-    if not types:
-        return labels
-    numbers = np.unique(types, return_inverse=True)[1].astype(np.int32)
-    return numbers * np.int32(source.num_classes) + labels
+    """Number the stratum of each example for stratified splits: its class and, if it has one, its type; int32 [N].
+
+    Numbers are in strata by the first target: its values where these are few, else tenths of the examples. Of labels
+    there are columns instead, 0 and 1 [N, labels and types], for `split.iterative`.
+    """
+    targets, types = source.annotations.targets, source.annotations.types
+    kinds = np.unique(types, return_inverse=True)[1].astype(np.int32) if types else None
+    if targets is not None and source.has_labels:
+        columns = [targets.astype(np.int32)]
+        columns += [] if kinds is None else [np.eye(kinds.max() + 1, dtype=np.int32)[kinds]]
+        return np.concatenate(columns, axis=1)
+    strata, num = np.asarray(source.labels, np.int32), source.num_classes
+    if targets is not None:
+        bounds = np.unique(targets[:, 0])
+        if len(bounds) > _FEW_VALUES:
+            bounds = np.quantile(targets[:, 0], np.arange(1, _BINS) / _BINS)
+        strata, num = np.searchsorted(bounds, targets[:, 0]).astype(np.int32), _BINS + 1
+    return strata if kinds is None else kinds * np.int32(num) + strata
 
 
 def host_tensor(values: Any) -> Any:

@@ -30,6 +30,8 @@ class Annotations:
     """type of each example, such as that of a solar module, if figures by type make sense"""
     soft: SoftLabels | None = None
     """training targets instead of the labels"""
+    targets: NDArray[np.float32] | None = None
+    """what the model is to answer, where that is not one class: float32 [N, targets], or 0 and 1 [N, labels]"""
 
     def of_rows(self, rows: NDArray[np.int64]) -> Annotations:
         """Select the annotations of these examples, in this order."""
@@ -39,6 +41,7 @@ class Annotations:
             None if self.groups is None else [self.groups[k] for k in numbers],
             [self.types[k] for k in numbers] if self.types else (),
             None if self.soft is None else SoftLabels(self.soft.others[rows], self.soft.shares[rows]),
+            None if self.targets is None else self.targets[rows],
         )
 
     @classmethod
@@ -47,12 +50,14 @@ class Annotations:
         weights = [part.weights for part in parts]
         groups = [part.groups for part in parts if part.groups is not None]
         soft = [part.soft for part in parts if part.soft is not None]
+        targets = [part.targets for part in parts if part.targets is not None]
         filled = [np.ones(n, np.float32) if w is None else w for w, n in zip(weights, sizes, strict=True)]
         return cls(
             None if all(w is None for w in weights) else np.concatenate(filled),
             [name for part in groups for name in part] if len(groups) == len(parts) else None,
             [name for part in parts for name in part.types] if all(part.types for part in parts) else (),
             SoftLabels(*map(np.concatenate, zip(*soft, strict=True))) if len(soft) == len(parts) else None,
+            np.concatenate(targets) if len(targets) == len(parts) else None,
         )
 
     def as_json(self) -> dict[str, list[Any]]:
@@ -62,6 +67,7 @@ class Annotations:
             "groups": self.groups,
             "types": self.types or None,
             "soft": self.soft,
+            "targets": self.targets,
         }
         return {name: np.asarray(values).tolist() for name, values in columns.items() if values is not None}
 
@@ -79,11 +85,17 @@ class Annotations:
         if "soft" in lists:
             others, shares = lists["soft"]
             soft = SoftLabels(numbers(others, np.int32, num_classes), numbers(shares, np.float32, most))
+        targets = None
+        if "targets" in lists:
+            targets = np.array(lists["targets"], np.float32)
+            if targets.shape != (num, num_classes) or not np.isfinite(targets).all():
+                raise ValueError(f"its targets are not {num} x {num_classes} finite numbers")
         return cls(
             numbers(lists["weights"], np.float32, most) if "weights" in lists else None,
             texts(lists["groups"], num) if "groups" in lists else None,
             texts(lists["types"], num) if "types" in lists else (),
             soft,
+            targets,
         )
 
     @property
@@ -96,6 +108,7 @@ class Annotations:
             "types": _packed(self.types) if self.types else None,
             "soft_others": others,
             "soft_shares": shares,
+            "targets": self.targets,
         }
         existing = [name.encode() + values.tobytes() for name, values in columns.items() if values is not None]
         return hashlib.sha256(b"".join(existing)).hexdigest() if existing else ""

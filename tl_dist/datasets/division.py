@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig, registry
-from tl_dist.datasets import Source, Splits, directory_cache, pool_of
+from tl_dist.datasets import Source, Splits, directory_cache, pool_of, strata_of
 from tl_dist.datasets.annotations import SoftLabels
 from tl_dist.datasets.concatenated import concatenated
 from tl_dist.datasets.csv_columns import opened, wrong
@@ -93,12 +93,13 @@ def division(
     names = group_names(pool, group)
     groups = None if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
     content: dict[str, Any] = {"schema": SCHEMA, "seed": seed, "group": group}
+    strata = pool.labels if pool.annotations.targets is None else strata_of(pool)
     if folds is not None:
-        fold = folds_of(pool.labels, folds, seed, groups)
+        fold = folds_of(strata, folds, seed, groups)
         content["folds"] = [_ids(pool, np.flatnonzero(fold == k)) for k in range(folds)]
     else:
         num, fractions = pool.num_examples, {"test": test, "validation": validation}
-        train, parts = hold_out_each(np.arange(num), pool.labels, groups, fractions, total=num, seed=seed, key="--{}")
+        train, parts = hold_out_each(np.arange(num), strata, groups, fractions, total=num, seed=seed, key="--{}")
         content["splits"] = {name: _ids(pool, part) for name, part in {"train": train, **parts}.items()}
     return {"digest": _digest(content), **content}
 

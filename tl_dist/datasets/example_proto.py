@@ -4,6 +4,7 @@ The wire format is described in "Encoding" in the Protocol Buffers documentation
 which is a map in field 1: entries of key (1) and Feature (2), a list of bytes (1), floats (2) or integers (3).
 """
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +21,15 @@ class Keys:
 
     image: tuple[bytes, ...] = (b"image/encoded", b"image")
     label: tuple[bytes, ...] = (b"image/class/label", b"label")
+    targets: tuple[bytes, ...] = ()
+    """keys of one number each, instead of a label"""
+    lists: bool = False
+    """whether the label is a list of any length"""
 
     @cached_property
     def wanted(self) -> frozenset[bytes]:
         """Return every key that `parse` reads."""
-        return frozenset((*self.image, *self.label, _SYNSET, _TEXT, *_FILENAMES))
+        return frozenset((*self.image, *self.label, *self.targets, _SYNSET, _TEXT, *_FILENAMES))
 
 
 KEYS = Keys()
@@ -39,23 +44,36 @@ class Parsed(NamedTuple):
     synset: bytes
     text: bytes
     filename: bytes
+    answers: list[float] | list[int] | None = None
+    """the targets, or the labels of a list"""
 
 
 def parse(data: bytes, keys: Keys = KEYS) -> Parsed:
-    """Parse an Example with an encoded image and one integer label; raises ValueError that says what is missing."""
+    """Parse an Example with an encoded image and one integer label; raises ValueError that says what is missing.
+
+    With `keys.targets` or `keys.lists` there are `answers`, and the label is 0.
+    """
     try:
         features = _features(data, keys.wanted)
         image, label = _first(features, keys.image), _first(features, keys.label)
         if image is None:
             raise ValueError(f"it has no {keys.image[0].decode()}")
-        if label is None:
+        if missing := [key for key in keys.targets if key not in features]:
+            raise ValueError(f"it has no {missing[0].decode()}")
+        if label is None and not keys.targets:
             raise ValueError(f"it has no {keys.label[0].decode()}")
         begin, end = _bytes(data, *image)
         if begin == end:
             raise ValueError(f"its {keys.image[0].decode()} is empty")
         synset, text = _text(data, features.get(_SYNSET)), _text(data, features.get(_TEXT))
         filename = _text(data, _first(features, _FILENAMES))
-        return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
+        place = begin, end - begin
+        if keys.targets:
+            return Parsed(*place, 0, synset, text, filename, [_float(data, *features[key]) for key in keys.targets])
+        assert label is not None
+        if keys.lists:
+            return Parsed(*place, 0, synset, text, filename, _integers(data, *label))
+        return Parsed(*place, _integer(data, *label), synset, text, filename)
     except IndexError:
         raise ValueError("it is cut off inside") from None
 
@@ -138,6 +156,38 @@ def _integer(data: bytes, begin: int, end: int) -> int:
     if position != stop:
         raise ValueError("it has more than one label")
     return value - (1 << 64) if value >> 63 else value
+
+
+def _integers(data: bytes, begin: int, end: int) -> list[int]:
+    """Return the numbers of an Int64List, packed or not; none of an empty list of any kind."""
+    if end - begin == 2 and not data[begin + 1]:
+        return []
+    if begin < end and data[begin] != 0x1A:
+        raise ValueError("its labels are no integers")
+    position, stop = _field(data, begin, end, 0x1A) if begin < end else (end, end)
+    numbers = []
+    while position < stop:
+        if data[position] == 0x0A:
+            position, last = _field(data, position, stop, 0x0A)
+        elif data[position] == 0x08:
+            position, last = position + 1, position + 2  # one number, of a byte or more
+        else:
+            raise ValueError("its labels are no integers")
+        while position < last:
+            value, position = _varint(data, position)
+            numbers.append(value - (1 << 64) if value >> 63 else value)
+    return numbers
+
+
+def _float(data: bytes, begin: int, end: int) -> float:
+    """Return the only number of a FloatList, packed or not, or of an Int64List."""
+    if begin < end and data[begin] == 0x1A:
+        return float(_integer(data, begin, end))
+    content = data[slice(*_field(data, begin, end, 0x12))] if begin < end else b""
+    head = {0x0A: 2, 0x0D: 1}.get(content[0] if content else 0, 0)
+    if not head or len(content) != head + 4:
+        raise ValueError("a target of it is not one number")
+    return float(struct.unpack("<f", content[head:])[0])
 
 
 def serialize(features: Mapping[str, bytes | int]) -> bytes:

@@ -177,7 +177,7 @@ def _write_shard(job: _Job, shard: _Shard) -> None:
             features: dict[str, bytes | int] = {
                 "image/encoded": _image(source, k, job.size, job.quality),
                 "image/class/label": label,
-                "image/class/text": os.fsencode(source.class_names[label]),
+                "image/class/text": os.fsencode(source.in_words(source.truth[k])),
                 "image/filename": os.fsencode(name),
             }
             failpoint("pack.image", directory)

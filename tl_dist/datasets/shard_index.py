@@ -47,6 +47,8 @@ class ShardIndex(NamedTuple):
     synsets: dict[int, tuple[str, str]]  # label -> (synset, text)
     bad: list[Bad]
     lost: int
+    answers: list[list[float]] = []  # noqa: RUF012  (never changed)
+    """the targets or labels of each record, where it has these instead of one label"""
 
 
 def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[ShardIndex]:
@@ -130,6 +132,7 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     """
     rows: list[tuple[int, int, int, int, int]] = []
     filenames: list[str] = []
+    answers: list[Any] = []
     synsets: dict[int, tuple[str, str]] = {}
     bad: list[Bad] = []
     lost = 0
@@ -147,12 +150,14 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
         check = google_crc32c.value(data[example.offset : example.offset + example.size])
         rows.append((start + 12 + example.offset, example.size, example.label, check, start))
         filenames.append(example.filename.decode("utf-8", "surrogateescape"))
+        if example.answers is not None:
+            answers.append(example.answers)
         if example.label not in synsets:
             synsets[example.label] = (
                 example.synset.decode("utf-8", "replace"),
                 example.text.decode("utf-8", "replace"),
             )
-    return _of_rows(rows, filenames, synsets, bad, lost)
+    return _of_rows(rows, filenames, synsets, bad, lost, answers)
 
 
 def _of_rows(rows: Sequence[Sequence[int]], *others: Any) -> ShardIndex:
@@ -207,9 +212,9 @@ def _key(file: Path, keys: Keys) -> str:
 
 
 def _load(path: Path) -> ShardIndex:
-    rows, filenames, synsets, bad, lost = json.loads(path.read_bytes())
+    rows, filenames, synsets, bad, lost, *answers = json.loads(path.read_bytes())
     named = {int(k): (synset, text) for k, (synset, text) in synsets.items()}
-    return _of_rows(rows, filenames, named, [Bad(*entry) for entry in bad], lost)
+    return _of_rows(rows, filenames, named, [Bad(*entry) for entry in bad], lost, *answers)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def folds_of(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    smallest = int(np.unique(strata, return_counts=True)[1].min())
+    labels = strata.ndim == 2
+    smallest = len(strata) if labels else int(np.unique(strata, return_counts=True)[1].min())
     num_groups = smallest if groups is None else len(np.unique(groups))
     if min(smallest, num_groups) < folds:
         unit = "groups" if smallest >= folds else "examples of each class and type"
@@ -86,6 +87,8 @@ def folds_of(
         )
     if groups is not None:
         return deal(groups, strata, [1 / folds] * folds, seed=seed)
+    if labels:
+        return iterative(strata, [1 / folds] * folds, seed=seed)
     fold = np.zeros(len(strata), np.int64)
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata)
     for k, (_, inside) in enumerate(parts):
@@ -145,6 +148,12 @@ def hold_out(
             raise unusable(f"{what} cannot be held out: {why}", fix)
         return np.sort(indices[part == 0]), np.sort(indices[part == 1])
     num_held_out = int(total * fraction + 0.5)
+    if strata.ndim == 2:
+        if not 0 < num_held_out < len(indices):
+            raise unusable(f"{what} cannot be held out", f"set {key} so that both parts hold images, or use 0")
+        share = num_held_out / len(indices)
+        part = iterative(strata, [1 - share, share], seed=seed)
+        return np.sort(indices[part == 0]), np.sort(indices[part == 1])
     sizes = np.unique(strata, return_counts=True)[1]
     smaller = min(num_held_out, len(indices) - num_held_out)
     single = sizes.min(initial=2) < 2
@@ -169,11 +178,15 @@ def deal(
     fold is always the same, and with many classes most seeds give the same division.
     """
     numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
-    columns = np.unique(strata, return_inverse=True)[1]
-    counts = np.zeros((numbers.max() + 1, columns.max() + 2))
-    np.add.at(counts, (numbers, columns), 1)
-    counts[:, -1] = counts.sum(axis=1)
-    counts /= np.sqrt(counts.sum(axis=0))  # so that squared differences are the terms of a chi-square
+    if strata.ndim == 1:
+        columns = np.unique(strata, return_inverse=True)[1]
+        counts = np.zeros((numbers.max() + 1, columns.max() + 2))
+        np.add.at(counts, (numbers, columns), 1)
+    else:
+        counts = np.zeros((numbers.max() + 1, strata.shape[1] + 1))
+        np.add.at(counts[:, :-1], numbers, strata)
+    counts[:, -1] = np.bincount(numbers)
+    counts /= np.sqrt(np.maximum(counts.sum(axis=0), 1))  # so that squared differences are the terms of a chi-square
     orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (_TRIES, 1)), axis=1)
     tries = np.arange(_TRIES)
     part = np.zeros(orders.shape, np.int64)
@@ -185,6 +198,37 @@ def deal(
         excess[tries, into] += coming
         part[tries, dealt] = into
     return part[(excess**2).sum(axis=(1, 2)).argmin()][numbers]
+
+
+def iterative(labels: NDArray[np.int32], shares: Sequence[float], *, seed: int) -> NDArray[np.int64]:
+    """Return the part of each example, 0 and 1 [N, labels], so that each part has its share of each label.
+
+    Iterative stratification of Sechidis et al. (2011, ECML PKDD, algorithm 1): the rarest label that is left is dealt
+    first, each example to the part that lacks that label most, and then the one that lacks examples most. Unlike there,
+    a full part gets no more, so that all have the sizes that were asked for.
+    """
+    draws, num = np.random.default_rng(seed), len(labels)
+    wanted, room = np.outer(shares, labels.sum(axis=0)), np.array(shares) * num
+    part, left = np.full(num, -1), labels.sum(axis=0)
+    has, undealt = labels.astype(bool), np.ones(num, bool)
+
+    def deal_to(lacking: NDArray[np.float64], k: int) -> None:
+        lacking = np.where(room > 1e-9, lacking, -np.inf)
+        most = np.flatnonzero(lacking > lacking.max() - 1e-9)
+        most = most[room[most] > room[most].max() - 1e-9]
+        into = most[draws.integers(len(most))]
+        part[k], undealt[k] = into, False
+        wanted[into] -= labels[k]
+        room[into] -= 1
+
+    while left.any():
+        rarest = int(np.where(left > 0, left, num + 1).argmin())
+        for k in draws.permutation(np.flatnonzero(undealt & has[:, rarest])).tolist():
+            deal_to(wanted[:, rarest], k)
+        left = labels[undealt].sum(axis=0)
+    for k in draws.permutation(np.flatnonzero(undealt)).tolist():
+        deal_to(room, k)
+    return part
 
 
 def completed(

@@ -6,7 +6,7 @@ NumPy and scikit-learn; no TensorFlow, no file.
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class Linear:
     bias: NDArray[np.float64]
     iterations: int = 0
     converged: bool = True
+    answers: Callable[[NDArray[np.float64]], NDArray[np.float64]] = figures.softmax
+    """makes probabilities, or numbers, of the logits"""
 
     def logits(self, features: Features) -> NDArray[np.float64]:
         """Return float64 [examples, classes], in float64: features far from 0 would cost float32 its digits."""
@@ -66,14 +68,14 @@ class Linear:
         return np.concatenate([self.logits(features[k : k + ROWS_AT_ONCE]) for k in parts])
 
     def probabilities(self, features: Features) -> NDArray[np.float64]:
-        """Return the softmax of the logits, float64 [examples, classes]."""
-        return figures.softmax(self.logits(features))
+        """Return the answers, float64 [examples, classes]: the softmax of the logits, or as the classifier says."""
+        return self.answers(self.logits(features))
 
 
 def fit(
     name: str,
     features: Features,
-    labels: NDArray[np.int32],
+    labels: NDArray[Any],
     num_classes: int,
     *,
     l2: float = 0.0,
@@ -84,8 +86,10 @@ def fit(
     tolerance: float = TOLERANCE,
     model: Any = None,
 ) -> Linear:
-    """Fit the classifier `name` (logistic or nearest_mean) to these features.
+    """Fit the classifier `name` (logistic, nearest_mean or ridge) to these features.
 
+    `labels` are int32 [examples], or 0 and 1 [examples, labels] for one logistic regression each, or the targets of
+    ridge, float32 [examples, targets].
     `scaling` "standardize" gives each feature mean 0 and variance 1 over the examples first; the returned map takes
     unscaled features. `weights` of the examples are scikit-learn's sample_weight, in the scaling as in the fit: 2
     counts an example twice, and only ratios matter. `tolerance` and `model` as for `logistic`; with a `model` it is
@@ -97,7 +101,11 @@ def fit(
         mean, spread = moments(features, counts)
     scaled = features - mean
     scaled /= spread
-    if name == "logistic":
+    if name == "ridge":
+        fitted = ridge(scaled, labels, l2=l2, weights=counts)
+    elif name == "logistic" and labels.ndim > 1:
+        fitted = one_vs_rest(scaled, labels, l2=l2, weights=counts, watch=watch, tolerance=tolerance)
+    elif name == "logistic":
         scaled = scaled if model is None else scaled.astype(np.float32)
         fitted = logistic(
             scaled,
@@ -113,7 +121,7 @@ def fit(
     else:
         fitted = nearest_mean(scaled, labels, num_classes, counts)
     kernel = fitted.kernel / spread[:, None]
-    return Linear(kernel, fitted.bias - mean @ kernel, fitted.iterations, fitted.converged)
+    return replace(fitted, kernel=kernel, bias=fitted.bias - mean @ kernel)
 
 
 def moments(features: Features, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -177,6 +185,33 @@ def logistic(
     halves = [-0.5, 0.5] if len(present) == 2 else 1.0
     kernel[:, present], bias[present] = model.coef_.T * halves, model.intercept_ * halves
     return Linear(kernel, bias, steps, converged)
+
+
+def one_vs_rest(features: Features, labels: NDArray[np.floating], **settings: Any) -> Linear:
+    """Fit a `logistic` regression of each column of labels by itself; the logit is of having the label."""
+    from scipy.special import expit
+
+    each = [logistic(features, column.astype(np.int32), 2, **settings) for column in labels.T]
+    kernel = np.stack([fitted.kernel[:, 1] - fitted.kernel[:, 0] for fitted in each], axis=1)
+    bias = np.array([fitted.bias[1] - fitted.bias[0] for fitted in each])
+    steps, converged = max(fitted.iterations for fitted in each), all(fitted.converged for fitted in each)
+    return Linear(kernel, bias, steps, converged, lambda logits: np.asarray(expit(logits)))
+
+
+def ridge(features: Features, targets: NDArray[np.floating], *, l2: float, weights: Weights) -> Linear:
+    """Fit a linear regression of each target to the minimum of its loss, by scikit-learn; answers are in its units.
+
+    The loss is half the mean squared error of the standardized target + l2 / 2 * |coefficients|^2; the intercepts are
+    not penalized. scikit-learn's alpha is l2 * the sum of the examples' weights.
+    """
+    from sklearn.linear_model import Ridge
+
+    mean, spread = moments(targets.astype(np.float64), weights)
+    spread = np.where(np.isfinite(spread), spread, 1.0)
+    model = Ridge(alpha=l2 * weights.sum(), solver="cholesky")
+    model.fit(features.astype(np.float64), (targets - mean) / spread, sample_weight=weights)
+    kernel = model.coef_.reshape(targets.shape[1], -1).T * spread
+    return Linear(kernel, model.intercept_ * spread + mean, answers=lambda values: values)
 
 
 def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights) -> Weights:

@@ -19,6 +19,8 @@ from tl_dist.features.classifiers import Watch, unwatched
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures
 
+Loss = Callable[..., float]
+"""(labels or targets, answers, weights of the examples) -> what is to be small"""
 GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))  # l2 from 3.16 to 0.001, two per decade
 FOLDS = 5
 TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
@@ -60,7 +62,8 @@ class Examples:
 
     values: NDArray[np.float32]
     evaluated: NDArray[np.float32]
-    labels: NDArray[np.int32]
+    labels: NDArray[Any]
+    """int32 [examples], or targets float32 [examples, targets]"""
     strata: NDArray[np.int32]
     groups: Sequence[str] | None = None
     weights: NDArray[np.floating] | None = None
@@ -92,17 +95,19 @@ def choose(
     scaling: str = "standardize",
     class_weights: Sequence[float] | None = None,
     watch: Watch = unwatched,
+    name: str = "logistic",
+    loss: Loss = figures.log_loss,
 ) -> Choice:
-    """Return the best of `l2` and of `columns` (default: all) for logistic regression on these examples.
+    """Return the best of `l2` and of `columns` (default: all) for the classifier `name` on these examples.
 
     They are evaluated by the mean of the probabilities over views. `fold` [examples] numbers, from 0, which are held
     out together. Weights of examples, above 0, count in the fits and in the log loss.
     """
     columns = columns or {"all": np.arange(train.values.shape[-1])}
-    one_class = len(np.unique(train.labels)) == 1
+    one_class = train.labels.ndim == 1 and len(np.unique(train.labels)) == 1
     weights = classifiers.in_loss(train.labels, class_weights, train.counts)
     choices: list[Choice] = []
-    for name, subset in columns.items():
+    for layers, subset in columns.items():
         part = replace(train, values=train.values[:, :, subset], evaluated=train.evaluated[:, :, subset])
         solvers = [classifiers.solver() for _ in range(fold.max() + 1)]
         best, worse = np.inf, 0
@@ -116,11 +121,12 @@ def choose(
                 scaling=scaling,
                 class_weights=class_weights,
                 watch=watch,
+                name=name,
             )
-            loss = figures.log_loss(train.labels, probabilities, weights)
-            choices.append(Choice(strength, name, subset, loss, 0))
-            worse = 0 if loss < best else worse + 1
-            best = min(best, loss)
+            reached = loss(train.labels, probabilities, weights)
+            choices.append(Choice(strength, layers, subset, reached, 0))
+            worse = 0 if reached < best else worse + 1
+            best = min(best, reached)
             if worse == WORSE_IN_A_ROW or one_class:
                 break
     best_choice = min(choices, key=lambda choice: choice.log_loss)
@@ -142,7 +148,12 @@ def held_out_classes(
 
 
 def held_out_probabilities(
-    train: Examples, fold: NDArray[np.int64], solvers: Sequence[Any], tolerance: float, **settings: Any
+    train: Examples,
+    fold: NDArray[np.int64],
+    solvers: Sequence[Any],
+    tolerance: float,
+    name: str = "logistic",
+    **settings: Any,
 ) -> figures.Probabilities:
     """Return [examples, classes], each example's by the classifier of the other folds alone.
 
@@ -151,13 +162,14 @@ def held_out_probabilities(
     views, width = train.values.shape[1:]
     # About 1, so that float32 can hold their sums.
     counts = np.maximum(train.counts / train.counts.mean(), np.finfo(np.float32).tiny)
-    probabilities = np.zeros((len(fold), int(train.labels.max()) + 1))
+    labels = train.labels
+    probabilities = np.zeros((len(fold), int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]))
     for k, solver in enumerate(solvers):
         inside = fold != k
         fitted = classifiers.fit(
-            "logistic",
+            name,
             train.values[inside].reshape(-1, width),
-            train.labels[inside].repeat(views),
+            labels[inside].repeat(views, axis=0),
             probabilities.shape[1],
             weights=counts[inside].repeat(views),
             tolerance=tolerance,
@@ -185,6 +197,8 @@ class Nested:
     """gives the weights of the classes in the loss from the training labels and the examples' weights"""
     seed: int = 0  # of the folds within the training examples
     watch: Watch = unwatched
+    loss: Loss = figures.log_loss
+    """of held-out answers, by which settings are chosen"""
 
     def fit(self, train: Examples) -> tuple[classifiers.Linear, Choice | None]:
         """Fit the classifier to these examples; return it, and the choice if a setting was open."""
@@ -203,12 +217,14 @@ class Nested:
                 scaling=settings.scaling,
                 class_weights=class_weights,
                 watch=self.watch,
+                name=settings.name,
+                loss=self.loss,
             )
             l2, columns = choice.l2, choice.columns
         fitted = classifiers.fit(
             settings.name,
             train.values[:, :, columns].reshape(-1, len(columns)),
-            np.repeat(train.labels, views),
+            np.repeat(train.labels, views, axis=0),
             self.num_classes,
             l2=l2,
             scaling=settings.scaling,
@@ -218,13 +234,16 @@ class Nested:
         )
         kernel = np.zeros((train.values.shape[-1], self.num_classes))
         kernel[columns] = fitted.kernel
-        return classifiers.Linear(kernel, fitted.bias, fitted.iterations, fitted.converged), choice
+        return replace(fitted, kernel=kernel), choice
 
     def folds(self, train: Examples) -> NDArray[np.int64]:
         """Return the fold of each training example: by strata if each has enough examples, else by class."""
         strata = train.strata
+        if strata.ndim > 1:
+            most = len(strata) if train.groups is None else len(set(train.groups))
+            return folds_of(strata, max(2, min(FOLDS, most)), self.seed, train.groups)
         if np.unique(strata, return_counts=True)[1].min() < FOLDS:
-            strata = train.labels
+            strata = train.labels if train.labels.ndim == 1 else np.zeros(len(strata), np.int32)
         smallest = int(np.unique(strata, return_counts=True)[1].min())
         if train.groups is not None:
             smallest = min(smallest, len(set(train.groups)))

@@ -64,7 +64,7 @@ def reader(
 
     `held` gives the example of the set for each example of the source; by default they are the same.
     """
-    labels = host_tensor(np.asarray(source.labels, np.int32))
+    labels = host_tensor(source.truth)
     examples_held = None if held is None else host_tensor(np.asarray(held, np.int64))
 
     def read(indices: Any, positions: Any) -> tuple[Any, Any]:

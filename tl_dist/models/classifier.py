@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, ordinal
+from tl_dist.models import batch_norm, heads
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
 from tl_dist.refusal import ExitCode, Refusal
@@ -30,9 +30,8 @@ class Classifier:
 
     It is built with random weights, inside the strategy's scope; then the backbone's are loaded. `carried`: these come
     from another run, whatever the config says about weights; `loss`: its name, which has a last layer of its own for
-    grades. `trainable`, `frozen` and `statistics` map paths to
-    variables. Paths are the same on every strategy and worker: `backbone/<layer>/<variable>` and
-    `head/<layer>/<variable>`.
+    grades and for numbers. `trainable`, `frozen`, `statistics` and `scale` map paths to variables. Paths are the same
+    on every strategy and worker: `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Classifier:
             self._hidden = dense(config.hidden, activation="relu", kernel_initializer=initial, name="hidden")
             self._hidden.build((None, features))
         # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
-        self._logits = ordinal.last_layer(loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
+        self._logits = heads.last_layer(loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
         self._logits.build((None, self.num_features))
         self.first_of_head = self._hidden or self._logits  # the layer that reads the pooled features
         self.new: set[str] = set()
@@ -105,6 +104,8 @@ class Classifier:
         self.statistics: dict[str, Any] = {}
         """moving statistics of batch norm that the training step updates; neither trainable nor frozen"""
         self.momentum: dict[str, float] = {}  # of each of the `statistics`
+        self.scale: dict[str, Any] = {}
+        """mean and spread of targets that are numbers: no step changes them, but checkpoints hold them"""
         for position, layer in enumerate(self.network.layers):
             trained_ids = {id(v) for v in layer.trainable_variables} if position >= first else set()
             policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
@@ -123,7 +124,8 @@ class Classifier:
                     self.bfloat16_paths.add(path)
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
-                self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
+                table = self.trainable if variable.trainable else self.scale
+                table[f"head/{layer.name}/{variable.name}"] = variable.value
 
     def _policy(self, layer: Any) -> str:
         """Return how a trained batch-norm layer normalizes; `auto` depends on whether its statistics are pretrained."""
@@ -213,8 +215,26 @@ class Classifier:
 
     @property
     def moving(self) -> dict[str, Any]:
-        """Return every variable that training changes, by path."""
-        return {**self.trainable, **self.statistics}
+        """Return every variable that training changes, and the scale of targets, by path."""
+        return {**self.trainable, **self.statistics, **self.scale}
+
+    def standardize(self, targets: Any) -> None:
+        """Set the `scale` to that of training examples, float32 [N, targets]; without a scale do nothing."""
+        for path, variable in self.scale.items():
+            wide = np.asarray(targets, np.float64)
+            variable.assign(wide.mean(axis=0) if path.endswith("/mean") else np.maximum(wide.std(axis=0), 1e-12))
+
+    def as_standardized(self, kernel: Any, bias: Any) -> dict[str, Any]:
+        """Return, by path, the last layer whose outputs are features @ kernel + bias, in the units of the data."""
+        if self.scale:
+            mean, spread = (self.scale[f"head/logits/{name}"].numpy().astype(np.float64) for name in ("mean", "spread"))
+            kernel, bias = kernel / spread, (bias - mean) / spread
+        return {"head/logits/kernel": kernel, "head/logits/bias": bias}
+
+    @property
+    def spread(self) -> Any:
+        """Return the variable with the spread of each target; None where answers are not numbers."""
+        return self.scale.get("head/logits/spread")
 
     @property
     def sums_over_replicas(self) -> bool:

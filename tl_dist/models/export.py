@@ -74,15 +74,18 @@ def write(
     class_names: Sequence[str],
     read: Callable[[Any], Any],
     numbers: str = "float32",
+    one_class: bool = True,
 ) -> None:
     """Write `model` to `target` in the format `to` of `FORMATS`. Its input stays uint8 [batch, size, size, 3].
+
+    With `one_class` a SavedModel also names the most probable class.
 
     `read` decodes the bytes of one JPEG or PNG to the model's size in a graph; a SavedModel includes it.
     """
     if to == "keras":
         model.save(target)
     elif to == "savedmodel":
-        _write_saved_model(model, target, class_names, read)
+        _write_saved_model(model, target, class_names if one_class else None, read)
     elif to == "onnx":
         import keras
         import onnx
@@ -99,18 +102,23 @@ def write(
             labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
 
 
-def _write_saved_model(model: Any, target: Path, class_names: Sequence[str], read: Callable[[Any], Any]) -> None:
-    """Write two signatures to `probabilities` and `class`: `serving_default` of images, `encoded` of JPEG or PNG."""
+def _write_saved_model(model: Any, target: Path, class_names: Sequence[str] | None, read: Callable[[Any], Any]) -> None:
+    """Write two signatures, `serving_default` of images and `encoded` of JPEG or PNG.
+
+    They give `probabilities`, or `values`, and the `class` if there are names.
+    """
     import keras
     import tensorflow as tf
 
     size = model.input_shape[1]
     archive = keras.export.ExportArchive()
     archive.track(model)
-    names = tf.constant([name.encode("utf-8", "surrogateescape") for name in class_names])
+    names = tf.constant([name.encode("utf-8", "surrogateescape") for name in class_names or ()], tf.string)
 
     def serve(images: Any) -> dict[str, Any]:
         probabilities = model(images, training=False)
+        if class_names is None:
+            return {model.layers[-1].name: probabilities}
         return {"probabilities": probabilities, "class": tf.gather(names, tf.argmax(probabilities, axis=-1))}
 
     def serve_encoded(encoded: Any) -> dict[str, Any]:
@@ -147,7 +155,14 @@ def _saved_model(file: Path, threads: int) -> Predict:
 
     # The returned function must refer to the model: a signature alone does not keep its weights alive.
     model = tf.saved_model.load(str(file))
-    return lambda images: np.asarray(model.signatures["serving_default"](images=tf.constant(images))["probabilities"])
+    serve = model.signatures["serving_default"]
+    name = "values" if "values" in serve.structured_outputs else "probabilities"
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert model is not None
+        return np.asarray(serve(images=tf.constant(images))[name])
+
+    return predict
 
 
 def _keras(file: Path, threads: int) -> Predict:

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from tl_dist.config import Config
-from tl_dist.models import ordinal
+from tl_dist.models import heads
 from tl_dist.models.backbones import Backbone, preprocess, seam
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -205,7 +205,7 @@ def assemble(
     dense_head: bool = True,
     temperature: float | None = None,
 ) -> Any:
-    """Return one `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
+    """Return one `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities or values [batch, classes].
 
     It has Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built again and
     takes the weights of `network`, whose batch-norm layers are not Keras's own. `arrays` has the weights of the head by
@@ -228,19 +228,19 @@ def assemble(
     if settings.hidden:
         dense["hidden"] = keras.layers.Dense(settings.hidden, activation="relu", name="hidden")
         features = dense["hidden"](features)
-    kernel, bias = ordinal.as_dense(cfg.loss.name, arrays["head/logits/kernel"], arrays["head/logits/bias"])
+    kernel, bias = heads.as_dense(cfg.loss.name, arrays)
     if dense_head:
         dense["logits"] = keras.layers.Dense(len(bias), dtype="float32", name="logits")
         outputs_of_head = dense["logits"](features)
     else:
         wide = ops.expand_dims(ops.cast(features, "float32"), -1)
         outputs_of_head = ops.sum(wide * kernel, axis=1) + bias
-    logits = ordinal.log_probabilities(cfg.loss.name, outputs_of_head)
+    logits = heads.log_probabilities(cfg.loss.name, outputs_of_head)
     if temperature is not None:
         logits = keras.layers.Rescaling(1 / temperature, dtype="float32", name="calibration")(logits)
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    answers = heads.answers(cfg.loss.name, logits)
     if dense_head:
         dense["logits"].set_weights([kernel, bias])
     if settings.hidden:
         dense["hidden"].set_weights([arrays["head/hidden/kernel"], arrays["head/hidden/bias"]])
-    return keras.Model(images, probabilities, name=cfg.name)
+    return keras.Model(images, answers, name=cfg.name)

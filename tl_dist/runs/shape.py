@@ -72,13 +72,13 @@ Identity = _shape(
 _Figures = _shape(
     "Figures",
     interval=(_Pair | None, None),
-    **dict.fromkeys(("top5", *FIGURES), (float | None, None)) | {"accuracy": float},
+    **dict.fromkeys(("top5", *FIGURES), (float | None, None)),
 )
 _CrossValidation = _shape(
     "CrossValidation",
     folds=_Step,
     seeds=_Step,
-    accuracy=float,
+    **dict.fromkeys(FIGURES, (float | None, None)),
     interval=_Pair,
     left_out=(dict[_Text, Any], {}),
 )
@@ -121,11 +121,11 @@ _RECORDS: Mapping[Any, type[BaseModel]] = {
         step=_Step,
         epoch=float,
         loss=float,
-        accuracy=float,
+        accuracy=float | None,
         workers=(_Step, 1),
         **dict.fromkeys(_SHARES, (float, 0.0)),
     ),
-    "evaluation": _shape("Evaluation", step=_Step, split=_Text, accuracy=float, loss=float),
+    "evaluation": _shape("Evaluation", step=_Step, split=_Text, accuracy=float | None, loss=float),
     "batch_norm": _shape("BatchNorm", policy=_Text, layers=list[_Layer]),  # type: ignore[valid-type]
 }
 """the shapes of the events in metrics.jsonl that are used"""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_dist.config import file as config_file
+from tl_dist.config.model_selection import FIGURES
 from tl_dist.files.atomic import children, reason
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir, read_json, steps_in
@@ -26,7 +27,7 @@ class RunSummary:
     workers: int | None = None
     age_s: float = float("inf")  # since the last change of a file
     figures: Mapping[str, float] = field(default_factory=dict)
-    """last: loss, SPLIT_accuracy; best: best_SPLIT_accuracy"""
+    """last: loss, SPLIT_FIGURE; best: best_SPLIT_FIGURE, of the task's first figure, such as test_accuracy"""
     problem: str = ""
     """why the run cannot be read, as if it is another user's"""
 
@@ -93,7 +94,10 @@ def _metrics(path: Path) -> tuple[int, dict[str, float]]:
             if record["event"] == "train":
                 figures["loss"] = float(record["loss"])
             elif record["event"] == "evaluation":
-                name, accuracy = f"{record['split']}_accuracy", float(record["accuracy"])
-                figures[name] = accuracy
-                figures[f"best_{name}"] = max(accuracy, figures.get(f"best_{name}", 0.0))
+                known = {"accuracy": record["accuracy"], **(record.get("figures") or {})}
+                main = known.get("main", "accuracy")
+                name, value = f"{record['split']}_{main}", float(known[main])
+                figures[name] = value
+                better = min if FIGURES[main] == "min" else max
+                figures[f"best_{name}"] = better(value, figures.get(f"best_{name}", value))
     return step, figures

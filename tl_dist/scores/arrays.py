@@ -53,7 +53,9 @@ class Arrays:
         names = [*cls.shapes(), *scalars]
         return load_npz(
             path,
-            lambda arrays: cls(**{name: scalars.get(name, np.asarray)(arrays[name]) for name in names}),
+            lambda arrays: cls(
+                **{name: scalars.get(name, np.asarray)(arrays[name]) for name in names if name in arrays}
+            ),
             what=cls.WHAT,
             fix=cls.FIX,
         )

@@ -6,7 +6,7 @@ by 1 - its share of the images (CR2, Bell and McCaffrey 2002), with the quantile
 of equally large groups. `of` is the number of the group of each example, as from `numbers`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -133,6 +133,32 @@ def of_mean(values: NDArray[Any], of: Numbers) -> list[float]:
 def percentiles(resampled: NDArray[np.float64]) -> list[float]:
     """Return both ends of the 95 % percentile interval of a bootstrap."""
     return np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+
+
+SAMPLES, _LEAST_SAMPLES = 1_000, 200
+_WORK = 1e8  # entries of samples, images and targets that a bootstrap goes through
+_BLOCK = 1 << 22  # entries of samples and images in memory
+
+
+def resampled(num: int, of: Numbers | None, num_targets: int = 1) -> Iterator[NDArray[np.float64]]:
+    """Yield parts of a bootstrap, [samples, examples]: how often each sample has each example, or all of its group.
+
+    There are 1,000 samples, of very many examples or targets fewer.
+    """
+    draws, units = np.random.default_rng(0), num if of is None else int(of.max()) + 1
+    left = int(np.clip(_WORK / (num * num_targets), _LEAST_SAMPLES, SAMPLES))
+    while left:
+        now = min(left, max(1, _BLOCK // num))
+        counts = draws.multinomial(units, np.full(units, 1 / units), size=now).astype(np.float64)
+        yield counts if of is None else counts[:, of]
+        left -= now
+
+
+def bounds(parts: Sequence[NDArray[np.float64]]) -> list[float] | None:
+    """Return the 95 % interval of a figure in the samples of `resampled`; None if it is defined in none."""
+    values = np.concatenate(parts)
+    defined = values[np.isfinite(values)]
+    return percentiles(defined) if len(defined) else None
 
 
 def sign_flip(gaps: NDArray[np.integer], of: Numbers) -> float:

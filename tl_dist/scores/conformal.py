@@ -28,6 +28,19 @@ def least_probability(of_true: NDArray[np.floating], coverage: float, name: str 
     return float(np.partition(of_true, rank - 1)[rank - 1])
 
 
+def half_widths(errors: NDArray[np.floating], coverage: float) -> list[float]:
+    """Return for each target how far an interval reaches to both sides of an answer, to hold the truth at this rate.
+
+    `errors` [images, targets] are absolute, of validation images (Vovk et al. 2005; Lei et al. 2018, JASA 113): each
+    target's interval by itself holds its truth at this rate or more. Refuses (65) too few images for the rate.
+    """
+    num = len(errors)
+    rank = math.ceil(round((num + 1) * coverage, 9))
+    if rank > num:
+        raise _too_few("coverage", num, 1 - coverage, f"--coverage {math.floor(100 * num / (num + 1)) / 100:g}")
+    return np.partition(errors.astype(np.float64), rank - 1, axis=0)[rank - 1].tolist()
+
+
 def sets(probabilities: NDArray[np.float32], least: float) -> NDArray[np.int32]:
     """Return how many of the most probable classes of each row are in its set: at least one, even if none is needed."""
     counts = (probabilities >= np.float32(least)).sum(axis=1)

@@ -42,11 +42,18 @@ class OutOfFold(Arrays):
     """of the examples, as `Predictions.groups`"""
     trained: Sequence[Sequence[Sequence[str]]] | None = None
     """[seeds][folds]: the ids that each fold was trained on; None: all outside the fold"""
+    targets: Annotated[np.ndarray, "f examples classes?"] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """as `Predictions.targets`"""
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Return the targets, or the labels where there are none."""
+        return self.targets if len(self.targets) else self.labels
 
     def of_one(self, probabilities: np.ndarray) -> predictions.Predictions:
         """Return predictions of every example with these probabilities: from one seed, or the mean over seeds."""
         names, types = self.class_names, self.types
-        return predictions.Predictions(self.ids, self.labels, probabilities, names, 0, types, self.groups)
+        return predictions.Predictions(self.ids, self.labels, probabilities, names, 0, types, self.groups, self.targets)
 
     def is_trained(self, seed: int, k: int) -> np.ndarray:
         """Return which examples fold `k` was trained on, bool [examples]."""
@@ -71,24 +78,32 @@ def summary(results: OutOfFold, judge: figures.Judge = figures.figures) -> dict[
 
     The interval is `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with other data of
     the same size. If each fold is a group, which may be a single image, `figures` are over all examples together, each
-    predicted once. Every example counts the same, whatever its weight in training.
+    predicted once. Every example counts the same, whatever its weight in training. If an image has not one class, the
+    task's `main` figure stands for the accuracy.
     """
     seeds, num_folds = len(results.fold), int(results.fold.max()) + 1
-    labels, probabilities = results.labels, results.probabilities
+    labels, probabilities = results.truth, results.probabilities
     of_folds = [
         judge(labels[inside], probabilities[seed][inside])
         for seed, k in np.ndindex(seeds, num_folds)
         for inside in (results.fold[seed] == k,)
     ]
-    accuracies = [fold["accuracy"] for fold in of_folds]
-    right = probabilities.argmax(axis=-1) == labels
+    main = of_folds[0].get("main", "accuracy")
+    accuracies = [fold[main] for fold in of_folds]
+
+    def of_part(seed: int, inside: np.ndarray) -> float | None:
+        if main == "accuracy":
+            return float((probabilities[seed, inside].argmax(axis=-1) == labels[inside]).mean())
+        return judge(labels[inside], probabilities[seed, inside])[main]
+
     tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in results.fold]
     trained = [[results.is_trained(seed, k).sum() for k in range(num_folds)] for seed in range(seeds)]
     more: dict[str, Any] = {} if results.chosen is None else {"chosen": results.chosen}
     if unseen := list(_never_seen(results)):
         more["never_seen"] = unseen
     if results.held_out is None:
-        of_all = {key: _mean([fold[key] for fold in of_folds]) for key in of_folds[0] if not key.endswith("interval")}
+        single = [key for key, value in of_folds[0].items() if value is None or isinstance(value, float)]
+        of_all = {key: _mean([fold[key] for fold in of_folds]) for key in single}
     else:
         of_all = judge(labels, probabilities[0])
         kind, names = results.held_out
@@ -99,13 +114,17 @@ def summary(results: OutOfFold, judge: figures.Judge = figures.figures) -> dict[
         "folds": num_folds,
         "seeds": seeds,
         "num_examples": len(labels),
-        "accuracy": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(accuracies, float(np.divide(tested, trained).mean())),
+        **({} if main == "accuracy" else {"main": main}),
+        main: float(np.mean(accuracies)),
+        "interval": figures.accuracy_interval(accuracies, float(np.divide(tested, trained).mean()), main != "rmse"),
         "fold_accuracies": np.reshape(accuracies, (seeds, num_folds)).tolist(),
-        "seed_accuracies": right.mean(axis=1).tolist(),
-        "figures": {key: value for key, value in of_all.items() if key != "accuracy" and not key.endswith("interval")},
+        "seed_accuracies": [of_part(seed, np.full(len(labels), True)) for seed in range(seeds)],
+        "figures": {key: value for key, value in of_all.items() if key != main and not key.endswith("interval")},
         "groups": {
-            str(name): {"num_examples": int(inside.sum()), "accuracy": float(right[:, inside].mean())}
+            str(name): {
+                "num_examples": int(inside.sum()),
+                main: _mean([of_part(seed, inside) for seed in range(seeds)]),
+            }
             for name in np.unique(results.types)
             for inside in (results.types == name,)
         },
@@ -150,4 +169,5 @@ def merged(
         held_out=held_out,
         groups=joined("groups"),
         trained=trained,
+        targets=joined("targets"),
     )

@@ -26,7 +26,10 @@ FILE = "decision.json"
 
 @dataclass(frozen=True)
 class Decision:
-    """A rule for the class of an image. With `costs`, the class of least expected cost; else a threshold for one."""
+    """A rule for the class of an image. With `costs`, the class of least expected cost; else a threshold for one.
+
+    Or for its labels, by `thresholds` for all.
+    """
 
     aim: str
     """what was asked for, such as "recall of 'cat' at least 0.95" """
@@ -40,14 +43,25 @@ class Decision:
     at_least: float = 0.5
     costs: tuple[tuple[float, ...], ...] = ()
     """[true class][chosen class]"""
+    thresholds: tuple[float, ...] = ()
+    """the probability from which on an image gets each label"""
 
     @classmethod
     def of_json(cls, text: bytes, num_classes: int) -> Self:
         """Read a rule. Raises ValueError or TypeError for anything else, also for a rule of other classes."""
         own = cls(**json.loads(text))
-        own = cls(**{**asdict(own), "costs": tuple(tuple(map(float, row)) for row in own.costs)})
+        own = cls(
+            **{
+                **asdict(own),
+                "costs": tuple(tuple(map(float, row)) for row in own.costs),
+                "thresholds": tuple(map(float, own.thresholds)),
+            }
+        )
         table = np.array(own.costs, float)
         fits = table.shape == (num_classes, num_classes) if own.costs else own.positive in range(num_classes)
+        if own.thresholds:
+            table = np.array(own.thresholds)
+            fits = len(table) == num_classes
         if not (fits and np.isfinite(table).all() and 0 <= own.at_least <= 1 and own.temperature > 0):
             raise ValueError(f"it is no rule for {num_classes} classes")
         return own
@@ -87,6 +101,16 @@ class Decision:
         figures["precision_plain"] = _mean((plain == labels)[plain == self.positive])
         return figures
 
+    def effect_on_labels(self, has: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        """Return mean precision, recall and F1 over the labels that images have, beside those from probability 0.5."""
+        figures: dict[str, Any] = {"aim": self.aim}
+        for kind, given in (("", probabilities >= np.array(self.thresholds)), ("_plain", probabilities >= 0.5)):
+            right, true, said = (part.sum(axis=0) for part in (has & given, has, given))
+            some = true > 0
+            for name, of in (("recall", true), ("precision", said), ("f1", (true + said) / 2)):
+                figures[name + kind] = _mean(right[some] / np.maximum(of[some], 1))
+        return figures
+
 
 def _share(name: str, hits: NDArray[np.bool_], plain: NDArray[np.bool_], of: Any) -> dict[str, Any]:
     interval = clusters.interval(hits, of) if len(hits) else None
@@ -97,7 +121,7 @@ def _of(of: Any, rows: NDArray[np.bool_]) -> Any:
     return None if of is None else of[rows]
 
 
-def _mean(hits: NDArray[np.bool_]) -> float | None:
+def _mean(hits: NDArray[np.bool_] | NDArray[np.float64]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
@@ -128,6 +152,15 @@ def threshold_for_precision(labels: Labels, of_class: NDArray[np.floating], posi
             code=ExitCode.DATA,
         )
     return just_below(float(values[reached[-1]]))
+
+
+def threshold_for_f1(has: NDArray[np.bool_], of_label: NDArray[np.floating]) -> float:
+    """Return the threshold with the greatest F1; of several the highest."""
+    order = np.argsort(-of_label, kind="stable")
+    values, right = of_label[order], np.cumsum(has[order])
+    last = np.append(values[1:] != values[:-1], True)
+    f1 = np.where(last, 2 * right / (np.arange(1, len(values) + 1) + has.sum()), -1)
+    return just_below(float(values[f1.argmax()]))
 
 
 def just_below(probability: float) -> float:

@@ -18,9 +18,9 @@ class Evaluation:
 
     split: str
     num_examples: int
-    num_correct: int
+    num_correct: int | None  # None where answers are numbers
     mean_loss: float
-    confusion: NDArray[np.int64]  # [true class, predicted class]
+    confusion: NDArray[np.int64] | None  # [true class, predicted class]; None where an image has not one class
     logits: NDArray[np.float32] | None = field(default=None, repr=False)
     """[examples, classes] in the order of the split, on rank 0; None on other ranks, and if there are too many"""
     figures: Mapping[str, Any] = field(default_factory=dict)  # `figures.figures` of these examples, on rank 0
@@ -28,9 +28,9 @@ class Evaluation:
     """intervals of the recalls, on rank 0"""
 
     @property
-    def accuracy(self) -> float:
-        """Return the fraction of examples that are correct."""
-        return self.num_correct / self.num_examples
+    def accuracy(self) -> float | None:
+        """Return the fraction of examples that are correct; None where answers are numbers."""
+        return None if self.num_correct is None else self.num_correct / self.num_examples
 
 
 def never_seen(trained: ArrayLike, labels: NDArray[np.int32], class_names: Sequence[str]) -> list[dict[str, Any]]:

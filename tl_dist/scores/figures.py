@@ -244,9 +244,9 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
     return [mean - half, mean + half]
 
 
-def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
-    """Return `corrected_interval` clipped to 0 and 1, which it exceeds for few folds."""
-    return np.clip(corrected_interval(accuracies, test_to_train), 0, 1).tolist()
+def accuracy_interval(accuracies: Sequence[float], test_to_train: float, at_most_1: bool = True) -> list[float]:
+    """Return `corrected_interval` clipped to 0 and 1, which it exceeds for few folds; to 0 alone for an error."""
+    return np.clip(corrected_interval(accuracies, test_to_train), 0, 1 if at_most_1 else None).tolist()
 
 
 def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = ()) -> dict[str, Any]:

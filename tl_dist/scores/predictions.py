@@ -4,7 +4,7 @@ A confusion matrix that is too large for a record is stored beside it: RUN/predi
 class, predicted class], with `class_names` and `step`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +37,23 @@ class Predictions(Arrays):
     """type of each example, such as its kind of solar cell; empty if the dataset has none"""
     groups: Annotated[np.ndarray, "US examples?"] = field(default_factory=no_text)
     """group of each example, such as its patient, whose images stay in one split; may be empty as well"""
+    targets: Annotated[np.ndarray, "f examples classes?"] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """what is said of each example, where that is not one class: numbers, or 0 and 1 by label, and `probabilities` are
+    the answers; else empty, and then `labels` say it"""
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Return the targets, or the labels where there are none."""
+        return self.targets if len(self.targets) else self.labels
+
+    @property
+    def of_numbers(self) -> bool:
+        """Tell if the targets are numbers."""
+        return len(self.targets) > 0 and not np.isin(self.targets, (0, 1)).all()
+
+    def of_class(self, k: int) -> np.ndarray:
+        """Tell which examples are of a class, or have a label."""
+        return self.targets[:, k] > 0.5 if len(self.targets) else self.labels == k
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +92,7 @@ def with_figures(
     *,
     step: int,
     ids: Sequence[str],
-    labels: np.ndarray,
+    truth: np.ndarray,
     class_names: Sequence[str],
     types: Sequence[str] = (),
     groups: Sequence[str] = (),
@@ -84,6 +101,7 @@ def with_figures(
     decision: Decision | None = None,
     trained: np.ndarray | None = None,
     judge: figures.Judge = figures.figures,
+    answers: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Evaluation:
     """Return the evaluation with all its figures, and store its predictions in the run.
 
@@ -91,8 +109,15 @@ def with_figures(
     `temperature` of a calibrated run (fitted to its validation split, or `num_fitted` examples of other data), the
     figures show what it changes, and so they do with the `decision` of `tl-dist threshold`; with the `trained` labels,
     which classes these lack. `judge` returns the figures of the run's task. The stored probabilities are not
-    calibrated. They overwrite the logits, to save memory.
+    calibrated. They overwrite the logits, to save memory. If the `truth` is targets, `answers` makes answers of logits.
     """
+    texts, labels = (np.array(types, np.str_), np.array(groups, np.str_)), truth
+    if truth.ndim > 1:
+        if result.logits is None or answers is None:
+            return result
+        said, none = answers(result.logits), np.zeros(len(truth), np.int32)
+        kept = np.array(ids), none, said.astype(np.float32), np.array(class_names), step, *texts, truth
+        return _of_targets(result, run, Predictions(*kept), decision, judge)
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
         save_npz(path, confusion=result.confusion, class_names=np.array(class_names), step=step)
@@ -117,11 +142,23 @@ def with_figures(
     if decision is not None:
         shown = figures.Softmax(result.logits, decision.temperature)[:]
         values["decision"] = decision.effect(labels, shown, groups) | {"chosen_here": result.split == "validation"}
-    texts = np.array(types, np.str_), np.array(groups, np.str_)
     predicted = Predictions(np.array(ids), labels, softmax.in_place(), np.array(class_names), step, *texts)
     predicted.save(file_of(run, result.split))
     intervals = clusters.of_classes(labels, hits, of, len(class_names))
     return replace(result, figures=values, logits=None, class_intervals=intervals)
+
+
+def _of_targets(
+    result: Evaluation, run: Path, predicted: Predictions, decision: Decision | None, judge: figures.Judge
+) -> Evaluation:
+    """Store predictions of labels or numbers, and return the evaluation with their figures."""
+    predicted.save(file_of(run, result.split))
+    truth, said = predicted.targets, predicted.probabilities
+    values = judge(truth, said, predicted.groups)
+    if decision is not None:
+        effect = decision.effect_on_labels(truth > 0.5, said)
+        values["decision"] = effect | {"chosen_here": result.split == "validation"}
+    return replace(result, figures=values, logits=None)
 
 
 def _threshold(run: Path, step: int) -> float | None:

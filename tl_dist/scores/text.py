@@ -6,7 +6,8 @@ from typing import Any
 FIGURES = {
     "top5": "top-5", "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
     "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
-    "quadratic_kappa": "quadratic kappa", "mae": "MAE in grades",
+    "quadratic_kappa": "quadratic kappa", "mae": "MAE", "map": "mAP", "micro_f1": "micro F1",
+    "hamming_loss": "wrong labels", "rmse": "RMSE", "r2": "R2", "spearman": "Spearman",
 }  # fmt: skip
 """short names of the figures beside the accuracy"""
 NOT_DEFINED = "\N{EN DASH}"
@@ -78,7 +79,7 @@ def decision(effect: Mapping[str, Any]) -> str:
     """Write the effect of a rule: "AIM: recall 0.957 (95 % interval 0.9213 to 0.9801; 0.811 without the rule), ..."."""
     here = " (on which it was chosen: it flatters)" if effect.get("chosen_here") else ""
     parts = []
-    for name in ("recall", "precision", "accuracy", "cost"):
+    for name in ("recall", "precision", "f1", "accuracy", "cost"):
         if name not in effect:
             continue
         ends = effect.get(f"{name}_interval")

@@ -2,8 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores.decision import Decision
+from tl_dist.scores.figures import Softmax
 from tl_dist.scores.figures import figures as figures
+from tl_dist.scores.figures import log_loss as loss
 
 SEPARATORS = (";", "|", ",")
 MOST_GRADES = 9  # ten numbers are digits
@@ -11,8 +19,43 @@ LEAST_SHARE = 0.1  # of the classes: ImageNet, too, has "maillot" and "maillot, 
 FEWEST_VALUES = 50  # that no set of classes has as its numbers
 
 
-def check(class_names: Sequence[str], grades: Sequence[str]) -> None:
-    """Accept any classes."""
+__all__ = ["WORDS", "agree", "answers", "check", "entries", "figures", "given", "loss", "remarks"]
+
+WORDS = {
+    "hub": "image-classification",
+    "model": "An image classifier of {num} classes",
+    "output": "the probability of each class",
+    "uses": "To tell apart the classes above on images like those that it was trained on. It gives one of them to any "
+    "image whatever: nothing tells it that an image shows none.",
+}
+
+
+def check(class_names: Sequence[str], grades: Sequence[str], truth: NDArray[Any]) -> None:
+    """Accept any classes; refuse (65) numbers, or several labels, for each image."""
+    if truth.ndim > 1:
+        what = "the data set has no class for each image, but numbers or any number of labels."
+        raise Refusal(what, fix="write 'task: regression' or 'task: multilabel'.", code=ExitCode.DATA)
+
+
+def answers(outputs: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Return the softmax of the outputs, in their memory."""
+    return Softmax(outputs, temperature).in_place()
+
+
+def given(answers: Any, rule: Decision | None) -> NDArray[np.bool_]:
+    """Return nothing: an image has a class instead of labels."""
+    return np.empty(0, np.bool_)
+
+
+def entries(names: Sequence[str], answers: Any, rule: Decision | None) -> list[dict[str, Any]]:
+    """Return the probabilities and the class of each image."""
+    classes = answers.argmax(axis=1) if rule is None else rule.classes(answers)
+    return [{"probabilities": row.tolist(), "class": names[k]} for row, k in zip(answers, classes, strict=True)]
+
+
+def agree(expected: NDArray[np.floating], exported: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return for which images both have the same class."""
+    return np.asarray(expected.argmax(axis=1) == exported.argmax(axis=1))
 
 
 def remarks(class_names: Sequence[str]) -> list[str]:

@@ -13,12 +13,17 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import clusters
 from tl_dist.scores import figures as of_classes
 from tl_dist.scores.figures import Labels, Said, Softmax
+from tl_dist.tasks import classification
+from tl_dist.tasks.classification import WORDS, agree, answers, entries, given, loss
+
+__all__ = ["WORDS", "agree", "answers", "check", "entries", "figures", "given", "loss", "remarks"]
 
 _SAMPLES = 2_000  # of the bootstrap
 
 
-def check(class_names: Sequence[str], grades: Sequence[str]) -> None:
+def check(class_names: Sequence[str], grades: Sequence[str], truth: NDArray[Any]) -> None:
     """Refuse (64) classes whose order is unknown: no ascending numbers, and not ordered by the config's `grades`."""
+    classification.check(class_names, grades, truth)
     try:
         numbers = [float(name) for name in class_names]
     except ValueError:

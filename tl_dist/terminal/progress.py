@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tl_dist.refusal import printable
+from tl_dist.scores import text
 from tl_dist.terminal.console import Console, plain
 
 Record = Mapping[str, Any]
@@ -37,9 +38,12 @@ def progress_line(record: Record, width: int | None = None) -> str:
 
 def evaluation_line(record: Record) -> str:
     """Format an "evaluation" record as one line: counts first, since they can be compared exactly."""
-    correct, total = int(record["num_correct"]), int(record["num_examples"])
-    split = record.get("split", "evaluation")
-    line = f"{split} accuracy {correct:,} of {total:,} ({correct / max(total, 1):.4f})"
+    total, split, figures = int(record["num_examples"]), record.get("split", "evaluation"), record.get("figures", {})
+    if "main" in figures:
+        line = f"{split} {text.FIGURES[figures['main']]} {text.figure(figures[figures['main']], 4)} on {total:,} images"
+    else:
+        correct = int(record["num_correct"] or 0)
+        line = f"{split} accuracy {correct:,} of {total:,} ({correct / max(total, 1):.4f})"
     if "loss" in record:
         line += f" | loss {float(record['loss']):.4g}"
     if "step" in record:
@@ -174,7 +178,9 @@ def _parts(record: Record) -> dict[str, str]:
         epochs = float(record["epochs"])
         now = min(int(float(record.get("epoch", 0))) + 1, max(1, -int(-epochs // 1)))
         parts["place"] = f"epoch {now}/{epochs:g} {parts['place']}"
-    parts["loss"] = f"loss {float(record.get('loss', float('nan'))):.3g} acc {float(record.get('accuracy', 0)):.3f}"
+    parts["loss"] = f"loss {float(record.get('loss', float('nan'))):.3g}"
+    if (accuracy := record.get("accuracy", 0)) is not None:
+        parts["loss"] += f" acc {float(accuracy):.3f}"
     if "learning_rate" in record:
         rate = f"{float(record['learning_rate']):.1e}"
         parts["rate"] = f"lr {rate.replace('e-0', 'e-').replace('e+0', 'e')}"  # 3.0e-4 rather than 3.0e-04

@@ -21,7 +21,7 @@ from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _MAX_CLASSES = 20
 _COLOURS = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}
-_FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
+_FIGURES = ("test", "validation", "loss")
 
 
 def show_end(run: RunDir, console: Console) -> None:
@@ -65,9 +65,12 @@ def show_evaluation(record: Record, console: Console) -> None:
     values = record.get("figures")
     if values:
         console.say(text.summary(values))
-        low, high = values["interval"]
+        main = values.get("main", "accuracy")
+        ends = values["interval" if main == "accuracy" else f"{main}_interval"]
         by = f" ({values['interval_by']})" if "interval_by" in values else ""
-        console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}{by}", style="dim")
+        if ends is not None:
+            what = f"the {text.FIGURES.get(main, main)}"
+            console.say(f"one split: 95 % interval of {what} {text.span(ends)}{by}", style="dim")
     if values and "accuracy_at_threshold" in values:
         threshold = f"{values['threshold']:.3f}, chosen on the validation split"
         console.say(f"accuracy {values['accuracy_at_threshold']:.4f} at threshold {threshold}")
@@ -91,9 +94,10 @@ def _show_classes(record: Record, console: Console) -> None:
     shown = sorted(rows, key=lambda row: row["recall"])[:_MAX_CLASSES] if len(rows) > _MAX_CLASSES else rows
     if not rows:
         return
-    table = narrow_table("class", "images", "recall", "95 % interval", "precision", "F1", folds=("class",))
+    label = "label" if "average_precision" in rows[0] else "class"
+    table = narrow_table(label, "images", "recall", "95 % interval", "precision", "F1", folds=(label,))
     for row in shown:
-        low, high = row["interval"]
+        low, high = row["interval"] or (0.0, 1.0)
         scores = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("recall", "precision", "f1")]
         table.add_row(plain(row["class"]), f"{row['num_examples']:,}", scores[0], f"{low:.3f}-{high:.3f}", *scores[1:])
     console.print(table)
@@ -132,7 +136,8 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """Show one line for each run, the most recent first."""
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
-        figures = [f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures]
+        shown = [(name, key) for name in _FIGURES for key in run.figures if key.partition("_")[0] == name]
+        figures = [f"{name} {run.figures[key]:.4g}" for name, key in shown]
         cells = ["", "", "", ""]
         if not run.problem:
             workers = f"{run.strategy} x {run.workers}" if run.workers else run.strategy

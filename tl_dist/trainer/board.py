@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.config.model_selection import FIGURES
 from tl_dist.datasets import Source
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.atomic import write_atomically
@@ -61,7 +62,7 @@ class Board:
         self._trained, step_s = record["step"], record["step_s"]
         wait, reduction = record["data_wait_share"], record["reduction_share"]
         parts = {"data_wait": wait, "reduction": reduction, "compute": max(0.0, 1.0 - wait - reduction)}
-        curves = {tag: record[key] for key, tag in _TAGS.items()}
+        curves = {tag: record[key] for key, tag in _TAGS.items() if record[key] is not None}
         self._scalars(self._trained, curves | {f"step_time/{part}_s": step_s * share for part, share in parts.items()})
 
     def evaluation(self, step: int, result: Evaluation) -> None:
@@ -69,18 +70,20 @@ class Board:
         split, names = result.split, self._class_names
         if step < self._trained and split != "test":  # its curve has that step
             return
-        curves = {f"{split}/loss": result.mean_loss, f"{split}/accuracy": result.accuracy}
+        figures = {"accuracy": result.accuracy, **result.figures}
+        curves = {f"{split}/loss": result.mean_loss}
+        curves |= {f"{split}/{name}": figures[name] for name in FIGURES if isinstance(figures.get(name), float)}
         if len(names) <= MAX_CHARTS:
             for row in class_records(result, names):
                 defined = {key: row[key] for key in ("recall", "precision", "f1") if row[key] is not None}
                 curves |= {f"{split}_{key}/{printable(row['class'])}": value for key, value in defined.items()}
         self._scalars(step, curves)
-        self._picture(step, f"{split}/confusion", lambda: confusion_picture(result.confusion, names))
+        if (confusion := result.confusion) is not None:
+            self._picture(step, f"{split}/confusion", lambda: confusion_picture(confusion, names))
 
-    def images(self, step: int, images: np.ndarray, labels: Sequence[int]) -> None:
+    def images(self, step: int, images: np.ndarray, labels: Sequence[str]) -> None:
         """Show a grid of augmented training images, uint8 [n, h, w, 3], as the network gets them."""
-        names = [self._class_names[label] for label in labels]
-        self._picture(step, "train/augmented_images", lambda: grid_picture(images, names))
+        self._picture(step, "train/augmented_images", lambda: grid_picture(images, labels))
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Show the flat config on the HParams page, and as text."""
@@ -100,12 +103,12 @@ class Board:
         """
         from tensorboard.plugins.pr_curve.metadata import create_summary_metadata
 
-        if not np.isfinite(predictions.probabilities).all():
+        if predictions.of_numbers or not np.isfinite(predictions.probabilities).all():
             return
         bins = np.linspace(0, 1, NUM_THRESHOLDS)
         names = [str(name) for name in predictions.class_names]
-        for k in range(len(names) == 2, len(names)):
-            probabilities, positive = predictions.probabilities[:, k], predictions.labels == k
+        for k in range(len(names) == 2 and not len(predictions.targets), len(names)):
+            probabilities, positive = predictions.probabilities[:, k], predictions.of_class(k)
             # At each threshold, how many of the class, and of the others, are at or above it.
             of_class, of_others = (
                 (len(values) - np.searchsorted(np.sort(values), bins)).astype(np.float64)
@@ -144,9 +147,11 @@ class Board:
 
 
 def class_records(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of `figures.by_class` with the names of the classes."""
-    rows = zip(class_names, by_class(result.confusion, result.class_intervals), strict=True)
-    return [{"class": name, **figures} for name, figures in rows]
+    """Return the rows of `figures.by_class`, or of the task's own figures of labels, with their names."""
+    own = result.figures.get("labels", ())
+    if result.confusion is not None:
+        own = by_class(result.confusion, result.class_intervals)
+    return [{"class": name, **figures} for name, figures in zip(class_names, own, strict=False)]
 
 
 def _cell(value: object) -> str:
@@ -164,7 +169,7 @@ def show_points(directory: Path, source: Source, features: FeatureSet, rows: NDA
     chosen = np.unique(np.linspace(0, source.num_examples - 1, MAX_POINTS).astype(np.int64))
     values = features.some(chosen if rows is None else np.asarray(rows)[chosen])
     points = values.reshape(len(chosen), -1, values.shape[-1]).mean(axis=1)
-    labels = [[source.class_names[source.labels[k]], str(source.ids[k])] for k in chosen.tolist()]
+    labels = [[source.in_words(source.truth[k]), str(source.ids[k])] for k in chosen.tolist()]
     write_atomically(directory / "features.tsv", _table([[f"{x:.5g}" for x in row] for row in points.tolist()]))
     write_atomically(directory / "features_labels.tsv", _table([["class", "id"], *labels]))
     write_atomically(config, _PROJECTOR.encode())

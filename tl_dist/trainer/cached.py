@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.config import Config, registry
 from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
@@ -253,6 +254,7 @@ def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callabl
         setup.class_weights,
         cfg.data.split_seed,
         watching(stop_requested),
+        tasks.of(cfg).loss,
     )
 
 
@@ -262,5 +264,5 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     They are evaluated in all these views if evaluation has the same views, else in the plain view alone.
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-    labels, annotations = np.asarray(source.labels), source.annotations
-    return nested.Examples(values, evaluated, labels, strata_of(source), annotations.groups, annotations.weights)
+    annotations = source.annotations
+    return nested.Examples(values, evaluated, source.truth, strata_of(source), annotations.groups, annotations.weights)

@@ -42,8 +42,8 @@ def _fit_head(setup: Setup, stage_input: StageInput) -> dict[str, Any]:
     values = normalized(setup, stage_input, stage_input.features.values())
     classifier = classifier_of(setup, stage_input, setup.run.stop_requested)
     head, choice = classifier.fit(examples_of(setup.splits["train"], values, setup.cfg))
-    stage_input.model.trainable["head/logits/kernel"].assign(head.kernel.astype(np.float32))
-    stage_input.model.trainable["head/logits/bias"].assign(head.bias.astype(np.float32))
+    for path, value in stage_input.model.as_standardized(head.kernel, head.bias).items():
+        stage_input.model.trainable[path].assign(value.astype(np.float32))
     how = f" after {head.iterations} iterations" if head.iterations else ""
     text = f"{settings.name}: {'fitted' if head.converged else 'NOT converged'}{how}"
     facts: dict[str, Any] = {}

@@ -27,7 +27,6 @@ from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer.precise_statistics import PreciseStatistics
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
 from tl_dist.training import evaluation
-from tl_dist.training.losses import Objective
 
 
 class Evaluator:
@@ -44,7 +43,7 @@ class Evaluator:
         self._batches: dict[str, tf.data.Dataset] = {}
         self._evaluate_batch = evaluation.evaluation_step(
             stage_input.model,
-            Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
+            evaluation.objective_of(setup.cfg, stage_input.model, setup.splits["train"].num_classes),
             setup.parallel,
             global_batch=setup.cfg.evaluation_batch,
             views=views_of(setup.cfg.evaluation.views),
@@ -67,19 +66,21 @@ class Evaluator:
         if not setup.is_first:
             return result
         failpoint("evaluation.figures")
+        task = tasks.of(setup.cfg)
         return predictions.with_figures(
             result,
             setup.run.path,
             step=setup.state.step,
             ids=source.ids,
-            labels=source.labels,
+            truth=source.truth,
             class_names=source.class_names,
             types=source.annotations.types,
             groups=groups_of(source, setup.cfg.data),
             temperature=temperature,
             decision=decision,
             trained=setup.splits["train"].labels,
-            judge=tasks.of(setup.cfg).figures,
+            judge=task.figures,
+            answers=task.answers,
         )
 
     def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation:
@@ -126,12 +127,14 @@ def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     return evaluator.evaluate(split, temperature, rule)
 
 
-def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
-    """Return a checkpoint's probabilities [examples, classes], calibrated if the run is; one process, no files."""
+def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.floating]:
+    """Return a checkpoint's answers [examples, classes], calibrated if the run is; one process, no files."""
     split_of(setup, split)
     setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
     fit = calibration.of_checkpoint(setup.run.path, saved.sha256)
     logits = kept_logits(Evaluator.of_state(setup).counted(split), "compared")
+    if not tasks.one_class_each(setup.cfg):
+        return tasks.of(setup.cfg).answers(logits)
     return figures.Softmax(logits, 1.0 if fit is None else fit.temperature)[:]
 
 

@@ -44,7 +44,7 @@ def _problem(cfg: Config, splits: Splits, figure: str) -> tuple[str, str] | None
         # The fold's figures are the result of the run: choosing by them would bias them upwards.
         what = "the validation split is the fold that is held out, since the test split is official"
         return what, "remove it, or 'folds' and 'fold'."
-    if figure == "roc_auc" and len(np.unique(source.labels)) < source.num_classes:
+    if figure == "roc_auc" and source.truth.ndim == 1 and len(np.unique(source.labels)) < source.num_classes:
         return "a class has no validation example", f"write 'metric: {SPLIT}.macro_f1'."
     if figure != "accuracy" and source.num_examples * source.num_classes > MAX_LOGITS:
         what = f"of {source.num_examples:,} examples of {source.num_classes:,} classes only the accuracy is computed"

@@ -13,17 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.data import pipeline
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
 from tl_dist.datasets import Source, quarantine
 from tl_dist.datasets.files import unlabelled, unusable
 from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
-from tl_dist.scores import figures
 from tl_dist.scores.predictions import Predicted
 from tl_dist.trainer.load_model import Loaded
-from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
-from tl_dist.training.losses import Objective
+from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, objective_of, put_together
 
 ROUND_S = 1.0  # how often the workers exchange results, and rank 0 yields them
 
@@ -47,11 +46,12 @@ def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterato
     """
     step = evaluation_step(
         model.model,
-        Objective(len(model.class_names), model.cfg.global_batch),
+        objective_of(model.cfg, model.model, len(model.class_names)),
         model.parallel,
         global_batch=model.cfg.evaluation_batch,
         views=views_of(model.cfg.evaluation.views),
         features=features,
+        labelled=False,
     )
     widths = [len(model.class_names), model.model.num_features if features else 0]
     left = np.arange(source.num_examples)
@@ -126,7 +126,7 @@ def _batches(model: Loaded, source: Source, rows: range) -> Any:
 
 def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> Predicted:
     """Predict files in this process alone; `known` has the reason for each file that cannot be decoded."""
-    errors = {paths[k]: reason for k, reason in known.items()}
+    errors, answers = {paths[k]: reason for k, reason in known.items()}, tasks.of(model.cfg).answers
     good = [path for k, path in enumerate(paths) if k not in known]
     source = unlabelled(good, model.class_names)
     rows = [np.empty((0, len(model.class_names)), np.float32)]
@@ -134,7 +134,7 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     for part in predict(model, source):
         errors |= {good[k]: reason for k, reason in part.faults.items()}
         if not part.faults:
-            rows.append(figures.Softmax(part.logits, model.temperature).in_place())
+            rows.append(answers(part.logits, model.temperature).astype(np.float32, copy=False))
             examples.append(part.examples)
     ids = np.array([good[k] for k in np.concatenate(examples)], np.str_)
     return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)

@@ -5,6 +5,7 @@ steps is void, since these steps are trained again, and no curve folds back.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class RunWriter:
             "epoch": min(report.step / self.steps_per_epoch, epochs),
             "epochs": epochs,
             "loss": report.mean_loss,
-            "accuracy": report.accuracy,
+            "accuracy": None if math.isnan(report.accuracy) else report.accuracy,
             "learning_rate": report.learning_rate,
             "gradient_norm": report.gradient_norm,
             "loss_scale": report.loss_scale,
@@ -134,10 +135,11 @@ class RunWriter:
         self._figures[result.split] = _counts(result) | others
         # The best of a test split would be a selection by it.
         best = self.state.history.get("best_validation")
-        if result.split == "validation" and (best is None or result.accuracy > best["accuracy"]):
-            self.state.history["best_validation"] = {"accuracy": result.accuracy, "step": step}
+        accuracy = result.accuracy
+        if result.split == "validation" and accuracy is not None and (best is None or accuracy > best["accuracy"]):
+            self.state.history["best_validation"] = {"accuracy": accuracy, "step": step}
 
-    def images(self, images: np.ndarray, labels: Sequence[int]) -> None:
+    def images(self, images: np.ndarray, labels: Sequence[str]) -> None:
         """Show the first training images, as the network sees them, in TensorBoard."""
         if self._board:
             self._board.images(self.state.step, images, labels)
@@ -211,6 +213,8 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
     """
     head = {"event": "evaluation", "step": step, "split": result.split}
     record = head | _counts(result) | {"figures": dict(result.figures)}
+    if result.confusion is None:
+        return record | {"class_names": list(class_names)}
     if len(class_names) <= predictions.MAX_RECORDED_CLASSES:
         return record | {"confusion": result.confusion.tolist(), "class_names": list(class_names)}
     errors = largest_errors(result.confusion, MAX_ERRORS)

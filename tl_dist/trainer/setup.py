@@ -30,8 +30,10 @@ from tl_dist.trainer import examples, load_model
 from tl_dist.trainer.examples import Examples
 from tl_dist.trainer.load_model import image_size_of, refuse_changed_code, start_worker
 from tl_dist.training import losses, monitor, optim
+from tl_dist.training.losses import Distillation, Objective
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
+from tl_dist.training.target_losses import TargetObjective, pos_weights
 
 
 class StopRequested(Refusal):
@@ -120,16 +122,43 @@ class Setup:
         for step in range(self.state.step, self.state.step + num_steps):
             yield from self.order.index(self.order.positions(step, rows)).numpy().tolist()
 
+    def objective(self) -> Objective | TargetObjective:
+        """Return the loss of training."""
+        cfg, loss, train, distill = self.cfg, self.cfg.loss, self.splits["train"], self.cfg.distill
+        mixes, sizes = cfg.data.augmentation.mixes, (train.num_classes, cfg.global_batch)
+        if not tasks.one_class_each(cfg):
+            of_labels = pos_weights(loss, train.truth)
+            self._refuse_number_of(of_labels, "loss.pos_weight", "label")
+            return TargetObjective(loss, *sizes, mixes, of_labels, self.model.spread)
+        weights = train.annotations.weights
+        return Objective(
+            *sizes,
+            loss.label_smoothing,
+            self.class_weights(train.labels, weights),
+            mixed=mixes or cfg.data.soft_labels,
+            distillation=Distillation(distill.temperature, distill.weight) if distill else None,
+            gamma=loss.gamma if loss.name == "focal" else 0.0,
+            adjustment=losses.logit_adjustment(train.labels, train.num_classes, weights, loss.tau)
+            if loss.name == "logit_adjusted"
+            else None,
+            cumulative=loss.name == "coral",
+        )
+
+    def _refuse_number_of(self, weights: Sequence[float] | None, key: str, what: str) -> None:
+        """Refuse (64) other than one weight for each class or label."""
+        train = self.splits["train"]
+        if weights is not None and len(weights) != train.num_classes:
+            numbers = f"{key} has {len(weights)} numbers for {train.num_classes} {what}{'e' * (what == 'class')}s."
+            fix = f"give one for each of {', '.join(train.class_names)}."
+            raise Refusal(numbers, fix=fix, code=ExitCode.USAGE)
+
     def class_weights(
         self, labels: NDArray[np.int32] | Sequence[int], weights: NDArray[np.floating] | None
     ) -> list[float] | None:
         """Return the loss weight of each class that the config asks for, of these examples; None without weights."""
         loss, train = self.cfg.loss, self.splits["train"]
         wanted = loss.class_weights
-        if isinstance(wanted, tuple) and len(wanted) != train.num_classes:
-            what = f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes."
-            fix = f"give one for each of {', '.join(train.class_names)}."
-            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+        self._refuse_number_of(wanted if isinstance(wanted, tuple) else None, "loss.class_weights", "class")
         return losses.class_weights(wanted, labels, train.num_classes, weights, beta=loss.beta)
 
 
@@ -195,7 +224,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     train = readable.splits["train"]
     by_class = ByClass.of(train.labels) if data.balance else None
     order = Order(cfg.seed, train.num_examples, cfg.global_batch, block, data.shuffle_window, by_class)
-    tasks.of(cfg).check(train.class_names, data.grades)
+    tasks.of(cfg).check(train.class_names, data.grades, train.truth)
     run_stages = plan(cfg, order.steps)
     model, optimizer, weights_sha256, origin_sha256 = _build(cfg, run_stages, readable.splits, parallel, computed_in)
     statistics = moving_statistics(model)
@@ -242,6 +271,7 @@ def _build(
         whole = classifier.widest(views)
         for view in views:
             view.refuse_frozen_random()
+        whole.standardize(splits["train"].truth)
         with whole.keeping_new():
             if file is not None:
                 weights.load(model.network, file)

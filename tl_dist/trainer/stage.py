@@ -22,7 +22,6 @@ from tl_dist.trainer.run_writer import RunWriter
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images
 from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
-from tl_dist.training.losses import Distillation, Objective, logit_adjustment
 from tl_dist.training.state import Report
 from tl_dist.training.step import TrainStep, no_clock, weight_checksums
 
@@ -37,32 +36,19 @@ class StageTraining:
         self._setup, self._stage_input, self._writer = setup, stage_input, writer
         self._tell = writer.tell if writer else lambda record: None
         self._stage = stage = stage_input.stage
-        cfg, parallel, distill, loss = setup.cfg, setup.parallel, setup.cfg.distill, setup.cfg.loss
-        train = setup.splits["train"]
-        examples = train.labels, train.num_classes, train.annotations.weights
+        cfg, parallel = setup.cfg, setup.parallel
         self._rate = lambda at: optim.learning_rate(
             stage.optimizer,
             at - stage.first_step,
             steps_per_epoch=setup.steps_per_epoch,
             total_steps=stage.end - stage.first_step,
         )
-        objective = Objective(
-            train.num_classes,
-            cfg.global_batch,
-            loss.label_smoothing,
-            setup.class_weights(train.labels, train.annotations.weights),
-            mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
-            distillation=Distillation(distill.temperature, distill.weight) if distill else None,
-            gamma=loss.gamma if loss.name == "focal" else 0.0,
-            adjustment=logit_adjustment(*examples, loss.tau) if loss.name == "logit_adjusted" else None,
-            cumulative=loss.name == "coral",
-        )
         self._selection = ModelSelection(cfg, stage, setup.state, setup.optimizer, parallel, self._tell)
         plateau = stage.optimizer.schedule.name == "plateau"
         step = TrainStep(
             stage_input.model,
             setup.optimizer,
-            objective,
+            setup.objective(),
             parallel,
             (lambda at: setup.optimizer.lowered(self._rate(at))) if plateau else self._rate,
             stage=stage.number,
@@ -135,7 +121,7 @@ class StageTraining:
         if self._writer and setup.state.step == 0 and cfg.report.tensorboard:
             shown = range(min(16, cfg.global_batch))
             batch = next(iter(_train_batches(setup, from_images(setup, self._stage), shown)))
-            self._writer.images(batch.images.numpy(), batch.labels.numpy())
+            self._writer.images(batch.images.numpy(), list(map(setup.splits["train"].in_words, batch.labels.numpy())))
         save_every = cfg.checkpoint.every_steps or self._stage.end
         rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
         agreement.prove_rows(setup.parallel, rows, cfg.global_batch)

@@ -8,37 +8,48 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tl_dist.config import Config, LossConfig
+from tl_dist.config.training import LOSSES
 from tl_dist.data.batch import Batch
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import figures
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.loop import MAX_CHUNK_S
-from tl_dist.training.losses import Objective
-from tl_dist.training.step import compiled, counted
+from tl_dist.training.losses import Objective, counted
+from tl_dist.training.step import compiled
+from tl_dist.training.target_losses import TargetObjective
 
 MAX_LOGITS = 1 << 26  # of a split that rank 0 gathers: 256 MiB, ImageNet's 50,000 x 1,000 among them
-MOST = -math.log(figures.LEAST)  # that one example adds to the loss, as in the log loss
 PIECE_BYTES = 8 << 20  # of logits that are exchanged at a time
+
+
+def objective_of(cfg: Config, model: Classifier, num_classes: int) -> Objective | TargetObjective:
+    """Return the loss of a task that evaluations show: without weights, smoothing and focus."""
+    if "cross_entropy" in LOSSES[cfg.task]:
+        return Objective(num_classes, cfg.global_batch)
+    name = "binary_cross_entropy" if cfg.loss.name == "asymmetric" else cfg.loss.name
+    plain = LossConfig(name=name, delta=cfg.loss.delta)
+    return TargetObjective(plain, num_classes, cfg.global_batch, spread=model.spread)
 
 
 def evaluation_step(
     model: Classifier,
-    objective: Objective,
+    objective: Objective | TargetObjective,
     parallel: DataParallel,
     *,
     global_batch: int,
     views: int = 1,
     features: bool = False,
+    labelled: bool = True,
 ) -> Callable[[Any], dict[str, Any]]:
     """Return `evaluate_batch(batches)`, which returns this process's sums over its rows of the next batch.
 
-    `loss`, `examples` and `confusion` [true class, predicted class] leave padding out; `seen` sums a hash of the
-    index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes] holds
-    this process's rows at their places in the global batch, and 0 elsewhere.
+    `examples` and, if they are `labelled`, `loss` and what the objective `counts` leave padding out; `seen` sums a hash
+    of the index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes]
+    holds this process's rows at their places in the global batch, and 0 elsewhere.
 
-    With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities. With
+    With several `views` images are [rows, views, ...], and `logits` what the objective makes of all. With
     `features` the result also has `features`, laid out like `logits`: the last layer's float32 input for view 0.
     """
 
@@ -53,20 +64,17 @@ def evaluation_step(
         if features:
             logits, outputs["features"] = model.with_features(batch.images if views == 1 else batch.images[:, 0])
         if views > 1:
-            logits = _mean_over_views(model, batch.images, views, objective.num_classes)
+            logits = objective.over_views(_each_view(model, batch.images, views, objective.num_classes))
         elif not features:
             logits = model(batch.images)
         outputs["logits"], real = logits, counted(batch)
+        judged: dict[str, Any] = {}
+        if labelled:
+            losses = tf.minimum(objective.losses(logits, batch), objective.most)
+            judged = {"loss": tf.cast(tf.reduce_sum(losses), tf.float64), **objective.counts(logits, batch)}
         return {
-            "loss": tf.cast(tf.reduce_sum(tf.minimum(objective.losses(logits, batch), MOST)), tf.float64),
+            **judged,
             "examples": tf.cast(tf.reduce_sum(real), tf.float64),
-            "confusion": tf.math.confusion_matrix(
-                batch.labels,
-                tf.argmax(logits, axis=-1),
-                objective.num_classes,
-                weights=tf.cast(real, tf.float64),
-                dtype=tf.float64,
-            ),
             "seen": tf.reduce_sum(tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)),
             **{name: in_place(rows, batch) for name, rows in outputs.items()},
         }
@@ -78,14 +86,13 @@ def evaluation_step(
     return evaluate_batch
 
 
-def _mean_over_views(model: Classifier, images: Any, views: int, num_classes: int) -> Any:
-    log_probabilities = tf.map_fn(
-        lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
+def _each_view(model: Classifier, images: Any, views: int, num_classes: int) -> Any:
+    return tf.map_fn(
+        lambda view: model(tf.gather(images, view, axis=1)),
         tf.range(views),
         fn_output_signature=tf.TensorSpec([images.shape[0], num_classes], tf.float32),
         parallel_iterations=1,  # so that only one view at a time is in memory
     )
-    return tf.reduce_logsumexp(log_probabilities, axis=0) - math.log(views)
 
 
 def example_hash(index: Any) -> Any:
@@ -137,11 +144,12 @@ def evaluate(
             fix="report this as a bug: the figures cannot be trusted.",
             code=ExitCode.INTERNAL,
         )
-    confusion = np.rint(totals["confusion"]).astype(np.int64)
+    confusion = np.rint(totals["confusion"]).astype(np.int64) if "confusion" in totals else None
+    correct = float(totals.get("correct", 0.0)) if confusion is None else np.trace(confusion)
     return Evaluation(
         split=split,
         num_examples=num_examples,
-        num_correct=int(np.trace(confusion)),
+        num_correct=None if math.isnan(correct) else round(correct),
         mean_loss=float(totals["loss"]) / num_examples,
         confusion=confusion,
         logits=None if gathered is None else gathered.of_all(num_examples),

@@ -10,9 +10,19 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from tl_dist.data.batch import Batch
+from tl_dist.scores import figures
 
 _LEAST = 1e-7
 """the least 1 - p in the focal loss, whose gradient has no limit there if gamma is below 1"""
+
+
+MOST = -math.log(figures.LEAST)
+"""that one example adds to the loss of an evaluation, as in the log loss"""
+
+
+def counted(batch: Batch) -> Any:
+    """Return float32 [rows]: 1 for an example, 0 for padding."""
+    return tf.cast(batch.weights > 0, tf.float32)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,26 @@ class Objective:
     """[classes], added to the logits: the logit-adjusted loss of Menon et al., arXiv 2007.07314, section 4.2"""
     cumulative: bool = False
     """the sum of the binary cross-entropies of exceeding each grade: the loss of Cao et al., arXiv 1901.07884"""
+    most = MOST  # that one example adds to the loss of an evaluation
+
+    def counts(self, logits: Any, batch: Batch) -> dict[str, Any]:
+        """Return the confusion matrix of the rows: float64 [true class, predicted class], without padding."""
+        matrix = tf.math.confusion_matrix(
+            batch.labels,
+            tf.argmax(logits, axis=-1),
+            self.num_classes,
+            weights=tf.cast(counted(batch), tf.float64),
+            dtype=tf.float64,
+        )
+        return {"confusion": matrix}
+
+    def hits(self, logits: Any, labels: Any) -> Any:
+        """Return float32 [rows]: 1 where the class is right."""
+        return tf.cast(tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels), tf.float32)
+
+    def over_views(self, logits: Any) -> Any:
+        """Return the logarithms of the mean probabilities [rows, classes] of logits [views, rows, classes]."""
+        return tf.reduce_logsumexp(tf.nn.log_softmax(logits), axis=0) - math.log(logits.shape[0])
 
     def losses(self, logits: Any, batch: Batch) -> Any:
         """Return float32 [rows]: the loss of each example times its weight; for a mixture, the mixture of the losses.

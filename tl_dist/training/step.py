@@ -14,8 +14,9 @@ import tensorflow as tf
 from tl_dist.data.batch import Batch
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
-from tl_dist.training.losses import Objective
+from tl_dist.training.losses import Objective, counted
 from tl_dist.training.optim import Optimizer
+from tl_dist.training.target_losses import TargetObjective
 
 compiled = partial(tf.function, autograph=False)
 """without AutoGraph, which rewrites every function that is called: 2 of 4 s of tracing, of no use here"""
@@ -47,7 +48,7 @@ class TrainStep:
 
     model: Classifier
     optimizer: Optimizer
-    objective: Objective
+    objective: Objective | TargetObjective
     parallel: DataParallel
     rate: Callable[[Any], Any]
     stage: int = 0
@@ -124,8 +125,7 @@ class TrainStep:
                 tf.cast(g, tf.bfloat16) if path in model.bfloat16_paths else g
                 for path, g in zip(model.trainable, gradients, strict=True)
             ]
-        hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch.labels)
-        correct = tf.reduce_sum(tf.cast(hits, tf.float32) * counted(batch))
+        correct = tf.reduce_sum(self.objective.hits(logits, batch.labels) * counted(batch))
         return Gradients(loss, correct, gradients, model.moments_in_order(moments))
 
     def update(
@@ -179,8 +179,3 @@ def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], 
         return parallel.run(replica_sums, (tf.zeros([local]),), tf.constant(0, tf.int64))
 
     return checksums
-
-
-def counted(batch: Batch) -> Any:
-    """Return float32 [rows]: 1 for an example, 0 for padding."""
-    return tf.cast(batch.weights > 0, tf.float32)

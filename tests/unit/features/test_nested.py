@@ -132,7 +132,12 @@ def a_run(tmp_path: Path, labels: np.ndarray, class_weights: str | None = None) 
         "head/logits/bias": tf.Variable(tf.zeros([2])),
     }
     splits = {"train": pool.subset(np.arange(90)), "test": pool.subset(np.arange(90, 120))}
-    net = SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head)
+    net = SimpleNamespace(
+        stage_names=["a", "b"],
+        stage_channels=[30, 10],
+        trainable=head,
+        as_standardized=lambda kernel, bias: {"head/logits/kernel": kernel, "head/logits/bias": bias},
+    )
     setup = setup_of(cfg, splits, net, run=RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg)))
     return setup, given_to(setup, features=TrainFeatures(Kept(), np.arange(90)))  # type: ignore[arg-type]
 

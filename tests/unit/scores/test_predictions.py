@@ -22,7 +22,7 @@ def evaluated(
 ) -> Evaluation:
     result = Evaluation(split, 5, 3, 0.5, np.array([[2, 0], [2, 1]]), None if logits is None else logits.copy())
     return predictions.with_figures(
-        result, run, step=step, ids=list("abcde"), labels=LABELS, class_names=["good", "bad"], groups=groups
+        result, run, step=step, ids=list("abcde"), truth=LABELS, class_names=["good", "bad"], groups=groups
     )
 
 

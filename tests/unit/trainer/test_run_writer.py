@@ -99,7 +99,7 @@ def test_an_attempt_that_ended_before_its_first_checkpoint_is_done_again(run: Ru
 
 def test_tensorboard_has_every_page(run: RunDir) -> None:
     writer = run_writer(run, tensorboard=True)
-    writer.images(np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
+    writer.images(np.zeros((3, 8, 8, 3), np.uint8), ["dog", "cat", "dog"])
     writer.report(report(10))
     writer.evaluated(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
     scores = np.array([0.1, 0.6, 0.4, 0.9])

@@ -34,7 +34,7 @@ def evaluated(rank, num, out):
         assert result.logits.shape == (num, CLASSES)
         labels = (np.arange(num) % CLASSES).astype(np.int32)
         result = predictions.with_figures(
-            result, Path(out), step=1, ids=["x"] * num, labels=labels, class_names=["c"] * CLASSES
+            result, Path(out), step=1, ids=["x"] * num, truth=labels, class_names=["c"] * CLASSES
         )
         assert result.figures["roc_auc"] is not None
     return result
@@ -192,7 +192,7 @@ def test_a_matrix_of_1000_classes_lies_beside_the_predictions_and_not_in_the_rec
     counts[3, 7], counts[999, 0] = 9, 4
     result = predictions.with_figures(
         Evaluation("test", 40_013, 40_000, 0.5, counts),
-        tmp_path, step=6, ids=[], labels=np.zeros(0, np.int32), class_names=names,
+        tmp_path, step=6, ids=[], truth=np.zeros(0, np.int32), class_names=names,
     )  # fmt: skip
     record = evaluation_record(6, result, names)
     assert len(json.dumps(record)) < 100_000

@@ -16,6 +16,15 @@ def data(cfg: Config) -> Iterator[Broken]:
     if data.labels == "coarse" and "labels" not in needs.keys:
         what = "only cifar100 has coarse labels."
         yield Broken(("data", "labels"), what, "remove 'labels' or use 'name: cifar100'.")
+    for key, task in (("target", "regression"), ("separator", "multilabel"), ("label_columns", "multilabel")):
+        if getattr(data, key) and cfg.task != task:
+            yield Broken(("data", key), f"data.{key} has no effect with task '{cfg.task}'.", f"write 'task: {task}'.")
+        elif getattr(data, key) and key not in needs.keys and data.name in registry.DATASETS:
+            what = f"dataset '{data.name}' has one class for each image, and task '{task}' needs more."
+            yield Broken(("data", "name"), what, "list the images in a table, and write 'name: csv'.")
+    if data.separator and data.label_columns:
+        what = "data.label_columns has the labels already, so data.separator has no effect."
+        yield Broken(("data", "separator"), what, "remove one of them.")
     if data.soft_labels and data.grades:
         what = "soft labels are of two classes, and data.grades makes each probability a class."
         yield Broken(("data", "soft_labels"), what, "remove it, or 'grades'.")

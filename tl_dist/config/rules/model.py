@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from tl_dist.config import Config, batch_norm, registry
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
+from tl_dist.config.training import CLASSIFIERS
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index")
 """suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
@@ -141,9 +142,9 @@ def _chosen(cfg: Config) -> Iterator[Broken]:
     if settings.l2 == ():
         yield Broken(("classifier", "l2"), "classifier.l2 has nothing to choose from.", "write 'l2: auto'.")
     key = "layers" if settings.layers == "auto" else "l2"
-    if settings.chosen and settings.name != "logistic":
+    if settings.chosen and settings.name not in ("logistic", "ridge"):
         what = f"classifier '{settings.name}' has no {key} for the folds to choose."
-        yield Broken(("classifier", key), what, f"write 'name: logistic', or remove '{key}'.")
+        yield Broken(("classifier", key), what, f"write 'name: {CLASSIFIERS[cfg.task][0]}', or remove '{key}'.")
     elif settings.layers == "auto" and (len(model.layers) < 2 or model.pooling == "flatten"):
         what = "classifier.layers: auto chooses among pooled layers, but model has fewer than two."
         fix = "write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'."

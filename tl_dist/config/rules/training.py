@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from tl_dist.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, registry
-from tl_dist.config.model_selection import FIGURES, OF_GRADES, SPLIT, figure_of, metrics_of
+from tl_dist.config.model_selection import FIGURES, OF_TASK, SPLIT, figure_of, metrics_of
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
-from tl_dist.config.training import FOR_GRADES, PLATEAU
+from tl_dist.config.training import CLASSIFIERS, LOSSES, PLATEAU
 
 FEW_VIEWS = ("flip", "dihedral")
 """augmentations with few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
@@ -38,23 +38,30 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
 def loss(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about variants of the loss, and about two ways to balance classes at once."""
     loss, fields, computed = cfg.loss, LossConfig.model_fields, cfg.classifier.computed
-    for key, needed, is_set in (
-        ("gamma", "name: focal", loss.name == "focal"),
-        ("tau", "name: logit_adjusted", loss.name == "logit_adjusted"),
-        ("beta", "class_weights: effective", loss.class_weights == "effective"),
+    for key, needed in (
+        ("gamma", "name: focal"),
+        ("tau", "name: logit_adjusted"),
+        ("beta", "class_weights: effective"),
+        *((key, "name: asymmetric") for key in ("gamma_positive", "gamma_negative", "clip")),
+        ("delta", "name: huber"),
+        ("pos_weight", "name: binary_cross_entropy"),
     ):
-        if not is_set and getattr(loss, key) != fields[key].default:
+        key_needed, value = needed.split(": ")
+        if getattr(loss, key_needed) != value and getattr(loss, key) != fields[key].default:
             yield Broken(("loss", key), f"loss.{key} has no effect without '{needed}'.", "add that, or remove it.")
+    yield from _of_another_task(cfg)
+    plain = "cross_entropy" if "cross_entropy" in LOSSES[cfg.task] else LOSSES[cfg.task][0]
     for path, is_set in (
-        (("loss", "name"), loss.name != "cross_entropy"),
+        (("loss", "name"), loss.name != plain),
+        (("loss", "pos_weight"), loss.pos_weight is not None),
         (("data", "balance"), cfg.data.balance),
     ):
         if is_set and computed:
-            what = f"classifier '{cfg.classifier.name}' minimizes the cross-entropy of each example once."
-            yield Broken(path, what, "remove it (class_weights work there), or write 'name: head' below 'classifier:'.")
-    if loss.name in FOR_GRADES and cfg.task != "ordinal":
-        what = f"loss '{loss.name}' is for classes that are ordered grades."
-        yield Broken(("loss", "name"), what, "write 'task: ordinal', or use another loss.")
+            what = f"classifier '{cfg.classifier.name}' minimizes the {plain} of each example once."
+            what, also = what.replace("cross_entropy", "cross-entropy"), ""
+            if plain == "cross_entropy":
+                also = " (class_weights work there)"
+            yield Broken(path, what, f"remove it{also}, or write 'name: head' below 'classifier:'.")
     if loss.name == "coral" and loss.label_smoothing:
         what = "label_smoothing has no effect with loss 'coral', which knows no classes, only grades to exceed."
         yield Broken(("loss", "label_smoothing"), what, "remove it, or write 'name: corn'.")
@@ -70,6 +77,31 @@ def loss(cfg: Config) -> Iterator[Broken]:
     if cfg.data.balance and cfg.data.shuffle == "blocks":
         what = "balance draws from everywhere in the storage, which shuffle 'blocks' avoids."
         yield Broken(("data", "balance"), what, "write 'shuffle: full', or class_weights below 'loss:' instead.")
+
+
+def _of_another_task(cfg: Config) -> Iterator[Broken]:
+    """Yield what belongs to another task: the loss, the classifier, and keys that need one class for each image."""
+    name, task = cfg.loss.name, cfg.task
+    if name not in LOSSES[task]:
+        others = [other for other, names in LOSSES.items() if name in names]
+        fix = f"write 'task: {others[0]}', or use {' or '.join(LOSSES[task])}."
+        yield Broken(("loss", "name"), f"loss '{name}' does not belong to task '{task}'.", fix)
+    if cfg.classifier.computed and cfg.classifier.name not in CLASSIFIERS[task]:
+        what = f"classifier '{cfg.classifier.name}' does not belong to task '{task}'."
+        yield Broken(("classifier", "name"), what, f"write 'name: {CLASSIFIERS[task][0]}', or 'name: head'.")
+    of_classes = {
+        ("loss", "label_smoothing"): cfg.loss.label_smoothing > 0,
+        ("loss", "class_weights"): cfg.loss.class_weights is not None,
+        ("data", "balance"): cfg.data.balance,
+        ("data", "soft_labels"): cfg.data.soft_labels,
+        ("data", "grades"): bool(cfg.data.grades),
+        ("distill",): cfg.distill is not None,
+    }
+    if "cross_entropy" not in LOSSES[task]:
+        for path in (path for path, is_set in of_classes.items() if is_set):
+            what = f"{'.'.join(path)} needs one class for each image, which task '{task}' has not."
+            also = " (loss.pos_weight weighs labels)" if path[-1] == "class_weights" and task == "multilabel" else ""
+            yield Broken(path, what, f"remove it{also}.")
 
 
 def schedule(cfg: Config) -> Iterator[Broken]:
@@ -157,9 +189,10 @@ def deciding(cfg: Config) -> Iterator[Broken]:
     metrics = metrics_of(cfg)
     for path, metric in metrics.items():
         yield from _metric(path, metric)
-        if figure_of(metric) in OF_GRADES and cfg.task != "ordinal":
-            what = f"{figure_of(metric)} is a figure of ordered grades."
-            yield Broken(path, what, "write 'task: ordinal', or use another metric.")
+        if figure_of(metric) in FIGURES and figure_of(metric) not in OF_TASK[cfg.task]:
+            what = f"{figure_of(metric)} is no figure of task '{cfg.task}'."
+            theirs = next(task for task, names in OF_TASK.items() if figure_of(metric) in names)
+            yield Broken(path, what, f"write 'task: {theirs}', or use one of {', '.join(OF_TASK[cfg.task])}.")
     best = cfg.checkpoint.best
     if best is None and cfg.checkpoint.average is not None:
         what = "checkpoint.average needs checkpoint.best, which says which weights are best."

@@ -8,25 +8,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits, directory_cache
+from tl_dist.datasets import Source, Splits, directory_cache, targets
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.csv_columns import opened, wrong
 from tl_dist.datasets.files import FileStore, size_of
 from tl_dist.datasets.split import SPLIT_NAMES, completed
 from tl_dist.refusal import ExitCode, Refusal
 
-COLUMNS = ("path", "label", "weight", "split", "group")
+COLUMNS = ("path", "weight", "split", "group")
 
 
 class _Row(NamedTuple):
     line: int
     path: str
-    label: str
     weight: float
     split: str
     group: str
+    cells: tuple[str, ...]
+    """of column label, or of the columns of targets or labels"""
 
 
 def open_csv(data: DataConfig) -> Splits:
@@ -34,30 +36,28 @@ def open_csv(data: DataConfig) -> Splits:
 
     Columns are `path` (from the file's directory) and `label` (a number or a name; classes are sorted by number, then
     by name), and optionally `weight` (of the example in the loss), `split` (train, validation or test) and `group`
-    (examples of one group stay in one split). Others are ignored. Refuses (65), with file and line, a missing column,
-    an image that is missing or listed twice, and an invalid value.
+    (examples of one group stay in one split). Others are ignored, but for `targets.columns_of`, which take the place
+    of `label`. Refuses (65), with file and line, a missing column, an image that is missing or listed twice, and an
+    invalid value.
     """
-    table = _table(data)
-    rows = sorted(_read(table), key=lambda row: row.path)
+    table, columns = _table(data), targets.columns_of(data)
+    rows = sorted(_read(table, columns or ("label",)), key=lambda row: row.path)
     if not rows:
         raise wrong(table, None, "it lists no image")
-    names = sorted(
-        {row.label for row in rows}, key=lambda text: (not text.lstrip("-").isdecimal(), _number(text), text)
-    )
-    for row in rows if data.grades else ():
-        if row.label not in data.grades:
-            why = f"'{row.label}' is none of data.grades: {', '.join(data.grades)}"
-            raise wrong(table, row.line, why, "correct the label, or add it to data.grades")
-    if len(names) < 2:
-        raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
-    number = {name: k for k, name in enumerate(names)}
-    facts = hashlib.sha256(repr([(row.weight, row.split, row.group) for row in rows]).encode()).hexdigest()
+    described: list[tuple[object, ...]] = [(row.weight, row.split, row.group) for row in rows]
+    values, labels = None, np.zeros(len(rows), np.int32)
+    if columns:
+        names, values = targets.read(table, data, [(row.line, row.cells) for row in rows])
+        described += [row.cells for row in rows]
+    else:
+        names, labels = _classes(table, rows, data)
+    facts = hashlib.sha256(repr(described).encode()).hexdigest()
     weights = np.array([row.weight for row in rows], np.float32)
     ids, groups = tuple(row.path for row in rows), tuple(row.group for row in rows)
     store = FileStore(table.parent, ids, np.array(_sizes(table, rows), np.int64), facts)
-    labels = np.array([number[row.label] for row in rows], np.int32)
-    annotations = Annotations(weights if (weights != 1).any() else None, groups if any(groups) else None)
-    pool = Source(store, labels, ids, tuple(names), annotations, table=table)
+    given = weights if (weights != 1).any() else None
+    annotations = Annotations(given, groups if any(groups) else None, targets=values)
+    pool = Source(store, labels, ids, names, annotations, table=table)
     splits = np.array([row.split for row in rows])
     if not splits.astype(bool).any():
         return completed({"": pool}, data)
@@ -66,6 +66,20 @@ def open_csv(data: DataConfig) -> Splits:
         raise wrong(table, None, "no row is of split 'train'")
     official = {name: pool.subset(np.flatnonzero(splits == name)) for name in present}
     return completed(official, data, f"{table} has rows of split validation")
+
+
+def _classes(table: Path, rows: Sequence[_Row], data: DataConfig) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return the names of the classes, and the class of each row."""
+    texts = [row.cells[0] for row in rows]
+    names = sorted({*texts}, key=lambda text: (not text.lstrip("-").isdecimal(), _number(text), text))
+    for row, text in zip(rows, texts, strict=True):
+        if data.grades and text not in data.grades:
+            why = f"'{text}' is none of data.grades: {', '.join(data.grades)}"
+            raise wrong(table, row.line, why, "correct the label, or add it to data.grades")
+    if len(names) < 2:
+        raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
+    number = {name: k for k, name in enumerate(names)}
+    return tuple(names), np.array([number[text] for text in texts], np.int32)
 
 
 def is_csv(path: Path, names: Set[str]) -> bool:
@@ -88,27 +102,27 @@ def _table(data: DataConfig) -> Path:
     return path.resolve()
 
 
-def _read(table: Path) -> Iterator[_Row]:
+def _read(table: Path, answers: Sequence[str]) -> Iterator[_Row]:
     lines: dict[str, int] = {}
     with opened(table) as reader:
         header = list(reader.fieldnames or ())
-        for column in COLUMNS[:2]:
-            if column not in header:
+        for column in ("path", *answers):
+            if column.lower() not in header:
                 raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header[:20])}")
         for values in reader:
-            row = _row(table, reader.line_num, values)
+            row = _row(table, reader.line_num, values, answers)
             if row.path in lines:
                 raise wrong(table, row.line, f"{row.path} is in line {lines[row.path]} already")
             lines[row.path] = row.line
             yield row
 
 
-def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
-    text = {name: (values.get(name) or "").strip() for name in COLUMNS}
+def _row(table: Path, line: int, values: dict[str, str | None], answers: Sequence[str]) -> _Row:
+    text = {name: (values.get(name.lower()) or "").strip() for name in (*COLUMNS, *answers)}
     if values.get(None):  # type: ignore[call-overload]
         raise wrong(table, line, "there are more values than columns")
-    for column in COLUMNS[:2]:
-        if not text[column]:
+    for column in ("path", "label"):
+        if text.get(column) == "":
             raise wrong(table, line, f"the {column} is empty")
     if text["split"] and text["split"].lower() not in SPLIT_NAMES:
         raise wrong(table, line, f"'{text['split']}' is no split: train, validation or test")
@@ -116,7 +130,7 @@ def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
     if not np.finfo(np.float32).tiny <= weight <= np.finfo(np.float32).max:
         raise wrong(table, line, f"'{text['weight']}' is no weight: a number above 0, within float32")
     split = SPLIT_NAMES[text["split"].lower()] if text["split"] else ("train" if "split" in values else "")
-    return _Row(line, text["path"], text["label"], weight, split, text["group"])
+    return _Row(line, text["path"], weight, split, text["group"], tuple(text[name] for name in answers))
 
 
 def _sizes(table: Path, rows: Sequence[_Row]) -> list[int]:

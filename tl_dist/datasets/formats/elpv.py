@@ -16,7 +16,7 @@ from tl_dist.datasets.annotations import Annotations, SoftLabels
 from tl_dist.datasets.files import FileStore, directory_of, size_of, text_in, unusable
 from tl_dist.datasets.split import divide
 from tl_dist.files.packages import fetch
-from tl_dist.refusal import Refusal
+from tl_dist.refusal import ExitCode, Refusal
 
 PACKAGE = "elpv-dataset==1.0.0.post1"
 NUM_CELLS = 2624
@@ -34,7 +34,8 @@ class _Cell(NamedTuple):
 def open_elpv(data: DataConfig) -> Splits:
     """Open cells as functional or defective (probability above 1/2), stratified by type and class as in the paper.
 
-    With `data.grades` the classes are the experts' four probabilities instead.
+    With `data.grades` the classes are the experts' four probabilities instead, and with the target "probability" each
+    cell has that number.
 
     With the default test_fraction there are 1,968 examples for training and 656 for test. The files come from the
     package index, or from `data.path`: a directory with labels.csv and the images that it names.
@@ -56,7 +57,14 @@ def open_elpv(data: DataConfig) -> Splits:
     if data.grades:
         probabilities, grades = np.unique([cell.probability for cell in cells], return_inverse=True)
         labels, names = grades.astype(np.int32), tuple(f"{value:.2g}" for value in probabilities)
-    return divide(Source(store, labels, ids, names, Annotations(types=types, soft=soft)), data)
+    targets = None
+    if data.target:
+        if data.target != ("probability",):
+            what = f"elpv has no target '{data.target[0]}'."
+            raise Refusal(what, fix="write 'target: probability'.", code=ExitCode.USAGE)
+        labels, names = np.zeros(len(cells), np.int32), data.target
+        targets = np.array([[cell.probability] for cell in cells], np.float32)
+    return divide(Source(store, labels, ids, names, Annotations(types=types, soft=soft, targets=targets)), data)
 
 
 def is_elpv(path: Path, names: Set[str]) -> bool:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Bad, Source, Splits
+from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, size_of, text_in, unusable
 from tl_dist.datasets.records import RecordStore
@@ -34,14 +36,18 @@ def open_tfrecord(data: DataConfig) -> Splits:
     Keys are `image/encoded` and `image/class/label` (the TensorFlow scripts), or `image` and `label`
     (tensorflow_datasets). Files named train, validation, val or test, as in `train-00000-of-01024`, are these splits;
     without such names all files are one pool, divided by the fractions. Labels count from 0, or from 1 if no record has
-    a 0; `data.first_label` sets it. Class names come from a file labels.txt, or from the synsets in the records.
+    a 0; `data.first_label` sets it. Class names come from a file labels.txt, or from the synsets in the records. With
+    `data.target` these keys hold a number each instead of a label, and with `data.separator` the label is a list.
     Refuses (65) missing shards, and more bad records than data.max_bad.
     """
     root = directory_of(data, "TFRecord files, such as train-00000-of-01024")
     files = find_shards(root)
     if not files:
         raise unusable(f"{root} holds no TFRecord files", "name the directory that they are in")
-    sources = shard_sources(root, files, data, class_names(root))
+    keys = KEYS
+    if data.target or data.separator:
+        keys = replace(KEYS, targets=tuple(name.encode() for name in data.target), lists=bool(data.separator))
+    sources = shard_sources(root, files, data, class_names(root), keys=keys)
     return completed(sources, data, f"{root} has a validation split")
 
 
@@ -120,6 +126,8 @@ def shard_sources(
             _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
             del indexes[split]
     first, names = _classes([index for group in indexes.values() for index in group], data.first_label, names)
+    if keys.targets:
+        first, names = 0, [name.decode() for name in keys.targets]
     return {
         split: _source(root, files[split], group, first, names, data.max_bad, by_filename)
         for split, group in indexes.items()
@@ -130,7 +138,8 @@ def _classes(
     indexes: Sequence[ShardIndex], first: int | None, names: Sequence[str] | None
 ) -> tuple[int, Sequence[str]]:
     """Return the label in the records of class 0, and the names of the classes."""
-    labels = np.unique(np.concatenate([index.labels for index in indexes]))
+    lists = [np.array([k for row in index.answers for k in row], np.int64) for index in indexes]
+    labels = np.unique(np.concatenate([*(index.labels for index in indexes), *lists]))
     usual = labels[(labels >= 0) & (labels < limits.CLASSES)]
     most = int(usual.max(initial=0))
     if first is None:
@@ -157,10 +166,16 @@ def _source(
     offsets, sizes, labels, checks, starts = map(np.concatenate, zip(*(index[:5] for index in indexes), strict=True))
     shards = np.repeat(np.arange(len(files), dtype=np.int32), [len(index.labels) for index in indexes])
     last = first + len(names) - 1
+    answers = [row for index in indexes for row in index.answers]
     is_class = (labels >= first) & (labels <= last)
+    numbers = bool(answers) and isinstance(answers[0][0] if answers[0] else 0, float)
+    if answers and not numbers:
+        is_class = np.array([all(first <= k <= last for k in row) for row in answers])
+    elif answers:
+        is_class = np.isfinite(np.array(answers)).all(axis=1)
     bad = [entry for index in indexes for entry in index.bad]
     for shard, start, label in zip(shards[~is_class], starts[~is_class], labels[~is_class], strict=True):
-        why = f"label {label} is not in {first} to {last}"
+        why = "a number is not finite" if numbers else f"label {label} is not in {first} to {last}"
         bad.append(Bad(f"{files[shard]}:{start}", int(start), why))
     good = np.flatnonzero(is_class)
     lost = sum(index.lost for index in indexes) + len(labels) - len(good)
@@ -178,4 +193,13 @@ def _source(
         places = zip(shards[good].tolist(), starts[good].tolist(), strict=True)
         ids = [f"{files[shard]}:{start}" for shard, start in places]
     store = RecordStore(root, tuple(files), shards[good], offsets[good], sizes[good], checks[good], names=ids)
-    return Source(store, (labels[good] - first).astype(np.int32), ids, tuple(names), bad=tuple(bad))
+    if not answers:
+        return Source(store, (labels[good] - first).astype(np.int32), ids, tuple(names), bad=tuple(bad))
+    targets = np.zeros((len(good), len(names)), np.float32)
+    for row, k in enumerate(good.tolist()):
+        if numbers:
+            targets[row] = answers[k]
+        else:
+            targets[row, np.array(answers[k], np.int64) - first] = 1
+    zeros = np.zeros(len(good), np.int32)
+    return Source(store, zeros, ids, tuple(names), Annotations(targets=targets), bad=tuple(bad))

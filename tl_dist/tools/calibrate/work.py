@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import calibration, figures, neighbours
+from tl_dist.scores import calibration, figures, neighbours, residuals
 from tl_dist.scores.calibration import Calibration
 from tl_dist.scores.neighbours import Neighbours
-from tl_dist.tools.calibrate import Request
+from tl_dist.scores.residuals import Residuals
+from tl_dist.tools.calibrate import Request, refuse_labels
 from tl_dist.trainer.agreement import agree
 from tl_dist.trainer.load_model import Loaded, loaded
 from tl_dist.trainer.predict import predict_decodable
@@ -25,6 +27,7 @@ from tl_dist.trainer.predict import predict_decodable
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Calibrate a run as requested, without changing it; rank 0 writes the files to `request.into`."""
     model = loaded(run, request.at, cores=cores, overrides=request.overrides)
+    refuse_labels(model.cfg)
     calibrate(model, Path(request.into or ""), unknown=request.unknown)
     return ExitCode.DONE
 
@@ -48,7 +51,11 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
         raise Refusal(what, fix="bring back the images and labels as they were.", code=ExitCode.UNSAFE)
     logits, features, examples = _outputs(model, validation, directory, features=unknown)
     held_out = validation.subset(examples)
-    if model.parallel.rank == 0:
+    kinds = np.array(held_out.annotations.types or held_out.annotations.groups or (), np.str_)
+    if model.parallel.rank == 0 and held_out.truth.ndim > 1:
+        errors = np.abs(tasks.of(model.cfg).answers(logits) - held_out.truth)
+        Residuals(model.step, model.sha256, errors, kinds).save(directory / residuals.FILE)
+    elif model.parallel.rank == 0:
         labels = np.asarray(held_out.labels, np.int32)
         known = np.isin(labels, train.labels)  # no temperature makes up for a class that was never trained on
         rows = slice(None) if known.all() else known
@@ -61,7 +68,7 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
             temperature=temperature,
             labels=labels,
             of_true=of_true.astype(np.float32),
-            types=np.array(held_out.annotations.types or held_out.annotations.groups or (), np.str_),
+            types=kinds,
         )
         result.save(directory / calibration.FILE)
     if unknown:

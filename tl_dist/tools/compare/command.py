@@ -21,6 +21,9 @@ def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
         refuse_unsafe(run)
         refuse_unsafe_below(run)
     a, b = (predictions.load(predictions.file_of(run, split)) for run in (first, second))
+    if len(a.targets) or len(b.targets):
+        what = "a paired test of classes needs one class for each image, and these runs give numbers or labels."
+        raise Refusal(what, fix="compare the intervals of 'tl-dist eval' instead.", code=ExitCode.USAGE)
     order_a, order_b = np.argsort(a.ids), np.argsort(b.ids)
     same = len(a.ids) == len(b.ids) and (a.ids[order_a] == b.ids[order_b]).all()
     if not same or (a.labels[order_a] != b.labels[order_b]).any():

@@ -35,6 +35,8 @@ def cross_validate(request: train.Request, folds: int, seeds: int, console: Cons
     `datasets.division.groupings`, each group is held out once instead, and the runs are called NAME-cv-by-BY.
     """
     cfg = request.load()
+    if by is not None:
+        tasks.refuse_others(cfg, "--by compares the accuracies of groups", "leave out --by: groups stay together")
     seen.flattered(cfg, request.runs, "cv")
     name = cross_validation.name_of(cfg.name, by)
     if cfg.classifier.computed:
@@ -127,12 +129,13 @@ def _split_of_folds(runs: Sequence[Path]) -> str:
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Show the mean with its interval, then the figures of groups and folds."""
-    left_out, num_folds = summary.get("left_out", {}), summary["folds"]
+    left_out, num_folds, main = summary.get("left_out", {}), summary["folds"], summary.get("main", "accuracy")
+    name_of = text.FIGURES.get(main, main)
     over = f"{num_folds} folds x {summary['seeds']} seeds"
     for kind in left_out:
         over = f"{num_folds} groups by {kind}, weighted equally,"
     console.say(
-        f"accuracy {summary['accuracy']:.4f} | mean of {over} of {summary['num_examples']:,} examples | "
+        f"{name_of} {summary[main]:.4f} | mean of {over} of {summary['num_examples']:,} examples | "
         f"{text.interval(summary['interval'], 'Nadeau and Bengio')}",
         style="bold",
     )
@@ -143,7 +146,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
     for line in text.never_seen_by_fold(summary):
         console.say(line, style="yellow")
     for name, group in summary["groups"].items():
-        console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
+        console.say(f"{name}: {name_of} {text.figure(group[main], 4)} of {group['num_examples']:,} examples")
     for kind, rows in left_out.items():
         console.say(f"each {kind} held out once, trained on the others:")
         show_groups(kind, rows, console)

@@ -15,6 +15,7 @@ from tl_dist.features import extraction
 from tl_dist.features.nested import Examples, Nested, described
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
+from tl_dist.scores import text as shown
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold, summary
 from tl_dist.tools.cross_validate import Request
 from tl_dist.trainer import cached
@@ -72,7 +73,7 @@ def _out_of_fold(
     setup: Setup, classifier: Nested, examples: Examples, fold: NDArray[np.int64], say: extraction.Say
 ) -> OutOfFold:
     """Hold out each fold in turn; `fold` [seeds, examples] is the number of the fold that holds an example."""
-    pool, labels = pool_of(setup.splits["train"])[0], examples.labels
+    pool, task = pool_of(setup.splits["train"])[0], tasks.of(setup.cfg)
     seeds, folds = len(fold), int(fold.max()) + 1
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
@@ -80,8 +81,9 @@ def _out_of_fold(
         held_out = fold[seed] == k
         predicted, fitted, choice = classifier.predict(examples, held_out)
         probabilities[seed, held_out] = predicted
-        accuracy = float((predicted.argmax(axis=1) == labels[held_out]).mean())
-        text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}"
+        figures = task.figures(examples.labels[held_out], predicted)
+        main = figures.get("main", "accuracy")
+        text = f"seed {seed} fold {k}: {shown.FIGURES.get(main, main)} {shown.figure(figures[main], 4)}"
         text += "" if fitted.converged else ", NOT converged"
         if choice is not None:
             text += f", {described(choice, setup.cfg.classifier)}"
@@ -89,11 +91,12 @@ def _out_of_fold(
         say({"event": "note", "text": text})
     return OutOfFold(
         np.array(pool.ids),
-        labels,
+        pool.labels,
         np.array(pool.annotations.types, np.str_),
         np.array(pool.class_names),
         fold,
         probabilities,
         chosen if setup.cfg.classifier.chosen else None,
         groups=np.array(groups_of(pool, setup.cfg.data), np.str_),
+        targets=np.empty((0, 0), np.float32) if pool.truth.ndim == 1 else pool.truth,
     )

@@ -44,11 +44,13 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Evaluate as requested. Rank 0 writes evaluations/SPLIT.json in the run, or evaluation.json in `request.into`."""
     if request.data is not None:
         model = loaded(run, request.at, cores=cores, overrides=request.overrides)
+        tasks.refuse_others(model.cfg, "--data matches classes by their names", "evaluate a split of its own data")
         evaluate_data(model, Path(request.data), request.split, Path(request.into or ""), request.by)
         return ExitCode.DONE
     run_setup = setup(run, cores=cores, overrides=request.overrides)
     split = str(request.split)
     if request.corruptions:
+        tasks.refuse_others(run_setup.cfg, "--corruptions counts images with the right class")
         names, severities = list(request.corruptions), list(request.severities)
         record = evaluate_corrupted(run_setup, split, names, severities, request.at)
         if run_setup.is_first:
@@ -171,7 +173,7 @@ def evaluate_data(model: Loaded, path: Path, split: str | None, directory: Path,
         model.run.path,
         step=model.step,
         ids=evaluated.ids,
-        labels=evaluated.labels,
+        truth=evaluated.labels,
         class_names=model.class_names,
         types=evaluated.annotations.types,
         groups=evaluated.annotations.groups or (),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_dist import tasks
 from tl_dist.config import file as config_file
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.files.atomic import write_output
@@ -40,6 +41,7 @@ def explain(
     """
     if cam not in _TITLES:
         raise Refusal(f"there is no method '{cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE)
+    tasks.refuse_others(config_file.load(run.config_file), "explain shows what decides an image's class")
     names = list(identity_of(run)["class_names"])
     if of_class is not None and of_class not in names:
         fix = f"use one of {', '.join(names[:20])}."

@@ -58,7 +58,7 @@ def show(target: Path, report: dict[str, Any], console: Console) -> None:
         console.say(line)
     if own := report.get("encoded"):
         console.say(
-            f"its own decoding of JPEG and PNG: {own['num_agreeing']:,} of {own['num_examples']:,} the same class | "
+            f"its own decoding of JPEG and PNG: {own['num_agreeing']:,} of {own['num_examples']:,} the same answer | "
             f"largest difference {own['largest_difference']:.2g}"
         )
     table = narrow_table("batch", "p50 ms", "p90 ms", "p99 ms", "images/s")

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from tl_dist import tasks
 from tl_dist.models.export import FORMATS
 from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
-from tl_dist.scores.text import interval, summary
+from tl_dist.scores.text import FIGURES, interval, summary
 from tl_dist.tools.export import agreement
 from tl_dist.trainer.load_model import Restored
 
@@ -53,12 +54,15 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     data = (f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
     config = yaml.safe_dump(_without_place(cfg.model_dump(mode="json")), sort_keys=False)
     config = printable(config, lines=True)
+    words = tasks.of(cfg).WORDS
     evaluations = [_evaluation(split, split_figures) for split, split_figures in figures.items()]
     return TEXT.format(
         **{key: report[key] for key in ("file", "to", "numbers")},
         front=yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False),
         name=_plain(run.name),
-        num_classes=len(own.class_names),
+        model=words["model"].format(num=len(own.class_names)),
+        output=words["output"],
+        uses=words["uses"],
         named=f"{named} and {more} more" if more > 0 else named,
         backbone=_plain(cfg.model.backbone),
         origin=origin,
@@ -111,26 +115,32 @@ def _name(path: str | None) -> str:
 
 def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     name = own.config.data.name
+    kind = tasks.of(own.config).WORDS["hub"]
     results = [
         {
-            "task": {"type": "image-classification"},
+            "task": {"type": kind},
             "dataset": {"name": name, "type": name, "split": split},
-            "metrics": [{"type": "accuracy", "value": round(split_figures["accuracy"], 6)}],
+            "metrics": [{"type": (main := _main(split_figures)), "value": round(split_figures[main], 6)}],
         }
         for split, split_figures in figures.items()
     ]
     return {
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": kind,
         "library_name": FORMATS[report["to"]].library,
         "tags": ["tl_dist", own.config.model.backbone],
         "model-index": [{"name": own.config.name, "results": results}],
     }
 
 
+def _main(figures: Mapping[str, Any]) -> str:
+    return str(figures.get("main", "accuracy"))
+
+
 def _evaluation(split: str, figures: Mapping[str, Any]) -> str:
-    line = f"{_code(split)}: accuracy {figures['accuracy']:.4f}"
-    if figures.get("interval"):
-        line += f", {interval(figures['interval'], figures.get('interval_by', 'Wilson'))}"
+    main = _main(figures)
+    line = f"{_code(split)}: {FIGURES.get(main, main)} {figures[main]:.4f}"
+    if ends := figures.get("interval" if main == "accuracy" else f"{main}_interval"):
+        line += f", {interval(ends, figures.get('interval_by', 'Wilson' if main == 'accuracy' else 'bootstrap'))}"
     return f"{line} | {summary(figures)}."
 
 

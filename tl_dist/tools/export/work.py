@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist import tasks
+from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.data import pipeline
 from tl_dist.data.resize import resize
@@ -83,6 +85,7 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
     """Write the model, the names of its classes, and how an image becomes its input."""
     size, crop = own.model.input_shape[1], own.config.data.kept_fraction
     settings = {"class_names": list(own.class_names), "image_size": size, "crop_fraction": crop}
+    settings["task"] = own.config.task
     if own.decision is not None:
         settings["decision"] = asdict(own.decision)
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
@@ -94,6 +97,7 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         class_names=own.class_names,
         read=partial(_decoded, size=size, crop=crop),
         numbers=request.numbers,
+        one_class=tasks.one_class_each(own.config),
     )
 
 
@@ -122,12 +126,15 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
         raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
     expected = evaluate.probabilities(data, split, own.checkpoint)
     exported = np.concatenate([predict(images) for images in _images(data, split)])
-    source, first = data.splits[split], next(_images(data, split))
-    labels, groups = np.asarray(source.labels), groups_of(source, data.cfg.data)
+    source, first, cfg = data.splits[split], next(_images(data, split)), data.cfg
+    paired = {}
+    if tasks.one_class_each(cfg):
+        labels, groups = np.asarray(source.labels), groups_of(source, cfg.data)
+        paired["paired"] = figures.paired(labels, expected, exported, groups)
     report = {
         "split": split,
-        **_difference(expected, exported),
-        "paired": figures.paired(labels, expected, exported, groups),
+        **_difference(cfg, expected, exported),
+        **paired,
         "latency_ms": {str(rows): _latency(predict, np.resize(first, (rows, *first.shape[1:]))) for rows in (1, BATCH)},
     }
     if request.to == "savedmodel":
@@ -140,7 +147,7 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
     if agreement < least:
         raise Refusal(
             f"the export gives {report['num_agreeing']:,} of {report['num_examples']:,} images of '{split}' "
-            f"the class that the run gives them ({agreement:.4f}); at least {least:g} is required, so nothing "
+            f"the answer that the run gives them ({agreement:.4f}); at least {least:g} is required, so nothing "
             "was written.",
             fix=f"export --to another format, or accept it with --min-agreement {int(agreement * 1e4) / 1e4:g}.",
             code=ExitCode.DATA,
@@ -148,10 +155,10 @@ def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[
     return report
 
 
-def _difference(expected: NDArray[np.floating], exported: NDArray[np.floating]) -> dict[str, Any]:
+def _difference(cfg: Config, expected: NDArray[np.floating], exported: NDArray[np.floating]) -> dict[str, Any]:
     return {
         "num_examples": len(expected),
-        "num_agreeing": int((exported.argmax(axis=1) == expected.argmax(axis=1)).sum()),
+        "num_agreeing": int(tasks.of(cfg).agree(expected, exported).sum()),
         "largest_difference": float(np.abs(exported - expected).max()),
     }
 
@@ -179,9 +186,10 @@ def _encoded_compared(data: Setup, split: str, file: Path, predict: Predict) -> 
     if not files:
         return {}
     signature = tf.saved_model.load(str(file)).signatures["encoded"]
-    exported = signature(encoded=tf.constant(list(files.values())))["probabilities"].numpy()
+    answers = signature(encoded=tf.constant(list(files.values())))
+    exported = answers.get("probabilities", answers.get("values")).numpy()
     expected = np.concatenate([predict(images) for images in _images(data, split, list(files))])
-    return {"encoded": _difference(expected, exported)}
+    return {"encoded": _difference(data.cfg, expected, exported)}
 
 
 def _latency(predict: Predict, images: NDArray[np.uint8]) -> dict[str, float]:

@@ -53,7 +53,8 @@ class Piece(NamedTuple):
     p_known: NDArray[np.float32]
     """`conformal.p_values` of each example; empty if not requested"""
     decided: NDArray[np.int32]
-    """the class of each example by the rule of `tl-dist threshold`; empty without one"""
+    """the class of each example by the rule of `tl-dist threshold`; empty without one. Of examples with labels: 1 for
+    each that is given, [examples, labels]; `probabilities` are then all, or all numbers, in order"""
     p_decided: NDArray[np.float32]
     """its probability"""
 

@@ -4,13 +4,17 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tl_dist import tasks
+from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.datasets import quarantine
 from tl_dist.datasets.files import unlabelled
@@ -26,7 +30,7 @@ from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative
 from tl_dist.tools.predict import FACTS, Piece, Request, ask, pieces
 from tl_dist.tools.predict.sorting import Folders
-from tl_dist.tools.predict.table import Row, columns, written
+from tl_dist.tools.predict.table import Row, columns, columns_of, written
 
 _CLASSES_SHOWN = 20
 
@@ -72,14 +76,16 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
     run = RunDir.open(options.run)
     names = list(identity_of(run)["class_names"])
     paths = listed(options.images, sys.stdin.buffer, null=options.null)
-    request = replace(options.request, top=min(options.request.top, len(names)))
-    tally, rows = _Tally(len(paths), progress), _InOrder(paths, names, request)
-    folders = None
+    request, cfg = replace(options.request, top=min(options.request.top, len(names))), config_file.load(run.config_file)
+    one_class, folders = tasks.one_class_each(cfg), None
+    if options.sort_into is not None:
+        tasks.refuse_others(cfg, "--sort-into copies an image into the folder of its class")
     with ExitStack() as stack:
+        place = stack.enter_context(read_only.directory())
+        tally, rows = _Tally(len(paths), progress), _InOrder(paths, names, request, None if one_class else place)
         sinks: list[Callable[[Sequence[Row]], None]] = []
         if options.out is not None:
-            asked = {"sets": request.coverage is not None, "unknown": request.unknown is not None}
-            sinks.append(stack.enter_context(written(options.out, columns(request.top, **asked))))
+            sinks.append(stack.enter_context(written(options.out, _columns(cfg, request, names))))
         if options.sort_into is not None:
             folders = Folders(options.sort_into, names)
             sinks.append(folders.take)
@@ -91,7 +97,6 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
             for sink in sinks if ready else ():
                 sink(ready)
 
-        place = stack.enter_context(read_only.directory())
         arriving = pieces(place)
 
         def watch() -> None:
@@ -115,8 +120,7 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
     _summarize(options, tally, folders, facts, progress)
     max_bad = options.max_bad
     if max_bad is None:
-        allowed = config_file.load(run.config_file).data.max_bad
-        max_bad = quarantine.budget(allowed, {"test": unlabelled(paths, names)})
+        max_bad = quarantine.budget(cfg.data.max_bad, {"test": unlabelled(paths, names)})
     if len(tally.faults) > max_bad:
         path, reason = next(iter(tally.faults.items()))
         raise Refusal(
@@ -126,17 +130,30 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
         )
 
 
+def _columns(cfg: Config, request: Request, names: Sequence[str]) -> list[str]:
+    """Return the columns of a file of predictions."""
+    with_more = request.coverage is not None
+    if tasks.one_class_each(cfg):
+        return columns(request.top, sets=with_more, unknown=request.unknown is not None)
+    return columns_of(names, labels=tasks.gives_labels(cfg), intervals=with_more)
+
+
 class _InOrder:
     """Orders rows by file, while predictions and faults come in piece by piece."""
 
-    def __init__(self, paths: Sequence[str], class_names: Sequence[str], request: Request) -> None:
+    def __init__(
+        self, paths: Sequence[str], class_names: Sequence[str], request: Request, of_targets: Path | None = None
+    ) -> None:
+        """Order rows of classes, or of all targets or labels; then `of_targets` is where the workers write."""
         self._paths, self._class_names, self._request = paths, class_names, request
+        self._place = of_targets
         self._faults: dict[int, str] = {}
         self._header_checks = unreadable(paths)
         self._places: list[int] = []
         """the index among all files of each image that the workers predict"""
         self._next = 0
         self._checked = False
+        self._half: list[float] | None = None
 
     def check_more(self) -> list[str] | None:
         """Check the headers of some more files; after the last, return once the files that look readable."""
@@ -158,6 +175,10 @@ class _InOrder:
         top, rate = self._request.top, self._request.unknown
         for row, k in enumerate(piece.examples.tolist()):
             rows += self._bad(self._places[k])
+            self._next = self._places[k] + 1
+            if self._place is not None:
+                rows.append(Row(self._paths[self._places[k]], values=self._values(piece, row)))
+                continue
             likely = [self._class_names[number] for number in piece.classes[row].tolist()]
             pairs = list(zip(likely, piece.probabilities[row], strict=True))
             if piece.decided.size:  # first, whatever its probability
@@ -174,8 +195,19 @@ class _InOrder:
                     unknown=None if p_known is None or rate is None else bool(p_known <= rate),
                 )
             )
-            self._next = self._places[k] + 1
         return rows
+
+    def _values(self, piece: Piece, row: int) -> dict[str, Any]:
+        """Return the labels of an image that are given, and its number or probability of each."""
+        values = dict(zip(self._class_names, piece.probabilities[row], strict=True))
+        if piece.decided.size:
+            return {"labels": [n for n, on in zip(values, piece.decided[row], strict=True) if on], **values}
+        if self._half is None and self._place is not None:
+            self._half = json.loads((self._place / FACTS).read_text())["half_widths"] or []
+        ends: dict[str, Any] = {}
+        for (name, value), half in zip(values.items(), self._half or (), strict=False):
+            ends |= {f"{name}_low": value - np.float32(half), f"{name}_high": value + np.float32(half)}
+        return {**values, **ends}
 
     def rest(self) -> list[Row]:
         """Return the rows after the last piece."""
@@ -200,7 +232,7 @@ class _Tally:
     def take(self, rows: Sequence[Row]) -> None:
         """Count some rows."""
         self.done += len(rows)
-        self.classes.update(row.classes[0] for row in rows if not row.error)
+        self.classes.update(name for row in rows for name in row.classes[:1] or row.values.get("labels", ()))
         self.faults |= {row.path: row.error for row in rows if row.error}
         self.in_sets += sum(len(row.in_set) for row in rows)
         self.unknown += sum(bool(row.unknown) for row in rows)
@@ -217,9 +249,23 @@ class _Tally:
 def _show_rows(rows: Sequence[Row], show: Callable[..., None]) -> None:
     for row in rows:
         line = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
+        if row.values:
+            line = _in_words(row.values)
         line += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
         line += " | unknown" if row.unknown else ""
         show(f"{row.path}: {row.error or line}", style="yellow" if row.error else "")
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    """Return the labels of an image and their probabilities, or its numbers with their intervals."""
+    parts = []
+    for name, value in values.items():
+        ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
+        if name == "labels" or name.rpartition("_")[0] in values:
+            continue
+        parts.append(f"{name} {value:.4g}" + ("" if None in ends else f" ({ends[0]:.4g} to {ends[1]:.4g})"))
+    labels = f"{', '.join(values['labels']) or 'no label'} | " if "labels" in values else ""
+    return labels + ", ".join(parts)
 
 
 def _summarize(
@@ -229,13 +275,18 @@ def _summarize(
     most = tally.classes.most_common(_CLASSES_SHOWN)
     counts = ", ".join(f"{name} {number:,}" for name, number in most)
     more = f" and {len(tally.classes) - len(most)} more classes" if len(tally.classes) > len(most) else ""
-    progress.say(f"{text.counted(num, 'image')} by step {facts['step']:,}: {counts}{more}")
+    progress.say(f"{text.counted(num, 'image')} by step {facts['step']:,}{': ' if counts else ''}{counts}{more}")
     if facts["temperature"] is not None:
         how = f"temperature {facts['temperature']:.3f}, fitted on the validation split"
         progress.say(f"probabilities are calibrated: {how}")
     if facts["decision"] is not None:
         progress.say(f"classes are chosen by the rule of tl-dist threshold: {facts['decision']}")
-    if request.coverage is not None:
+    if facts["half_widths"] is not None:
+        progress.say(
+            f"intervals of +- {', '.join(f'{half:.4g}' for half in facts['half_widths'])}: for images like the "
+            f"validation images, at least {100 * (request.coverage or 0):g} % of them hold the truth"
+        )
+    elif request.coverage is not None:
         kind = f"of kind {request.of_type} " if request.of_type is not None else ""
         progress.say(
             f"sets of {tally.in_sets / max(1, num):.2f} classes on average: for images {kind}like the validation "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from tl_dist.files import limits
@@ -31,6 +32,14 @@ class Row(NamedTuple):
     p_known: Any = None
     unknown: bool | None = None
     """whether it is unlike the training images, if requested"""
+    values: Mapping[str, Any] = MappingProxyType({})
+    """instead of classes: what stands in each column of `columns_of`"""
+
+
+def columns_of(names: Sequence[str], *, labels: bool, intervals: bool) -> list[str]:
+    """Return path, labels, a column for each target or label, with intervals also NAME_low and NAME_high, error."""
+    ends = [f"{name}_{end}" for name in names for end in ("low", "high")] if intervals else []
+    return ["path", *["labels"] * labels, *names, *ends, "error"]
 
 
 def columns(top: int, *, sets: bool = False, unknown: bool = False) -> list[str]:
@@ -46,6 +55,8 @@ def _record(row: Row) -> dict[str, Any]:
     for k, (name, probability) in enumerate(zip(row.classes, row.probabilities, strict=True), 1):
         number = f"_{k}" if k > 1 else ""
         record |= {f"class{number}": name, f"probability{number}": probability}
+    if row.values:
+        return {**record, **row.values}
     others = {"set": [*row.in_set] or None, "p_known": row.p_known, "unknown": row.unknown}
     others["error"] = row.error or None
     return record | {name: value for name, value in others.items() if value is not None}
@@ -68,7 +79,8 @@ def written(path: Path, columns: Sequence[str]) -> Iterator[Write]:
         raise Refusal(what, fix=f"use one of {', '.join(_FORMATS)}.", code=ExitCode.USAGE)
     if suffix == ".parquet":
         require(("pyarrow",), extra="parquet", what="a .parquet file")
-    refuse_other(path, partial(_is_ours, suffix=suffix), what="a file of predictions", option="--out")
+    ours = partial(_is_ours, suffix=suffix, columns=columns)
+    refuse_other(path, ours, what="a file of predictions", option="--out")
     with ExitStack() as stack:
         with _naming(path):
             fd = stack.enter_context(replacing(path))
@@ -124,6 +136,9 @@ def _parquet(file: IO[bytes], columns: Sequence[str]) -> Iterator[_WriteRecords]
     number, text = pyarrow.float32(), pyarrow.string()
     kinds = {"probability": number, "p": number, "set": pyarrow.list_(text), "unknown": pyarrow.bool_()}
     schema = pyarrow.schema([(name, kinds.get(name.partition("_")[0], text)) for name in columns])
+    if "class" not in columns:
+        kinds = {"path": text, "error": text, "labels": pyarrow.list_(text)}
+        schema = pyarrow.schema([(name, kinds.get(name, number)) for name in columns])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
 
         def write(records: Sequence[Mapping[str, Any]]) -> None:
@@ -145,17 +160,22 @@ _HEADER = re.compile(r"path,class,probability(,class_(\d+),probability_\2)*(,set
 _KEY = re.compile(r"path|set|p_known|unknown|error|(class|probability)(_\d+)?")
 
 
-def _is_ours(file: IO[bytes], suffix: str) -> bool:
-    """Return whether a file is empty or has exactly the columns of a file of predictions."""
+def _is_ours(file: IO[bytes], suffix: str, columns: Sequence[str]) -> bool:
+    """Return whether a file is empty or has exactly these columns, or those of a file of predictions."""
     if not os.fstat(file.fileno()).st_size:
         return True
     if suffix == ".parquet":
         import pyarrow.parquet
 
-        return _HEADER.fullmatch(",".join(pyarrow.parquet.read_schema(file).names)) is not None
+        names = pyarrow.parquet.read_schema(file).names
+        return names == columns or _HEADER.fullmatch(",".join(names)) is not None
     line = file.readline(limits.DATASET_METADATA).decode().rstrip("\r\n")
+    if suffix == ".csv" and next(csv.reader([line]), []) == columns:
+        return True
     if suffix == ".csv":
         return _HEADER.fullmatch(line) is not None
     keys = json.loads(line).keys()
+    if "class" not in columns:
+        return {"path"} < keys <= {*columns}
     is_row = keys >= {"path", "class", "probability"} or keys >= {"path", "error"}
     return is_row and all(map(_KEY.fullmatch, keys))

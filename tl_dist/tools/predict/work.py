@@ -2,25 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.datasets.files import unlabelled
 from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import conformal, figures, neighbours
+from tl_dist.scores import conformal, figures, neighbours, residuals
 from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.predict import FACTS, Piece, Request, asked, put
 from tl_dist.trainer.load_model import Loaded, loaded
-from tl_dist.trainer.predict import predict
+from tl_dist.trainer.predict import Found, predict
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Predict the files listed in `request.into`; rank 0 writes the requested predictions there."""
     model = loaded(run, request.at, cores=cores, overrides=request.overrides)
-    directory = Path(request.into or "")
-    least = None if request.coverage is None else _least(model, request.coverage, request.of_type)
+    directory, one_class = Path(request.into or ""), tasks.one_class_each(model.cfg)
+    least = half = None
+    if request.coverage is not None and one_class:
+        least = _least(model, request.coverage, request.of_type)
+    elif request.coverage is not None:
+        half = _half_widths(model, request.coverage, request.of_type)
+    if request.unknown is not None:
+        tasks.refuse_others(model.cfg, "--unknown needs a calibration, which keeps classes")
     known = None if request.unknown is None else _known(model, request.unknown)
     source, rule = unlabelled(asked(directory), model.class_names), model.decision
     if model.parallel.rank == 0:
@@ -29,10 +38,13 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
             "moving_statistics": model.moving_statistics,
             "temperature": None if model.calibration is None else model.temperature,
             "decision": None if rule is None else rule.aim,
+            "half_widths": half,
         }
         write_atomically(directory / FACTS, json.dumps(facts).encode())
     for number, part in enumerate(predict(model, source, features=known is not None)):
-        if model.parallel.rank == 0:
+        if model.parallel.rank == 0 and not one_class:
+            put(directory, number, _of_targets(model, part))
+        elif model.parallel.rank == 0:
             softmax = figures.Softmax(part.logits, model.temperature).in_place()
             in_set = np.empty(0, np.int32) if least is None else conformal.sets(softmax, least)
             classes, probabilities = figures.largest(softmax, max(request.top, int(in_set.max(initial=0))))
@@ -47,19 +59,41 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     return ExitCode.DONE
 
 
+def _of_targets(model: Loaded, part: Found) -> Piece:
+    """Return the answers of images that have not one class, all in order, and the labels that are given."""
+    answers = tasks.of(model.cfg).answers(part.logits)
+    none, no_class = np.empty(0, np.float32), np.zeros(answers.shape, np.int32)
+    given = tasks.of(model.cfg).given(answers, model.decision).astype(np.int32)
+    values = answers.astype(np.float32)
+    return Piece(part.examples, no_class, values, part.faults, np.empty(0, np.int32), none, given, none)
+
+
+def _half_widths(model: Loaded, coverage: float, of_type: str | None) -> list[float]:
+    """Return how far the numbers of validation images were from the truth at this rate, for each target."""
+    kept = residuals.of_checkpoint(model.run.path, model.sha256)
+    if kept is None:
+        raise _not_calibrated(model, "coverage", "")
+    return conformal.half_widths(_of_type(model, kept.errors, kept.types, of_type), coverage)
+
+
 def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
     """Return the least probability of a class in a conformal set. Refuse (64) a type without validation images."""
     if model.calibration is None:
         raise _not_calibrated(model, "coverage", "")
-    of_true, types = model.calibration.of_true, model.calibration.types
-    if of_type is not None:
-        if of_type not in types:
-            names = ", ".join(sorted(set(types.tolist()))[:20])
-            what = f"no validation image of run '{model.run.name}' is of type or group '{of_type}'."
-            fix = f"use one of {names}." if names else "leave out --type: its data set has neither."
-            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-        of_true = of_true[types == of_type]
+    of_true = _of_type(model, model.calibration.of_true, model.calibration.types, of_type)
     return conformal.least_probability(of_true, coverage)
+
+
+def _of_type(model: Loaded, values: NDArray[Any], types: NDArray[np.str_], of_type: str | None) -> NDArray[Any]:
+    """Return the values of the validation images of a type, or of all. Refuse (64) a type without any."""
+    if of_type is None:
+        return values
+    if of_type not in types:
+        names = ", ".join(sorted(set(types.tolist()))[:20])
+        what = f"no validation image of run '{model.run.name}' is of type or group '{of_type}'."
+        fix = f"use one of {names}." if names else "leave out --type: its data set has neither."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    return np.asarray(values[types == of_type])
 
 
 def _known(model: Loaded, rate: float) -> Neighbours:

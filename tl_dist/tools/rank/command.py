@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist import tasks
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
 from tl_dist.datasets import seen
@@ -38,6 +39,7 @@ WORTH = (
 
 def rank(request: train.Request, names: str, console: Console, *, images: int, out: Path | None) -> dict[str, Any]:
     """Score every candidate, show them best first, and write the config of the best. Returns the ranking, for JSON."""
+    tasks.refuse_others(request.load(), "rank compares networks by how well they separate classes")
     choices = candidates(request, names)
     splits = open_splits(choices[0].training.data)[0]
     labels = np.asarray(splits["train"].labels)

@@ -9,7 +9,7 @@ from tl_dist.data.corruptions import CATEGORIES
 from tl_dist.refusal import shortened
 from tl_dist.scores import calibration, clusters, curves, figures, robustness
 from tl_dist.scores.robustness import Hits
-from tl_dist.scores.text import figure, span
+from tl_dist.scores.text import FIGURES, figure, span
 from tl_dist.tools.report import charts
 from tl_dist.tools.report.examples import Examples
 from tl_dist.tools.report.facts import Facts
@@ -123,18 +123,21 @@ def learning(runs: Sequence[Facts]) -> dict[str, Any] | None:
     A single run has a table of its evaluations, too.
     """
     pictures = {}
-    for key in ("loss", "accuracy"):
+    recorded = [record.get("figures", {}) for facts in runs for record in facts.events("evaluation")]
+    main = next((figures["main"] for figures in recorded if "main" in figures), "accuracy")
+    for key in ("loss", main):
         series = curves_of(runs, key)
         if any(xs for xs, _ in series.values()):
             what = f"Learning curves: {key}"
-            pictures[key.capitalize()] = charts.lines(series, x="epoch", y=key, what=what, percent=key == "accuracy")
+            name = FIGURES.get(key, key.capitalize())
+            pictures[name] = charts.lines(series, x="epoch", y=name, what=what, percent=key == "accuracy")
     if len(runs) > 1 or not pictures:
         return _charted(pictures) if pictures else None
     rows = [
-        (f"{record['step']:,}", record["split"], f"{record['accuracy']:.4f}", f"{record['loss']:.4f}")
+        (f"{record['step']:,}", record["split"], figure(_value(record, main), 4), f"{record['loss']:.4f}")
         for record in runs[0].events("evaluation")
     ]
-    names = ("step", "split", "accuracy", "loss")
+    names = ("step", "split", FIGURES.get(main, main), "loss")
     return _charted(pictures, ("Evaluations", names, rows) if rows else None)
 
 
@@ -149,20 +152,29 @@ def curves_of(runs: Sequence[Facts], key: str) -> dict[str, tuple[list[float], l
         train = facts.events("train")
         if train and len(runs) == 1:
             shown = _thinned(train)
-            series["train"] = ([record["epoch"] for record in shown], [record[key] for record in shown])
+            if _value(shown[-1], key) is not None:
+                series["train"] = ([record["epoch"] for record in shown], [record[key] for record in shown])
         epochs = {record["step"]: record["epoch"] for record in train}
         last = max(epochs, default=0)
         held_out: dict[str, tuple[list[float], list[float]]] = {}
         for record in facts.events("evaluation") if last else ():
+            if (value := _value(record, key)) is None:
+                continue
             xs, ys = held_out.setdefault(record["split"], ([], []))
             xs.append(epochs.get(record["step"], record["step"] * epochs[last] / last))
-            ys.append(record[key])
+            ys.append(value)
         if len(runs) > 1:
             split = max(held_out, key=lambda name: len(held_out[name][0]), default="")
             name = f"{facts.run.name}, {split}" if split else facts.run.name
             held_out = {name: held_out.get(split, ([], []))}
         series |= held_out
     return series
+
+
+def _value(record: Mapping[str, Any], key: str) -> float | None:
+    """Return a figure of a record, of an evaluation also one of its `figures`; None if it has none."""
+    value = record.get(key, record.get("figures", {}).get(key))
+    return value if isinstance(value, int | float) else None
 
 
 def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

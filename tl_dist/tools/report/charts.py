@@ -47,6 +47,18 @@ def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, d
     return _drawn(draw, what)
 
 
+def points(xs: NDArray[Any], ys: NDArray[Any], *, x: str, y: str, what: str, diagonal: bool = False) -> str:
+    """Draw a point for each example, with a line where both are equal, or at 0."""
+
+    def draw(axes: Any) -> None:
+        ends = np.array([xs.min(), xs.max()], float)
+        axes.plot(ends, ends if diagonal else 0 * ends, color=_LINE, linestyle="--", linewidth=1)
+        axes.scatter(xs, ys, 12, color=_SERIES[0], alpha=0.5, linewidths=0)
+        axes.set(xlabel=x, ylabel=y)
+
+    return _drawn(draw, what)
+
+
 def reliability(bins: Sequence[Bin], what: str) -> str:
     """Draw accuracy by confidence with intervals; the area of a point grows with its share of the examples."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tl_dist import tasks
 from tl_dist.datasets import Splits
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other
@@ -12,7 +13,7 @@ from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.records import flattered
 from tl_dist.scores.explanations import Explained, overlay
-from tl_dist.tools.report import comparison, images, single
+from tl_dist.tools.report import comparison, images, of_targets, single
 from tl_dist.tools.report.examples import MAX_SUSPECTS, Examples, examples_of
 from tl_dist.tools.report.facts import Facts, gather
 from tl_dist.tools.report.page import MARK
@@ -55,6 +56,12 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
     predicted = facts.predictions
     if not len(predicted.groups):
         predicted = replace(predicted, groups=images.groups_of(predicted.ids, splits))
+    if len(predicted.targets):
+        say("reading images")
+        facts, twins = replace(facts, predictions=predicted), images.twins_of(facts, splits) if splits else None
+        ids = [*map(str, predicted.ids[of_targets.worst(facts)])]
+        ids += [name for _, pair in (twins or ())[: images.MAX_TWINS] for name, _, _ in pair]
+        return single.page_of_targets(facts, images.thumbnails(splits, ids), twins, notes)
     examples, twins = examples_of(replace(facts, predictions=predicted)), None
     if splits:
         say("looking for near duplicates")
@@ -69,6 +76,8 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
 
 
 def _comparison(facts: Sequence[Facts], say: Callable[[str], None]) -> bytes:
+    for each in facts:
+        tasks.refuse_others(each.cfg, "a comparison counts images with the right class", "report on each run by itself")
     compared = comparison.compare(facts)
     notes = [f"{each.run.name}: {text}." for each in facts for text in flattered(each.run.path)]
     splits = images.opened(facts[0], notes)

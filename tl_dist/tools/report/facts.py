@@ -92,7 +92,7 @@ def gather(path: Path, split: str | None) -> Facts:
         predicted = predictions.load(predictions.file_of(run.path, split))
     if out_of_fold is not None:
         labels, known = (
-            set(zip(each.ids.tolist(), each.labels.tolist(), strict=True)) for each in (predicted, out_of_fold)
+            set(zip(each.ids.tolist(), map(str, each.truth.tolist()), strict=True)) for each in (predicted, out_of_fold)
         )
         if list(out_of_fold.class_names) != list(predicted.class_names) or not labels <= known:
             out_of_fold = None  # of other classes or examples, or with other labels

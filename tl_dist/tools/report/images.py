@@ -53,7 +53,7 @@ def twins_of(facts: Facts, splits: Splits) -> list[Twin] | None:
 
     def place(split: str, k: int) -> tuple[str, str, str]:
         source = parts[split]
-        return str(source.ids[k]), split, str(source.class_names[source.labels[k]])
+        return str(source.ids[k]), split, source.in_words(source.truth[k])
 
     pairs = across_splits(parts, workers=len(os.sched_getaffinity(0)), distance=_DISTANCE)
     return [(is_equal, [place(*first), place(*second)]) for is_equal, first, second in pairs]

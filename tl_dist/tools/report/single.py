@@ -13,7 +13,7 @@ from tl_dist.runs.records import flattered
 from tl_dist.scores import cross_validation, decision
 from tl_dist.scores.text import decision as decision_text
 from tl_dist.scores.text import never_seen, never_seen_by_fold, percent
-from tl_dist.tools.report import charted
+from tl_dist.tools.report import charted, of_targets
 from tl_dist.tools.report.examples import (
     MAX_SUSPECTS,
     Cards,
@@ -41,9 +41,6 @@ def page(examples: Examples, *, twins: Sequence[Twin] | None, notes: Sequence[st
     mapped = [k for k in examples.errors.tolist() if str(facts.predictions.ids[k]) in examples.heat]
     worst, labels = cards.tiles(facts.predictions, mapped), _labels(examples, cards)
     duplicates = None if twins is None else {"twins": twins, "shown": MAX_TWINS, "images": examples.images}
-    # A run that merges folds, each of them a run of its own, was not trained itself.
-    norms = [_batch_norm(audit) for audit in facts.events("batch_norm")[-1:]]
-    environment = {"facts": facts, "parts": norms} if facts.attempts or facts.records else None
     sections = [
         Section("verdict", "Verdict", "verdict", _verdict(examples, tables, twins, notes)),
         Section("errors", "Errors", "errors", confusions(examples)),
@@ -56,9 +53,34 @@ def page(examples: Examples, *, twins: Sequence[Twin] | None, notes: Sequence[st
         Section("robustness", "Robustness", "robustness", charted.robust(facts)),
         Section("learning", "Learning curves", "charts", charted.learning([facts])),
         Section("speed", "Speed", "speed", charted.speed(facts)),
-        Section("environment", "Environment", "environment", environment),
+        Section("environment", "Environment", "environment", _environment(facts)),
     ]
     return render(facts.run.name, f"Report of a run, {facts.subject}", sections, cards.for_script())
+
+
+def page_of_targets(
+    facts: Facts, pictures: Mapping[str, str], twins: Sequence[Twin] | None, notes: Sequence[str]
+) -> bytes:
+    """Render the page of a run whose images have numbers or labels; `pictures` are `data:` addresses by id."""
+    return of_targets.page(
+        facts,
+        command=_command(facts),
+        config=_config(facts),
+        pictures=pictures,
+        twins=twins,
+        notes=notes,
+        environment=_environment(facts),
+    )
+
+
+def _config(facts: Facts) -> str:
+    return read_file(facts.run.config_file, max_bytes=limits.RUN_JSON).decode("utf-8", "replace")
+
+
+def _environment(facts: Facts) -> dict[str, Any] | None:
+    """Return the content of the last section; None of a run that merges folds, each of them a run of its own."""
+    norms = [_batch_norm(audit) for audit in facts.events("batch_norm")[-1:]]
+    return {"facts": facts, "parts": norms} if facts.attempts or facts.records else None
 
 
 def _labels(examples: Examples, cards: Cards) -> dict[str, Any]:
@@ -118,7 +140,7 @@ def _verdict(
             *_of_learning(examples, scores),
         ],
         "command": _command(facts),
-        "config": read_file(facts.run.config_file, max_bytes=limits.RUN_JSON).decode("utf-8", "replace"),
+        "config": _config(facts),
     }
 
 

@@ -129,9 +129,8 @@ class Answers:
 
     def _predictions(self, images: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         rows = [answer.result() for answer in self._batches.put(images)]
-        names, rule = self.served.class_names, self.served.decision
-        classes = [row.argmax() for row in rows] if rule is None or not rows else rule.classes(np.stack(rows))
-        return [{"probabilities": row.tolist(), "class": names[int(k)]} for row, k in zip(rows, classes, strict=True)]
+        served = self.served
+        return served.task.entries(served.class_names, np.stack(rows), served.decision) if rows else []
 
     def _image(self, instance: Any) -> NDArray[np.uint8]:
         if isinstance(instance, dict) and isinstance(instance.get("b64"), str) and len(instance) == 1:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist import tasks
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS, first_line
@@ -24,6 +25,7 @@ from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.decision import Decision
+from tl_dist.tasks import Task
 from tl_dist.trainer.load_model import restored, start_tensorflow
 
 
@@ -42,6 +44,8 @@ class Served:
     """whether the temperature of `tl-dist calibrate` is applied to the probabilities"""
     decision: Decision | None = None
     """the rule of `tl-dist threshold` for the class"""
+    task: Task = field(default_factory=lambda: tasks.named("classification"))
+    """what the answers mean"""
 
 
 def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
@@ -74,6 +78,7 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
             decode,
             calibrated,
             own.decision,
+            tasks.of(cfg),
         )
     )
 
@@ -93,7 +98,9 @@ def of_export(directory: Path, *, cores: int) -> Served:
         calibrated, rule = report.get("temperature") is not None, settings.get("decision")
         if rule is not None:
             rule = Decision.of_json(json.dumps(rule).encode(), len(names))
-        return _checked(Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated, rule))
+        task = tasks.named(settings.get("task", "classification"))
+        about = str(report["run"]), int(report["step"]), names, size, predict, decode
+        return _checked(Served(*about, calibrated, rule, task))
     except Refusal:
         raise
     except Exception as error:  # each runtime has its own kind

@@ -20,7 +20,7 @@ from tl_dist.scores.predictions import Predictions
 
 
 class Wish(NamedTuple):
-    """What the rule should reach: one of `recall`, `precision` and `costs`."""
+    """What the rule should reach: one of `recall`, `precision`, `f1` and `costs`."""
 
     recall: float | None = None
     precision: float | None = None
@@ -28,6 +28,8 @@ class Wish(NamedTuple):
     """the class of recall and precision; default: the second of two"""
     costs: Path | None = None
     """a CSV table: true classes in its first column, chosen ones in its first row"""
+    f1: bool = False
+    """of task 'multilabel' alone: the greatest F1 of each label"""
 
 
 def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, Any]]:
@@ -42,6 +44,16 @@ def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, An
         fix = "train it first: tl-dist train CONFIG."
         raise Refusal(f"{run.path} has no checkpoint.", fix=fix, code=ExitCode.USAGE)
     predicted = _validation(run, saved.step, at)
+    if len(predicted.targets):
+        thresholds = _of_labels(predicted, wish)
+        aim = "greatest F1" if wish.f1 else f"{'precision' if wish.recall is None else 'recall'} at least "
+        aim += "" if wish.f1 else f"{wish.recall or wish.precision:g}"
+        rule = Decision(f"{aim} of each label", saved.sha256, saved.step, 1.0, thresholds=thresholds)
+        write_atomically(run.path / decision.FILE, rule.to_json())
+        return rule, rule.effect_on_labels(predicted.targets > 0.5, predicted.probabilities)
+    if wish.f1:
+        what = f"--f1 chooses a threshold for each of several labels, and {run.path} gives each image one class."
+        raise Refusal(what, fix="use --recall, --precision or --costs.", code=ExitCode.USAGE)
     names = [str(name) for name in predicted.class_names]
     fit = calibration.of_checkpoint(run.path, saved.sha256)
     temperature = 1.0 if fit is None else fit.temperature
@@ -67,6 +79,29 @@ def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, An
     return rule, rule.effect(predicted.labels, probabilities, [str(group) for group in predicted.groups])
 
 
+def _of_labels(predicted: Predictions, wish: Wish) -> tuple[float, ...]:
+    """Return the threshold of each label that reaches the wish on these images. Refuses one that no threshold has."""
+    if predicted.of_numbers or wish.costs is not None or wish.of_class is not None:
+        what = "numbers have no threshold" if predicted.of_numbers else "each label gets a threshold of its own"
+        fix = "leave it out" if predicted.of_numbers else "use --recall, --precision or --f1, without --class"
+        raise Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.USAGE)
+    thresholds = []
+    for name, has, own in zip(predicted.class_names, predicted.targets.T, predicted.probabilities.T, strict=True):
+        try:
+            if not has.any():
+                raise Refusal("no validation image has it.", fix="add some, or leave it out.", code=ExitCode.DATA)
+            if wish.recall is not None:
+                least = decision.just_below(conformal.least_probability(own[has > 0.5], wish.recall, "recall"))
+            elif wish.precision is not None:
+                least = decision.threshold_for_precision(has.astype(np.int32), own, 1, wish.precision)
+            else:
+                least = decision.threshold_for_f1(has > 0.5, own)
+        except Refusal as refusal:
+            raise Refusal(f"label '{name}': {refusal.what}", fix=refusal.fix, code=refusal.code) from None
+        thresholds.append(least)
+    return tuple(thresholds)
+
+
 def remove(path: Path) -> None:
     """Remove the rule of a run: the class with the highest probability is chosen again."""
     (RunDir.open(path).path / decision.FILE).unlink(missing_ok=True)
@@ -75,6 +110,8 @@ def remove(path: Path) -> None:
 def show(rule: Decision, effect: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
     """Print the rule, its effect where it was chosen, and who obeys it."""
     where = "" if rule.positive is None else f" is reached from probability {rule.at_least:.4f} on"
+    if rule.thresholds:
+        where = f", from probabilities {', '.join(f'{value:.4f}' for value in rule.thresholds)} on"
     say(f"step {rule.step:,}: {rule.aim}{where}")
     say(f"validation: {text.decision(effect)}")
     say("from now on predict, serve and export decide on the class by this rule; probabilities stay as they are")

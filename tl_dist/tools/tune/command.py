@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tl_dist import tasks
 from tl_dist.config import file as config_file
 from tl_dist.config import yaml_text
 from tl_dist.datasets import seen
@@ -24,6 +25,7 @@ SHOWN = 10
 def tune(request: train.Request, folds: int, console: Console) -> int:
     """Search, show the best settings, and write the config of the best to NAME-tune/best.yaml."""
     cfg = request.load()
+    tasks.refuse_others(cfg, "tune ranks classifiers by accuracy", "write 'l2: auto' below 'classifier:' instead")
     if not cfg.classifier.computed or cfg.model.normalize or cfg.model.pooling == "flatten":
         what = "tuning searches only classifiers that are computed from pooled, unnormalized features."
         fix = "write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'."

@@ -1,18 +1,23 @@
-"""Last layers for ordered grades: their outputs are logarithms of probabilities, one for each grade.
+"""Last layers of other tasks than classes: how their outputs become answers.
+
+Those of ordered grades give logarithms of probabilities, one for each grade:
 
 corn  The chance to exceed each grade once it is reached, by a logistic regression for each grade (Shi et al., arXiv
       2111.08851). The probability of a grade is a product of these; its logarithm is the loss of the paper.
 coral The chance to exceed each grade, by one logistic regression with a threshold for each grade (Cao et al., arXiv
       1901.07884). Thresholds stay in order, since each is kept as its distance from the one before.
+
+That of numbers gives them in the units of the data: `Scaled`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from tl_dist.config.training import FOR_GRADES
+from tl_dist.config.training import FOR_GRADES, FOR_VALUES, LOSSES
 
 _LEAST_GAP = 1e-6  # between two thresholds of coral
 
@@ -51,10 +56,38 @@ class Coral(keras.layers.Dense):
         return log_probabilities("coral", ops.matmul(features, self.kernel) + thresholds(self.bias))
 
 
+class Scaled(keras.layers.Dense):
+    """Compute float32 [rows, targets] of features [rows, features], by a dense layer of targets that are standardized.
+
+    `mean` and `spread` [targets], which no step trains, are those of the training examples.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Add the scale to kernel and bias."""
+        super().build(input_shape)
+        self.mean, self.spread = (
+            self.add_weight(name=name, shape=(self.units,), initializer=value, trainable=False)
+            for name, value in (("mean", "zeros"), ("spread", "ones"))
+        )
+
+    def call(self, features: Any, training: bool | None = None) -> Any:
+        """Return the targets in the units of the data."""
+        return super().call(features) * self.spread + self.mean
+
+
 def last_layer(kind: str, num_classes: int, **options: Any) -> Any:
-    """Return the layer that gives [rows, num_classes], whose softmax are probabilities; `kind` is the loss's name."""
-    layers = {"corn": Corn, "coral": Coral}
-    return layers[kind](num_classes, **options) if kind in layers else keras.layers.Dense(num_classes, **options)
+    """Return the layer that gives [rows, num_classes], by the loss's name `kind`: `answers` are made of them."""
+    layers = {"corn": Corn, "coral": Coral, **dict.fromkeys(FOR_VALUES, Scaled)}
+    return layers.get(kind, keras.layers.Dense)(num_classes, **options)
+
+
+def answers(kind: str, outputs: Any) -> Any:
+    """Return the Keras tensor of probabilities of classes or of labels, or of numbers, from that of the outputs."""
+    if kind in FOR_VALUES:
+        return keras.layers.Identity(dtype="float32", name="values")(outputs)
+    if kind in LOSSES["multilabel"]:
+        return keras.layers.Activation("sigmoid", dtype="float32", name="probabilities")(outputs)
+    return keras.layers.Softmax(dtype="float32", name="probabilities")(outputs)
 
 
 def thresholds(bias: Any) -> Any:
@@ -62,8 +95,15 @@ def thresholds(bias: Any) -> Any:
     return bias[0] - ops.concatenate([ops.zeros_like(bias[:1]), ops.cumsum(ops.softplus(bias[1:]))])
 
 
-def as_dense(kind: str, kernel: Any, bias: Any) -> tuple[Any, Any]:
-    """Return the kernel and bias of a plain dense layer whose `log_probabilities` are those of the layer."""
+def as_dense(kind: str, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the kernel and bias of a plain dense layer whose `log_probabilities` are those of the layer.
+
+    `arrays` are the layer's, by path, such as `head/logits/kernel`.
+    """
+    kernel, bias = arrays["head/logits/kernel"], arrays["head/logits/bias"]
+    if kind in FOR_VALUES:
+        spread = arrays["head/logits/spread"]
+        return kernel * spread, bias * spread + arrays["head/logits/mean"]
     if kind != "coral":
         return kernel, bias
     values = np.asarray(ops.convert_to_numpy(thresholds(ops.convert_to_tensor(bias))))
