@@ -180,6 +180,7 @@ def test_interrupted_job_ends_with_the_same_weights(slurm: SlurmCluster, harness
     assert losses(run) == losses(two_nodes)
 
 
+@pytest.mark.full
 def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harness) -> None:
     """Its process lives and answers its peers, so that neither Slurm nor Gloo would ever notice."""
     run, job_id = harness.submit(

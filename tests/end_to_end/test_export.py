@@ -181,6 +181,7 @@ def test_litert(run: tl.Run, folder: Path, tmp_path: Path, numbers: str) -> None
     np.testing.assert_allclose(found, expected[:60], atol=0.15 if numbers == "int8" else 0.02)
 
 
+@pytest.mark.full
 def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tmp_path: Path) -> None:
     """Features of unlike scale, standardized before the fit: their weights are as unlike."""
     from tl_dist.trainer.load_model import restored
@@ -202,6 +203,7 @@ def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tm
     assert report["num_agreeing"] >= 178 and report["largest_difference"] < 0.1
 
 
+@pytest.mark.full
 def test_a_cropped_network_in_bfloat16(run: tl.Run, folder: Path, tmp_path: Path) -> None:
     overrides = (f"source.run={run.path}", "source.head=true", "steps=20", "optimizer.learning_rate=0.001")
     run = trained(folder, "cropped", *overrides, precision="mixed_bfloat16", resize="resize: crop")

@@ -189,6 +189,7 @@ def test_the_scores_of_networks(workspace: Workspace) -> None:
     assert ranked("true") == ranked("both")
 
 
+@pytest.mark.full
 def test_a_taught_and_a_pruned_network(workspace: Workspace) -> None:
     """Refitted to training images, and taught by what was trained on the same split."""
 

@@ -36,6 +36,7 @@ def test_a_launchers_workers_train_the_run_of_a_single_worker(workspace: Workspa
     assert run.rank_log(1).exists()
 
 
+@pytest.mark.full
 def test_a_launchers_processes_share_out_the_packing(tmp_path: Path) -> None:
     """The bytes of one command alone; only the first process reports."""
     config = tmp_path / "digits.yaml"

@@ -81,6 +81,7 @@ assert not tf.config.optimizer.get_experimental_options().get("disable_meta_opti
 """
 
 
+@pytest.mark.full
 def test_a_process_that_has_started_tensorflow_in_its_own_way_trains_to_the_same_bits(tmp_path: Path) -> None:
     """On encoded images: this process, as workers do, optimizes no function of a pipeline (`pipelines_as_traced`)."""
     draws = np.random.default_rng(0)

@@ -100,6 +100,7 @@ def test_cross_validation_names_the_class_and_the_group(workspace: Workspace) ->
     assert f"N{line[1:]}" in Path("runs/by-cv-by-site/report.html").read_text()
 
 
+@pytest.mark.full
 def test_folds_with_a_validation_split_have_the_interval_of_what_they_were_trained_on(
     workspace: Workspace,
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_bits_are_those_of_the_evaluation(workspace: Workspace, name: str) -
     assert found.probabilities.tobytes() == kept.probabilities.tobytes()
 
 
+@pytest.mark.full
 def test_so_they_are_on_three_workers(workspace: Workspace) -> None:
     tl_dist(workspace, "eval", "runs/trained", "-n", "3")
     kept = tl.Run("runs/trained").predictions("test")

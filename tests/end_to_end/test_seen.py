@@ -136,6 +136,7 @@ def test_the_same_division_and_other_images_are_as_welcome_as_ever(workspace: Wo
     tl_dist(workspace, "tune", "features.yaml", "--folds=3", FROM, "data.path=strange.csv")
 
 
+@pytest.mark.full
 def test_a_validation_split_is_seen_by_training_and_may_choose_twice(workspace: Workspace) -> None:
     held = ("data.test_fraction=0.25", "data.validation_fraction=0.25")
     best = ("checkpoint.best.metric=log_loss", "steps=4")

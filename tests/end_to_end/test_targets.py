@@ -97,14 +97,14 @@ def test_labels_and_numbers_are_learnt(workspace: Workspace) -> None:
     assert all(record["accuracy"] is None for record in records(workspace.run("numbers"), "train"))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["labels", pytest.param("numbers", marks=pytest.mark.full)])
 def test_two_workers_train_as_one_does(workspace: Workspace, name: str) -> None:
     workspace.train(f"{name}-2", *TASKS[name], "steps=20", "strategy=horovod", "workers=2")
     one, two = (list(losses(workspace.run(each)).values())[:20] for each in (name, f"{name}-2"))
     np.testing.assert_allclose(two, one, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [pytest.param("labels", marks=pytest.mark.full), "numbers"])
 def test_killed_it_ends_with_the_same_bits(workspace: Workspace, name: str) -> None:
     """With mixed images, averages of the weights, and the decisions of the validation split."""
     more = "data.augmentation.mixup=0.3", "optimizer.ema=0.9", "evaluation.every_epochs=0.5"
@@ -140,7 +140,9 @@ def test_held_out_labels_and_numbers_reach_no_weight(workspace: Workspace) -> No
         assert states[0] == states[1] != states[2], name
 
 
-def test_predict_serve_and_export_give_the_answers_of_the_evaluation(workspace: Workspace) -> None:
+def test_predict_serve_and_export_give_the_answers_of_the_evaluation(
+    workspace: Workspace, pytestconfig: pytest.Config
+) -> None:
     tl_dist(workspace, "threshold", "runs/labels", "--f1")
     for name in TASKS:
         run = tl.Run(f"runs/{name}")
@@ -153,7 +155,7 @@ def test_predict_serve_and_export_give_the_answers_of_the_evaluation(workspace: 
         np.testing.assert_allclose(run.predict(paths).probabilities, test.probabilities[:20], rtol=1e-5, atol=1e-6)
         sent = [(path, (workspace.directory / path).read_bytes()) for path in paths]
         models = [of_run(RunDir.open(run.path), "", cores=None)]
-        for to in ("onnx", "savedmodel"):
+        for to in ("onnx", "savedmodel") if pytestconfig.option.full or name == "numbers" else ("onnx",):
             told = tl_dist(workspace, "export", f"runs/{name}", "--to", to, "--out", f"{name}-{to}")
             num = len(test.ids)
             assert f"{num} of {num} images of 'test' have the answer that the run gives them" in told
@@ -218,7 +220,9 @@ def test_reports_show_residuals_and_labels(workspace: Workspace) -> None:
         assert all(word in page for word in (*words, "Largest errors", "data:image/webp"))
 
 
-@pytest.mark.parametrize(("name", "classifier"), [("labels", "logistic"), ("numbers", "ridge")])
+@pytest.mark.parametrize(
+    ("name", "classifier"), [pytest.param("labels", "logistic", marks=pytest.mark.full), ("numbers", "ridge")]
+)
 def test_cross_validation_of_a_computed_classifier(workspace: Workspace, name: str, classifier: str) -> None:
     of_head = CONFIG.replace("train_from: all", "train_from: head").replace(
         "weights: random", "weights: tiny.safetensors"
@@ -296,7 +300,8 @@ def test_what_does_not_fit_a_task_is_one_line(workspace: Workspace) -> None:
 
 
 def test_a_tool_that_needs_classes_says_so_in_one_line(workspace: Workspace) -> None:
-    image = "images/000.png"
+    image, table = "images/000.png", (workspace.directory / "numbers.csv").read_text()
+    (workspace.directory / "years.csv").write_text(table.replace("year", "label"))
     for arguments, why in (
         (
             ("calibrate", "runs/labels"),
@@ -311,6 +316,12 @@ def test_a_tool_that_needs_classes_says_so_in_one_line(workspace: Workspace) -> 
         (("predict", "runs/labels", image, "--coverage", "0.9"), "--coverage needs a calibration"),
         (("eval", "runs/numbers", "--data", "numbers.csv"), "--data matches classes by their names"),
         (("eval", "runs/numbers", "--corruptions", "noise"), "counts images with the right class"),
+        (("eval", "runs/labels", "--by", "^(.)"), "figures by group are accuracies"),
+        (("init", "numbers.csv"), "there is no column 'label', only path, red, year"),
+        (
+            ("init", "years.csv"),
+            "as of a measured quantity; each is taken as a class of its own; to estimate them write",
+        ),
         (("tune", "trial.yaml"), "tune ranks classifiers by accuracy"),
         (("rank", "trial.yaml"), "rank compares networks by how well they separate classes"),
         (("cv", "trial.yaml", "--by", "group"), "--by compares the accuracies of groups"),

@@ -21,6 +21,7 @@ from tests.end_to_end.harness import (
 from tests.unit.tools.mlflow_server import mlflow_server
 
 
+@pytest.mark.full
 def test_a_server_that_hangs_costs_a_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = Workspace(tmp_path, CONFIG)
     few = (*ONE_WORKER, "steps=20", "checkpoint.every_steps=10")

@@ -175,6 +175,7 @@ def test_evaluation_shows_before_and_after_and_groups(workspace: Workspace) -> N
     assert sum(row["num_examples"] for row in record["groups"]["group"]) == len(right)
 
 
+@pytest.mark.full
 def test_two_workers_corrupt_as_one_does(workspace: Workspace) -> None:
     file = robustness.file_of(Path("runs/one"), "test")
     said = tl_dist(workspace, "eval", "runs/one", "--corruptions", "noise", "--severity=3", "-n2")

@@ -41,7 +41,7 @@ FULL = {
     "mirrored-4": ("plain", "accumulated", "overflow"),
     "horovod-gloo-2": ("clipped", "accumulated", "sync_batch_norm"),
     "horovod-gloo-3": tuple(METHODS),
-    "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
+    "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", "labels", "numbers", *WIRES),
     "horovod-mpi-2": ("clipped", "overflow", "bfloat16"),
     "collective-2": ("clipped", "sync_batch_norm"),
     "collective-3": tuple(VARIANTS),

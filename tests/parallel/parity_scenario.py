@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.normalised import NORMALISED
+from tests.small_vit import SMALL_VIT
 from tl_dist.config import (
     AugmentConfig,
     Config,
@@ -37,7 +38,7 @@ from tl_dist.data.pipeline import soft_labels as soft_labels_of
 from tl_dist.datasets import Source
 from tl_dist.datasets.annotations import Annotations, SoftLabels
 from tl_dist.datasets.arrays import ArrayStore
-from tl_dist.models import classifier
+from tl_dist.models import classifier, heads
 from tl_dist.parallel import rows_of
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.trainer import load_model
@@ -139,6 +140,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "augmentation": AugmentConfig(mixup=0.4),
         "targets": LossConfig(name="huber", delta=0.5),
     },
+    "transformer": {
+        "optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05, layer_decay=0.7),
+        "model_settings": {"backbone": "small_vit", "train_from": "block1", "pooling": "both"},
+    },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
@@ -149,6 +154,7 @@ METHODS: dict[str, dict[str, Any]] = {
 WITHOUT: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05)},
     "adam": {"optimizer": OptimizerConfig(name="adam", learning_rate=0.01)},
+    "adamw": {"optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05)},
 }
 """the same runs without any, on one device alone"""
 NUM_METHOD_STEPS = 10
@@ -204,7 +210,8 @@ def run_variant(
     keras.config.set_dtype_policy(precision)
     settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
     config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
-    backbone = NORMALISED if config.backbone == "normalised" else registry.backbone("tiny")
+    others = {"normalised": NORMALISED, "small_vit": SMALL_VIT}
+    backbone = others.get(config.backbone) or registry.backbone("tiny")
     source, num_classes = digits(), 10
     if targets is not None:
         values = targets_of(source.labels, targets)
@@ -213,7 +220,7 @@ def run_variant(
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
         built = classifier.Classifier(backbone, config, image_size=24, num_classes=num_classes, seed=1, loss=head)
-        built.standardize(source.truth)
+        heads.standardize(built.scale, source.truth)
         views = [built.trained_from(train_from) for train_from, _ in parts]
         net = classifier.widest(views)
         opt = optim.Optimizer(

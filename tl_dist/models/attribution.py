@@ -39,7 +39,8 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
             logits = logits_of([tf.cast(stage_maps, model.network.output.dtype) for stage_maps in maps])
             score = tf.reduce_sum(tf.gather(logits, classes, batch_dims=1))
         gradients = tape.gradient(score, maps)
-        *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in zip(maps, gradients, strict=True))
+        pairs = (map(model.as_maps, pair) for pair in zip(maps, gradients, strict=True))
+        *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in pairs)
         if kind == "layercam":
             shallow = [tf.tanh(_SHALLOW * cam) for cam in shallow]
         stages = [tf.image.resize(cam[..., None], images.shape[1:3]) for cam in (*shallow, deepest)]

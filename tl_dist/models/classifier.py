@@ -64,7 +64,9 @@ class Classifier:
         ends = networks.stage_ends(backbone, network)
         self.stage_ends = [ends[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        self.stage_widths = [networks.pool(output, config.pooling).shape[-1] for output in self._outputs]
+        self.stage_widths = [
+            networks.pool(output, config.pooling, backbone.leading_tokens).shape[-1] for output in self._outputs
+        ]
         features = sum(self.stage_widths)
         self.num_features: int = config.hidden or features  # inputs of the last layer
         self.mask_features: int = self.num_features if config.dropout else 0
@@ -211,25 +213,20 @@ class Classifier:
         """Return (images -> feature maps before pooling, these maps -> logits): the network cut before pooling."""
         view, kind = self.trained_from("head"), self._config.pooling
         feature_maps = networks.from_images(self._backbone, self.network, self._outputs)
-        return feature_maps, lambda maps: view.suffix(networks.pool(maps, kind))
+        return feature_maps, lambda maps: view.suffix(networks.pool(maps, kind, self._backbone.leading_tokens))
+
+    def as_maps(self, values: Any) -> Any:
+        """Return the values of feature maps as they are, and those of tokens [rows, n, c] as maps of the patches."""
+        if not self._backbone.leading_tokens:
+            return values
+        patches = values[:, self._backbone.leading_tokens :]
+        rows, columns = (side // self._backbone.patch for side in self.network.input_shape[1:3])
+        return tf.reshape(patches, [-1, rows, columns, patches.shape[-1]])
 
     @property
     def moving(self) -> dict[str, Any]:
         """Return every variable that training changes, and the scale of targets, by path."""
         return {**self.trainable, **self.statistics, **self.scale}
-
-    def standardize(self, targets: Any) -> None:
-        """Set the `scale` to that of training examples, float32 [N, targets]; without a scale do nothing."""
-        for path, variable in self.scale.items():
-            wide = np.asarray(targets, np.float64)
-            variable.assign(wide.mean(axis=0) if path.endswith("/mean") else np.maximum(wide.std(axis=0), 1e-12))
-
-    def as_standardized(self, kernel: Any, bias: Any) -> dict[str, Any]:
-        """Return, by path, the last layer whose outputs are features @ kernel + bias, in the units of the data."""
-        if self.scale:
-            mean, spread = (self.scale[f"head/logits/{name}"].numpy().astype(np.float64) for name in ("mean", "spread"))
-            kernel, bias = kernel / spread, (bias - mean) / spread
-        return {"head/logits/kernel": kernel, "head/logits/bias": bias}
 
     @property
     def spread(self) -> Any:

@@ -75,6 +75,21 @@ class Scaled(keras.layers.Dense):
         return super().call(features) * self.spread + self.mean
 
 
+def standardize(scale: Mapping[str, Any], targets: Any) -> None:
+    """Set the `scale` of a classifier to that of training examples, float32 [N, targets]; an empty one stays."""
+    for path, variable in scale.items():
+        wide = np.asarray(targets, np.float64)
+        variable.assign(wide.mean(axis=0) if path.endswith("/mean") else np.maximum(wide.std(axis=0), 1e-12))
+
+
+def standardized(scale: Mapping[str, Any], kernel: Any, bias: Any) -> dict[str, Any]:
+    """Return, by path, the last layer whose outputs are features @ kernel + bias, in the units of the data."""
+    if scale:
+        mean, spread = (scale[f"head/logits/{name}"].numpy().astype(np.float64) for name in ("mean", "spread"))
+        kernel, bias = kernel / spread, (bias - mean) / spread
+    return {"head/logits/kernel": kernel, "head/logits/bias": bias}
+
+
 def last_layer(kind: str, num_classes: int, **options: Any) -> Any:
     """Return the layer that gives [rows, num_classes], by the loss's name `kind`: `answers` are made of them."""
     layers = {"corn": Corn, "coral": Coral, **dict.fromkeys(FOR_VALUES, Scaled)}

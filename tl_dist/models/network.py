@@ -74,10 +74,10 @@ def divide(
     The first is None if more than one tensor leaves the frozen part; then the second takes the images. `pooled` are
     the Keras tensors that are pooled.
     """
-    whole = from_images(backbone, network, pooled)
+    whole, leading = from_images(backbone, network, pooled), backbone.leading_tokens
     if first >= len(network.layers):  # none of the backbone is trained: the prefix ends with pooling
-        width = pool(pooled, pooling).shape[-1]
-        return lambda images: pool(whole(images), pooling), lambda features: features, (width,)
+        width = pool(pooled, pooling, leading).shape[-1]
+        return lambda images: pool(whole(images), pooling, leading), lambda features: features, (width,)
     # A stage that ends where training begins is pooled as it is: a Keras model cannot output its input.
     try:
         between = seam(network, first) if first else None
@@ -86,27 +86,34 @@ def divide(
     except ValueError:  # inside a residual block, or with a stage to pool further below
         trained = None
     if trained is None:
-        return None, lambda images: pool(whole(images), pooling), None
+        return None, lambda images: pool(whole(images), pooling, leading), None
     num_passed = len(pooled) - len(above)
     return (
         from_images(backbone, network, between),
-        lambda maps: pool([[maps] * num_passed, trained(maps, training=False)], pooling),
+        lambda maps: pool([[maps] * num_passed, trained(maps, training=False)], pooling, leading),
         tuple(trained.input_shape[1:]),
     )
 
 
-def pool(maps: Any, kind: str) -> Any:
+def pool(maps: Any, kind: str, leading: int = 0) -> Any:
     """Pool one feature map [rows, h, w, c] or a nest of several and join the results: [rows, features].
 
-    A map gives c features, 2c for both, h*w*c for flatten.
+    A map gives c features, 2c for both, h*w*c for flatten. So do tokens [rows, n, c], of which the first `leading` are
+    of no patch; both are then the class token and the average.
     """
-    pooled = [_pool(feature_map, kind) for feature_map in keras.tree.flatten(maps)]
+    pooled = [_pool(feature_map, kind, leading) for feature_map in keras.tree.flatten(maps)]
     return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
 
 
-def _pool(features: Any, kind: str) -> Any:
+def _pool(features: Any, kind: str, leading: int) -> Any:
     if kind == "flatten":
         return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
+    if leading:
+        patches = features[:, leading:]
+        if kind in ("average", "maximum"):
+            return (ops.mean if kind == "average" else ops.max)(patches, axis=1)
+        token = features[:, 0]
+        return token if kind == "token" else ops.concatenate([token, ops.mean(patches, axis=1)], axis=-1)
     kinds = {"average": [ops.mean], "maximum": [ops.max], "both": [ops.mean, ops.max]}[kind]
     pooled = [reduce(features, axis=(1, 2)) for reduce in kinds]
     return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
@@ -220,7 +227,8 @@ def assemble(
     maps = keras.Model(own.inputs, tensors, name=backbone.name)(
         preprocess(backbone.preprocessing, images), training=False
     )
-    pooled = [pool(stage_maps, settings.pooling) for stage_maps in keras.tree.flatten(maps)]
+    leading = backbone.leading_tokens
+    pooled = [pool(stage_maps, settings.pooling, leading) for stage_maps in keras.tree.flatten(maps)]
     if settings.normalize:
         pooled = [normalize(part) for part in pooled]
     features = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name="features")(pooled)

@@ -80,7 +80,7 @@ def _several_in_one(class_names: Sequence[str]) -> Iterator[str]:
         if known and len(known) >= LEAST_SHARE * len(class_names):
             yield (
                 f"labels such as {known[0]!r} look like several labels of one image; each of these {len(known)} "
-                "combinations is taken as a class of its own"
+                "combinations is taken as a class of its own; for several labels write 'task: multilabel'"
             )
 
 
@@ -91,7 +91,8 @@ def _numbers(class_names: Sequence[str]) -> Iterator[str]:
         return
     num = len(numbers)
     if num > FEWEST_VALUES:
-        yield f"the labels are {num} different numbers, as of a measured quantity; each is taken as a class of its own"
+        what = f"the labels are {num} different numbers, as of a measured quantity"
+        yield f"{what}; each is taken as a class of its own; to estimate them write 'task: regression'"
     elif 2 < num <= MOST_GRADES and numbers == [numbers[0] + k for k in range(num)]:
         ends = f"{numbers[0]:g} to {numbers[-1]:g}"
         yield f"the classes are the numbers {ends}: if these are grades, write 'task: ordinal'"

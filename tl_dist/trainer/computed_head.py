@@ -8,6 +8,7 @@ import numpy as np
 from tl_dist.features import extraction, nested
 from tl_dist.features.classifiers import Stopped
 from tl_dist.files.failpoint import failpoint
+from tl_dist.models import heads
 from tl_dist.trainer.cached import classifier_of, examples_of, normalized
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested
 
@@ -42,7 +43,7 @@ def _fit_head(setup: Setup, stage_input: StageInput) -> dict[str, Any]:
     values = normalized(setup, stage_input, stage_input.features.values())
     classifier = classifier_of(setup, stage_input, setup.run.stop_requested)
     head, choice = classifier.fit(examples_of(setup.splits["train"], values, setup.cfg))
-    for path, value in stage_input.model.as_standardized(head.kernel, head.bias).items():
+    for path, value in heads.standardized(stage_input.model.scale, head.kernel, head.bias).items():
         stage_input.model.trainable[path].assign(value.astype(np.float32))
     how = f" after {head.iterations} iterations" if head.iterations else ""
     text = f"{settings.name}: {'fitted' if head.converged else 'NOT converged'}{how}"

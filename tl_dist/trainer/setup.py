@@ -18,7 +18,7 @@ from tl_dist.data.order import ByClass, Order
 from tl_dist.datasets import Splits
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
-from tl_dist.models import classifier, precision, weights
+from tl_dist.models import classifier, heads, precision, weights
 from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.parallel.replicas import gpu_of_process
@@ -271,14 +271,14 @@ def _build(
         whole = classifier.widest(views)
         for view in views:
             view.refuse_frozen_random()
-        whole.standardize(splits["train"].truth)
+        heads.standardize(whole.scale, splits["train"].truth)
         with whole.keeping_new():
             if file is not None:
                 weights.load(model.network, file)
             if cfg.source is not None:
                 every = {**whole.moving, **whole.frozen}
-                heads = () if cfg.source.head else ("head/",)
-                carried = {path: v for path, v in every.items() if not path.startswith(heads)}
+                left_out = () if cfg.source.head else ("head/",)
+                carried = {path: v for path, v in every.items() if not path.startswith(left_out)}
                 origin_sha256 = load_model.carry(model.network, carried, cfg, splits["train"].class_names)
         optimizer = Optimizer(
             cfg.optimizer,

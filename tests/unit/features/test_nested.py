@@ -136,7 +136,7 @@ def a_run(tmp_path: Path, labels: np.ndarray, class_weights: str | None = None) 
         stage_names=["a", "b"],
         stage_channels=[30, 10],
         trainable=head,
-        as_standardized=lambda kernel, bias: {"head/logits/kernel": kernel, "head/logits/bias": bias},
+        scale={},
     )
     setup = setup_of(cfg, splits, net, run=RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg)))
     return setup, given_to(setup, features=TrainFeatures(Kept(), np.arange(90)))  # type: ignore[arg-type]

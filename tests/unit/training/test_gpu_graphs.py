@@ -180,7 +180,12 @@ def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, p
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenetv3small", "convnexttiny", pytest.param("efficientnetb0", marks=pytest.mark.full)]
+    "name",
+    [
+        pytest.param("mobilenetv3small", marks=pytest.mark.full),
+        "convnexttiny",
+        pytest.param("efficientnetb0", marks=pytest.mark.full),
+    ],
 )
 def test_the_layers_of_other_networks_have_kernels_for_gpus_in_mixed_precision(name: str) -> None:
     config = ModelConfig(backbone=name, weights="random", train_from="all")

@@ -22,9 +22,21 @@ def backbone(cfg: Config) -> Iterator[Broken]:
         what = f"data.image_size is {size}, but {record.name} needs at least {record.min_size}."
         fix = f"write 'image_size: {record.min_size}' or more (small images are enlarged)."
         yield Broken(("data", "image_size"), what, fix)
+    side = size or record.input_size
+    if side % record.patch:
+        nearest_side = max(record.min_size, round(side / record.patch) * record.patch)
+        what = f"images of {side} pixels are no whole number of {record.name}'s patches of {record.patch}."
+        yield Broken(("data", "image_size"), what, f"write 'image_size: {nearest_side}'.")
+    if cfg.model.pooling == "token" and not record.leading_tokens:
+        what = f"{record.name} has feature maps, and no class token for pooling 'token'."
+        yield Broken(("model", "pooling"), what, "write 'pooling: average'.")
     if cfg.model.weights == "imagenet" and record.pretrained is None and cfg.source is None:
+        what = f"{record.name} has no ImageNet weights."
         fix = "write 'weights: random' and 'train_from: all' below 'model:'."
-        yield Broken(("model", "weights"), f"{record.name} has no ImageNet weights.", fix)
+        if record.of_torch is not None:
+            what = f"Keras has no weights of {record.name}."
+            fix = "write 'weights: FILE.safetensors', with timm's or transformers' names."
+        yield Broken(("model", "weights"), what, fix)
 
 
 def model(cfg: Config) -> Iterator[Broken]:

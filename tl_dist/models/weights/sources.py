@@ -140,7 +140,7 @@ def read(
     others: list[str] = []
     try:
         if copy.suffix == ".safetensors":
-            arrays = safetensors_of(copy, source, network)
+            arrays = safetensors_of(copy, source, network, backbone.of_torch)
         elif copy.suffix == ".index":
             arrays, others = tf_checkpoints.arrays_of(copy.with_suffix(""), network)
         elif copy.suffix == ".keras":
@@ -181,22 +181,29 @@ def _private_copy(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
     return scratch / files[0].name, digest.hexdigest()
 
 
-def safetensors_of(path: Path, source: Path, network: Any) -> Arrays:
+def safetensors_of(
+    path: Path, source: Path, network: Any, of_torch: Callable[[Mapping[str, Any]], Arrays] | None = None
+) -> Arrays:
     """Return the arrays of a safetensors file, none of which is read before all have the shapes of the network's.
 
-    Refuses (78) other names or shapes, calling the file `source`, and (65) a file that cannot be read.
+    If none has a name of the network's, `of_torch` may turn those of torch into them. Refuses (78) other names or
+    shapes, calling the file `source`, and (65) a file that cannot be read.
     """
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy") as stored:
             available = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
-            compare(source, network, shapes(network), available)
-            return {name: stored.get_tensor(name) for name in available}
+            if of_torch is not None and not available.keys() & shapes(network).keys():
+                arrays = {name: stored.get_tensor(name) for name in available}
+            else:
+                compare(source, network, shapes(network), available)
+                return {name: stored.get_tensor(name) for name in available}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         what = f"weights file {path.name} cannot be read: {error}."
         fix = "obtain the file again, with its arrays in float32."
         raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
+    return of_torch(arrays)  # of which `read` names what is missing
 
 
 def finish(network: Any) -> None:

@@ -62,7 +62,7 @@ def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Mach
     if os.path.lexists(target):
         raise _is_there(target)
     splits = open_splits(data)[0]
-    machine = machine or this_machine()
+    machine, remarks = machine or this_machine(), classification.remarks(splits["train"].class_names)
     divided = "test" not in splits
     if divided:
         validation = VALIDATION_FRACTION if machine.gpus else 0.0
@@ -75,6 +75,7 @@ def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Mach
                 fix = "move it away, or name another file with --out."
             elif code == ExitCode.DATA:
                 what = f"{path} has too few images to hold out {TEST_FRACTION:.0%} of each class: {what}"
+                what += "".join(f" Look at the labels: {remark}." for remark in remarks)
                 fix = "add images to the smallest class, or write a config by hand."
             raise Refusal(what, fix=fix, code=code) from None
     content = _text(data, splits, target, manifest if divided else None, machine)
@@ -87,7 +88,7 @@ def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Mach
     if machine.gpus:
         how = f"fine-tuned on {text.counted(machine.gpus, 'GPU')}"
     written = f"{target} and {manifest.name}" if divided else target
-    for remark in classification.remarks(splits["train"].class_names):
+    for remark in remarks:
         say(f"look at the labels: {remark}")
     say(f"wrote {written}: {backbone} from ImageNet ({where}), {how}")
     return target

@@ -56,6 +56,8 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
         if run_setup.is_first:
             _write(run, f"{split}_corruptions.json", json.dumps(record).encode())
         return ExitCode.DONE
+    if request.by:
+        tasks.refuse_others(run_setup.cfg, "figures by group are accuracies", "leave out --by and --by-group")
     groupings(evaluate.split_of(run_setup, split), request.by)  # refused before an hour is spent
     result = evaluate.evaluate_checkpoint(run_setup, split, request.at)
     if run_setup.is_first:  # rank 0 alone has the figures
