@@ -20,12 +20,12 @@ Arrays = dict[str, Any]  # Weights on the host: `layer/variable` -> numpy array.
 
 @dataclass(frozen=True)
 class Backbone:
-    """A convolutional network without its classifier.
+    """A network without its classifier.
 
     `build(input_shape)` returns a functional `keras.Model` from preprocessed float images [batch, h, w, 3] to a
-    feature map [batch, h', w', c], with random weights and no side effect. It is meant to be called in inference mode.
-    `stages` maps the name of each stage to its first layer, from input to output. The network can be cut there: in the
-    order of `network.layers`, only one tensor passes into the rest (`seam`).
+    feature map [batch, h', w', c], or to tokens [batch, n, c], with random weights and no side effect. It is meant to
+    be called in inference mode. `stages` maps the name of each stage to its first layer, from input to output. The
+    network can be cut there: in the order of `network.layers`, only one tensor passes into the rest (`seam`).
     """
 
     name: str
@@ -42,6 +42,13 @@ class Backbone:
     adapt: Callable[[Arrays], Arrays] = lambda arrays: arrays
     """turns the arrays of a Keras file into those of `build`, if the two networks differ"""
     batch_norm: bool = True  # whether it has batch-norm layers
+    patch: int = 1
+    """of which the sides of an image must be multiples"""
+    leading_tokens: int = 0
+    """the number of tokens before those of patches, the class token first, if its outputs are tokens [batch, n, c]"""
+    of_torch: Callable[[Mapping[str, Any]], Arrays] | None = None
+    """turns the arrays of a safetensors file of torch, with timm's or transformers' names, into those of `build`;
+    raises ValueError for those of another network"""
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""

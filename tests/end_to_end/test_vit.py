@@ -1,0 +1,84 @@
+"""A vision transformer is trained as any network: on two workers, killed, from a cached block, exported, explained."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import tl_dist as tl
+from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, records
+
+CONFIG = (
+    SMALL.replace("tensorboard: false", "tensorboard: false, every_steps: 1")
+    + """\
+global_batch: 15
+steps: 300
+data: {name: digits, image_size: 24, validation_fraction: 0.2}
+model: {backbone: "tests.small_vit:SMALL_VIT", weights: random, train_from: all, pooling: both}
+optimizer: {name: adamw, learning_rate: 0.003, weight_decay: 0.05, layer_decay: 0.8}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    made = Workspace(tmp_path_factory.mktemp("vit"), CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made.directory)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        made.train_here("one")
+        yield made
+
+
+def test_it_learns(workspace: Workspace) -> None:
+    assert tl.Run("runs/one").scores["test"]["accuracy"] > 0.6  # of ten classes, after 3 epochs
+
+
+def test_two_workers_train_as_one_does(workspace: Workspace) -> None:
+    workspace.train("two", "steps=20", "strategy=horovod", "workers=2")
+    one, two = (list(losses(workspace.run(name)).values())[:20] for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+def test_killed_it_ends_with_the_same_bits(workspace: Workspace) -> None:
+    short = ("steps=10", "checkpoint.every_steps=4")
+    workspace.train("whole", *short, *ONE_WORKER)
+    process = workspace.start(
+        workspace.argv("killed", *short, *ONE_WORKER), TL_FAILPOINT="train.chunk_done:6=kill", TL_ALLOW_FAILPOINTS="1"
+    )
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and records(workspace.run("killed"), "resumed"), said
+    assert bits(workspace.run("killed")) == bits(workspace.run("whole"))
+
+
+def test_a_cached_block_changes_no_curve(workspace: Workspace) -> None:
+    frozen = ("source.run=runs/one", "model.train_from=block1", "steps=12")
+    for cache in ("off", "on"):
+        workspace.train_here(f"cache-{cache}", *frozen, f"runtime.prefix_cache={cache}")
+    off, on = (list(losses(workspace.run(f"cache-{cache}")).values()) for cache in ("off", "on"))
+    np.testing.assert_allclose(on, off, rtol=1e-4)
+
+
+def tl_dist(workspace: Workspace, *arguments: str) -> str:
+    process = workspace.start([TL_DIST, *arguments])
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert", pytest.param("savedmodel", marks=pytest.mark.full)])
+def test_an_export_gives_what_the_run_gives(workspace: Workspace, to: str) -> None:
+    num = tl.Run("runs/one").scores["test"]["num_examples"]
+    said = tl_dist(workspace, "export", "runs/one", "--to", to)
+    assert f"{num} of {num} images of 'test' have the class that the run gives them" in said
+
+
+def test_a_heat_map_is_of_the_patches(workspace: Workspace) -> None:
+    pixels = np.kron(load_digits().images[0], np.ones((3, 3))) * 15
+    Image.fromarray(pixels.astype(np.uint8)).save("zero.png")
+    assert "zero.png: " in tl_dist(workspace, "explain", "runs/one", "zero.png")
+    with Image.open("zero.png.explained.png") as picture:
+        assert picture.size[0] > 3 * 24
