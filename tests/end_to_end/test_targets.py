@@ -37,7 +37,9 @@ evaluation: {every_epochs: 1}
 )
 NUMBERS = ("task=regression", "data.path=numbers.csv", "data.target=[red, year]", "checkpoint.best.metric=rmse")
 HEAD = ("model.train_from=head", "model.weights=tiny.safetensors")
-TASKS = {"labels": ("checkpoint.best.metric=map",), "numbers": NUMBERS}
+HEAD_OF_NUMBERS = ("source.run=runs/numbers", "source.head=true", "source.allow_seen=true")
+BOARD = "report.tensorboard=true"
+TASKS = {"labels": ("checkpoint.best.metric=map", BOARD), "numbers": (*NUMBERS, BOARD)}
 
 
 def tl_dist(workspace: Workspace, *arguments: str, expect: int = 0) -> str:
@@ -92,6 +94,8 @@ def test_labels_and_numbers_are_learnt(workspace: Workspace) -> None:
     for name, metric in (("labels", "map"), ("numbers", "rmse")):
         kept = records(workspace.run(name), "done")[-1]["best"]
         assert kept["metric"] == f"validation.{metric}"
+        assert any(workspace.run(name).tensorboard.glob("*tfevents*"))
+        assert not any("no picture" in record["text"] for record in records(workspace.run(name), "note"))
     said = tl_dist(workspace, "runs")
     assert "test 0." in said or "test 1" in said
     assert all(record["accuracy"] is None for record in records(workspace.run("numbers"), "train"))
@@ -274,6 +278,9 @@ def test_views_are_averaged_as_probabilities_and_as_numbers(workspace: Workspace
 
 
 def test_what_does_not_fit_a_task_is_one_line(workspace: Workspace) -> None:
+    rows = [line.split(",")[0] for line in (workspace.directory / "numbers.csv").read_text().splitlines()[1:]]
+    both = "".join(f"{path},{k % 2},{k % 3 % 2}\n" for k, path in enumerate(rows))
+    (workspace.directory / "both.csv").write_text("path,red,year\n" + both)
     for settings, why in (
         (("loss.name=focal",), "loss 'focal' does not belong to task 'multilabel'. Fix: write 'task: classification'"),
         (("task=regression", "data.path=numbers.csv"), "there is no column 'label', only path, red, year"),
@@ -285,6 +292,11 @@ def test_what_does_not_fit_a_task_is_one_line(workspace: Workspace) -> None:
         (("checkpoint.best.metric=rmse",), "of task 'multilabel'. Fix: write 'task: regression', or use one of"),
         (("data.target=red",), "data.target has no effect with task 'multilabel'. Fix: write 'task: regression'"),
         (("data.name=image_folder", "data.path=images"), "dataset 'image_folder' has one class for each image"),
+        (HEAD_OF_NUMBERS, "has other classes: 'year' there"),
+        (
+            ("data.path=both.csv", "data.separator=null", "data.label_columns=[red, year]", *HEAD_OF_NUMBERS),
+            "whose task, loss or order of grades is another one",
+        ),
         (("classifier.name=ridge", *HEAD), "classifier 'ridge' does not belong to task 'multilabel'"),
         ((*NUMBERS, "loss.delta=2"), "loss.delta has no effect without 'name: huber'"),
         ((*NUMBERS, "distill.teacher=runs/labels"), "distill needs one class for each image"),
@@ -296,6 +308,7 @@ def test_what_does_not_fit_a_task_is_one_line(workspace: Workspace) -> None:
             assert process.returncode == 0, said
             assert "look like several labels of one image" in words
         else:
+            assert why in words, said
             assert process.returncode in (ExitCode.USAGE, ExitCode.DATA) and why in words and "Traceback" not in said
 
 

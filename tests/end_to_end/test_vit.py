@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 import tl_dist as tl
-from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, records
+from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, newest, records
 
 CONFIG = (
     SMALL.replace("tensorboard: false", "tensorboard: false, every_steps: 1")
@@ -54,6 +55,21 @@ def test_killed_it_ends_with_the_same_bits(workspace: Workspace) -> None:
     assert bits(workspace.run("killed")) == bits(workspace.run("whole"))
 
 
+def test_bfloat16_follows_float32_within_its_rounding(workspace: Workspace) -> None:
+    workspace.train_here("narrow", "steps=20", "precision=mixed_bfloat16")
+    wide, narrow = (list(losses(workspace.run(name)).values())[:20] for name in ("one", "narrow"))
+    np.testing.assert_allclose(narrow, wide, rtol=3e-2)
+    assert narrow != wide
+
+
+def test_a_class_token_is_pooled_and_has_no_heat_map(workspace: Workspace) -> None:
+    workspace.train_here("token", "steps=2", "model.pooling=token")
+    Image.new("RGB", (24, 24)).save("zero.png")
+    process = workspace.start([TL_DIST, "explain", "runs/token", "zero.png"])
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 64 and "reads the class token alone" in " ".join(said.split())
+
+
 def test_a_cached_block_changes_no_curve(workspace: Workspace) -> None:
     frozen = ("source.run=runs/one", "model.train_from=block1", "steps=12")
     for cache in ("off", "on"):
@@ -82,3 +98,22 @@ def test_a_heat_map_is_of_the_patches(workspace: Workspace) -> None:
     assert "zero.png: " in tl_dist(workspace, "explain", "runs/one", "zero.png")
     with Image.open("zero.png.explained.png") as picture:
         assert picture.size[0] > 3 * 24
+
+
+@pytest.mark.parametrize("kind", ["bias", "norm"])
+def test_biases_or_norms_alone_are_trained_and_kept(workspace: Workspace, kind: str) -> None:
+    """All else keeps the bits of the source; a checkpoint holds what is trained, and the model is whole."""
+    short = ("optimizer.name=adam", "optimizer.weight_decay=0", "steps=12")
+    workspace.train_here(kind, "source.run=runs/one", f"model.adapt={kind}", *short)
+    run = workspace.run(kind)
+    names = {name for name in load_file(newest(run)) if name.startswith("backbone/")}
+    ends = ("bias", "beta") if kind == "bias" else ("gamma", "beta")
+    assert names and all(name.endswith(ends) for name in names)
+    assert newest(run).stat().st_size < 0.5 * newest(workspace.run("one")).stat().st_size
+    models = [tl.Run(f"runs/{name}").keras_model().get_layer("small_vit") for name in ("one", kind)]
+    before, after = ({v.path.partition("/")[2]: v.numpy() for v in model.weights} for model in models)
+    moved = {path for path, value in after.items() if not np.array_equal(value, before[path])}
+    assert moved and all(path.endswith(ends) for path in moved)
+    test = tl.Run(f"runs/{kind}").predictions("test")
+    right = np.mean(test.probabilities.argmax(axis=1) == test.labels)
+    assert tl.Run(f"runs/{kind}").scores["test"]["accuracy"] == right

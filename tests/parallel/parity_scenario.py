@@ -142,7 +142,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "transformer": {
         "optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05, layer_decay=0.7),
-        "model_settings": {"backbone": "small_vit", "train_from": "block1", "pooling": "both"},
+        "model_settings": {"backbone": "small_vit", "train_from": "block1", "pooling": "both", "adapt": "norm"},
     },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {

@@ -1,12 +1,11 @@
 """Several labels: the losses are Keras's, torch's and the authors' (timm), the figures, thresholds and classifiers
-scikit-learn's, and parts have each label as evenly as the `iterative-stratification` package divides them."""
+scikit-learn's, and parts have each label as evenly as the package iterative-stratification divides them."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -43,8 +42,12 @@ def test_binary_cross_entropy_is_keras_s() -> None:
 
 
 def test_pos_weight_is_torch_s() -> None:
-    weights = pos_weights(LossConfig(name="binary_cross_entropy", pos_weight="balanced"), HAS)
+    balanced = LossConfig(name="binary_cross_entropy", pos_weight="balanced")
+    weights = pos_weights(balanced, HAS)
     assert weights == pytest.approx(((HAS == 0).sum(axis=0) / (HAS == 1).sum(axis=0)).tolist())
+    counted = pos_weights(balanced, HAS, np.r_[2.0, np.ones(NUM - 1)])
+    twice = np.concatenate([HAS[:1], HAS])  # an image of weight 2 is the image twice
+    assert counted == pytest.approx(((twice == 0).sum(axis=0) / (twice == 1).sum(axis=0)).tolist())
     own = objective("binary_cross_entropy", weights=weights).losses(LOGITS, BATCH)
     theirs = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weights), reduction="none")
     np.testing.assert_allclose(own, theirs(torch.tensor(LOGITS), torch.tensor(HAS)).mean(axis=1), rtol=1e-5)
@@ -133,6 +136,16 @@ def test_intervals_are_percentiles_of_resampled_images_or_groups(grouped: bool) 
     assert own["map_interval"] == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist(), abs=0.02)
 
 
+def test_the_recall_of_a_label_has_the_interval_of_its_images_or_groups() -> None:
+    groups = np.repeat(np.arange(NUM // 4), 4).astype(str)
+    alone, together = multilabel.figures(HAS, PROBABILITIES)["labels"], multilabel.figures(HAS, PROBABILITIES, groups)
+    of = clusters.numbers(groups)
+    for k, row in enumerate(alone):
+        inside, hits = HAS[:, k] > 0.5, PROBABILITIES[:, k] >= 0.5
+        assert row["interval"] == clusters.wilson(float(hits[inside].sum()), int(inside.sum()))
+        assert together["labels"][k]["interval"] == clusters.interval(hits[inside], of[inside])
+
+
 def test_what_is_undefined_is_none() -> None:
     own = multilabel.figures(np.zeros((4, 2), np.float32), np.full((4, 2), 0.2))
     assert own["map"] is None and own["roc_auc"] is None and own["accuracy"] == 1
@@ -198,22 +211,22 @@ def unevenness(part: np.ndarray, labels: np.ndarray, parts: int) -> float:
     return float((np.abs(shares - labels.mean(axis=0)) / labels.mean(axis=0)).mean())
 
 
-def test_folds_have_each_label_as_evenly_as_the_package_divides_them() -> None:
+ITERATIVE_STRATIFICATION = 0.0813
+"""What `iterstrat.ml_stratifiers.MultilabelStratifiedKFold` 0.1.9 leaves, over these labels and seeds 0 to 4. It is not
+installed here: its wheel brings a package `tests`, which would hide this one."""
+
+
+def test_folds_have_each_label_as_evenly_as_iterative_stratification_divides_them() -> None:
     rng = np.random.default_rng(4)
     labels = (rng.random((600, 12)) < np.geomspace(0.01, 0.5, 12)).astype(np.int32)
     labels[labels.sum(axis=1) == 0, 11] = 1
-    own, theirs, chance = [], [], []
+    own, chance = [], []
     for seed in range(5):
         fold = folds_of(labels, 5, seed)
         assert np.ptp(np.bincount(fold)) == 0
         own.append(unevenness(fold, labels, 5))
-        package = np.zeros(600, int)
-        splitter = MultilabelStratifiedKFold(5, shuffle=True, random_state=seed)
-        for k, (_, inside) in enumerate(splitter.split(labels, labels)):
-            package[inside] = k
-        theirs.append(unevenness(package, labels, 5))
         chance.append(unevenness(rng.permutation(600) % 5, labels, 5))
-    assert np.mean(own) < 1.15 * np.mean(theirs) < 0.5 * np.mean(chance)
+    assert np.mean(own) < 1.15 * ITERATIVE_STRATIFICATION < 0.5 * np.mean(chance)
 
 
 def test_parts_have_their_sizes_and_each_seed_its_own_division() -> None:

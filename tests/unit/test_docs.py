@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests import config_reference
+from tests import config_reference, models_page
 from tl_dist.cli.main import app
 from tl_dist.config import Config, problems, reference, registry
 from tl_dist.config import file as config_file
@@ -45,6 +45,11 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 def test_the_reference_is_that_of_the_schema() -> None:
     """`python -m tests.config_reference > docs/pages/reference.md` writes it again."""
     assert (DOCS / "pages" / "reference.md").read_text() == config_reference.page()
+
+
+def test_the_page_of_networks_is_that_of_the_registry() -> None:
+    """`python -m tests.models_page > docs/pages/models.md` writes it again."""
+    assert (DOCS / "pages" / "models.md").read_text() == models_page.page()
 
 
 def test_the_reference_has_every_key() -> None:

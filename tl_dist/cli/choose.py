@@ -1,16 +1,45 @@
-"""Commands that choose what to train: `tl-dist rank` between networks, `tl-dist tune` between classifiers."""
+"""Commands that choose what to train: `tl-dist models` and `rank` between networks, `tune` between classifiers."""
 
 import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
-from tl_dist.cli.app import AsJson, ConfigFile, Overrides, Root, Strategy, Workers, app
+from tl_dist.cli.app import AsJson, ConfigFile, Overrides, Root, Strategy, Workers, app, group
 from tl_dist.terminal.console import Console
 
 add_command = partial(app.command, rich_help_panel="Choose")
+models_app = group("models", "List the networks that a config may name, and show the stages of one.", panel="Choose")
+
+
+@models_app.command("list")
+def models_list(as_json: AsJson = False) -> None:
+    """List the networks: image size, published accuracy, stages, and where their weights come from."""
+    from tl_dist.tools.networks.command import networks, show_networks
+
+    facts = networks()
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        show_networks(facts, Console())
+
+
+@models_app.command("show")
+def models_show(
+    name: Annotated[str, Argument(metavar="NAME", help="network, as model.backbone names it")],
+    image_size: Annotated[int | None, Option(min=1, help="pixels; default: the network's own")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stages of a network, with the output and the parameters of each."""
+    from tl_dist.tools.networks.command import network, show_network
+
+    facts = network(name, image_size)
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        show_network(facts, Console())
 
 
 @add_command()

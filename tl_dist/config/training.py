@@ -20,6 +20,10 @@ class ModelConfig(Section):
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
+    adapt: Literal["all", "bias", "norm"] = "all"
+    """which variables of the trained part of the backbone are trained, the others keep their bits, and checkpoints do
+    not hold them: bias: biases and offsets (BitFit, arXiv 2106.10199); norm: gains and offsets of batch norm and layer
+    norm"""
     reinitialize: str | None = None
     """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
     batch_norm: Literal["auto", "frozen", "inference", "train", "sync"] = "auto"

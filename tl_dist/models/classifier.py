@@ -113,6 +113,7 @@ class Classifier:
             policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
             if policy == "frozen":
                 trained_ids = set()
+            trained_ids &= networks.adapted(self._config.adapt, layer)
             for variable in layer.weights:
                 table = self.trainable if id(variable) in trained_ids else self.frozen
                 path = backbone_path(layer, variable)

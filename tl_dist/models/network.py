@@ -46,6 +46,19 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str, *, 
     return names.index(first)
 
 
+_BIASES, _NORMS = ("bias", "beta"), (_layers.BatchNormalization, _layers.LayerNormalization)
+
+
+def adapted(kind: str, layer: Any) -> set[int]:
+    """Return the ids of the variables of a layer that `model.adapt` trains where the layer is trained."""
+    chosen = layer.weights
+    if kind == "norm":
+        chosen = [v for v in chosen if isinstance(layer, _NORMS) and v.name in ("gamma", "beta")]
+    elif kind == "bias":
+        chosen = [v for v in chosen if v.name in _BIASES]
+    return {id(variable) for variable in chosen}
+
+
 def stage_ends(backbone: Backbone, network: Any) -> dict[str, int]:
     """Return the position, in topological order, of the first layer after each stage, by the stage's name."""
     names = [layer.name for layer in network.layers]

@@ -119,6 +119,14 @@ def of_classes(labels: NDArray[Any], hits: NDArray[np.bool_] | None, of: Numbers
     return [interval(hits[inside], of[inside]) if len(inside) else None for inside in rows]
 
 
+def of_labels(has: NDArray[np.bool_], given: NDArray[np.bool_], of: Numbers | None) -> OfClasses:
+    """Return the intervals of the recalls of labels, [images, labels]; None without groups."""
+    if of is None:
+        return None
+    pairs = zip(has.T, given.T, strict=True)
+    return [interval(was_given[inside], of[inside]) if inside.any() else None for inside, was_given in pairs]
+
+
 def of_mean(values: NDArray[Any], of: Numbers) -> list[float]:
     """Return both ends of the 95 % interval of the mean of values in [-1, 1], such as paired differences."""
     sizes, sums = _sums(values, of)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import evaluation, figures, predictions
 from tl_dist.scores.arrays import Arrays, no_text
 
@@ -90,6 +91,9 @@ def summary(results: OutOfFold, judge: figures.Judge = figures.figures) -> dict[
     ]
     main = of_folds[0].get("main", "accuracy")
     accuracies = [fold[main] for fold in of_folds]
+    if None in accuracies:
+        what = f"the answers of fold {accuracies.index(None) % num_folds} are no finite numbers."
+        raise Refusal(what, fix="lower optimizer.learning_rate, and start under another name.", code=ExitCode.DATA)
 
     def of_part(seed: int, inside: np.ndarray) -> float | None:
         if main == "accuracy":

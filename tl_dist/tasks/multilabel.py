@@ -92,7 +92,8 @@ def figures(truth: Labels, probabilities: Said, groups: clusters.Groups = ()) ->
         "roc_auc": _roc_auc(has, probabilities) if finite else None,
         "log_loss": loss(truth, probabilities) if finite else None,
     }
-    rows = of_classes.of_classes((has & given).sum(0), has.sum(0), given.sum(0))
+    ends = clusters.of_labels(has, given, of)
+    rows = of_classes.of_classes((has & given).sum(0), has.sum(0), given.sum(0), ends)
     areas = _average_precisions(has, probabilities, np.ones((1, len(has))))[0]
     own["labels"] = [row | {"average_precision": _number(area)} for row, area in zip(rows, areas, strict=True)]
     return own

@@ -46,6 +46,7 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
     `job` is the Slurm job that this process belongs to; `listen` gets each record that rank 0 writes.
     """
     model_selection.refuse_undecidable(setup.cfg, setup.splits)
+    setup.objective()  # refuses weights of other classes before the run has begun, so that they may be corrected
     with ExitStack() as held, setup.parallel.naming_lost_peers():
         held.callback(setup.run.beats.space, 0.0)  # the last heartbeat of this worker, before it ends
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
@@ -53,9 +54,8 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
         setup.beat("comparing with what its start has seen", alone=True)
         leaks = []
         if setup.is_first:
-            begun = setup.run.read_identity() is not None
-            runs, opened = setup.run.path.parent, setup.examples.opened
-            leaks = seen.flattered(setup.cfg, runs, "train", opened, begun=begun)
+            begun, opened = setup.run.read_identity() is not None, setup.examples.opened
+            leaks = seen.flattered(setup.cfg, setup.run.path.parent, "train", opened, begun=begun)
         teacher = distillation.load_teacher(setup)
         agreement.prove(setup, None if teacher is None else teacher.sha256)
         if setup.is_first:

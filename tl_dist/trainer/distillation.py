@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tl_dist import tasks
 from tl_dist.config import Config
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.features import extraction
@@ -58,6 +59,7 @@ def load_teacher(setup: Setup) -> Teacher | None:
         return None
     setup.prepare_for("loading the teacher")
     run, cfg = opened_teacher(setup.cfg)
+    tasks.refuse_others(cfg, "distill.teacher teaches one class for each image")
     places = columns(run, setup.splits["train"].class_names, "distill.teacher")
     precision = identity_of(run)["precision"]
     with process_as_it_was():

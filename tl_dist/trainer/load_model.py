@@ -17,7 +17,7 @@ import tensorflow as tf
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
-from tl_dist.config.training import FOR_GRADES
+from tl_dist.config.training import FOR_GRADES, LOSSES
 from tl_dist.models import pruning, weights
 from tl_dist.models.classifier import Classifier, digest
 from tl_dist.models.network import assemble
@@ -148,8 +148,10 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
     both = {source.loss.name, cfg.loss.name}
-    if heads and both & {*FOR_GRADES} and (len(both) > 1 or places != sorted(places)):
-        what = f"source.head transfers the head of {run.path}, whose loss or order of grades is another one."
+    apart = both & {*FOR_GRADES} and (len(both) > 1 or places != sorted(places))
+    # Classes and grades share their last loss; labels and numbers share it with no other task.
+    if heads and (apart or LOSSES[source.task][-1] != LOSSES[cfg.task][-1]):
+        what = f"source.head transfers the head of {run.path}, whose task, loss or order of grades is another one."
         raise Refusal(what, fix="remove 'head' below 'source:', or use the same.", code=ExitCode.USAGE)
     if source.model.prune == cfg.model.prune:
         _restore(run, source, network, variables)

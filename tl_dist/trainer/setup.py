@@ -127,7 +127,7 @@ class Setup:
         cfg, loss, train, distill = self.cfg, self.cfg.loss, self.splits["train"], self.cfg.distill
         mixes, sizes = cfg.data.augmentation.mixes, (train.num_classes, cfg.global_batch)
         if not tasks.one_class_each(cfg):
-            of_labels = pos_weights(loss, train.truth)
+            of_labels = pos_weights(loss, train.truth, train.annotations.weights)
             self._refuse_number_of(of_labels, "loss.pos_weight", "label")
             return TargetObjective(loss, *sizes, mixes, of_labels, self.model.spread)
         weights = train.annotations.weights
@@ -269,6 +269,9 @@ def _build(
         model = load_model.untrained(cfg, splits["train"].num_classes)
         views = [model.trained_from(stage.train_from) for stage in run_stages]
         whole = classifier.widest(views)
+        if cfg.model.adapt != "all" and not any(path.startswith("backbone/") for path in whole.trainable):
+            what = f"no layer of {cfg.model.backbone} that is trained has what adapt '{cfg.model.adapt}' trains."
+            raise Refusal(what, fix="train more of it with model.train_from, or remove 'adapt'.", code=ExitCode.USAGE)
         for view in views:
             view.refuse_frozen_random()
         heads.standardize(whole.scale, splits["train"].truth)

@@ -91,9 +91,16 @@ class TargetObjective:
         return with_label - without
 
 
-def pos_weights(loss: LossConfig, targets: NDArray[np.float32]) -> list[float] | None:
-    """Return the weight of each label that an image has: as given, or images without it / images with it."""
+def pos_weights(
+    loss: LossConfig, targets: NDArray[np.float32], weights: NDArray[np.floating] | None = None
+) -> list[float] | None:
+    """Return the weight of each label that an image has: as given, or images without it / images with it.
+
+    Images with `weights` are counted by these. A label that no image has counts as if one had it.
+    """
     if loss.pos_weight != "balanced":
         return None if loss.pos_weight is None else list(loss.pos_weight)
-    having = np.maximum(targets.sum(axis=0), 1)
-    return ((len(targets) - having) / having).tolist()
+    counts = np.ones(len(targets)) if weights is None else weights.astype(np.float64)
+    having = counts @ targets
+    having = np.where(having > 0, having, counts.mean())
+    return ((counts.sum() - having) / having).tolist()

@@ -12,7 +12,7 @@ GROUPS = {  # as a user meets them
     "Train": ("train", "runs", "prepare", "submit", "worker", "sync"),
     "Use": ("predict", "serve", "export", "prune"),
     "Trust": ("eval", "report", "explain", "compare", "calibrate", "threshold", "cv"),
-    "Choose": ("rank", "tune"),
+    "Choose": ("rank", "tune", "models"),
     "Machine": ("doctor", "env"),
     "Data": ("data", "features", "augment"),
 }

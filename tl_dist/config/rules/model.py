@@ -63,11 +63,24 @@ def model(cfg: Config) -> Iterator[Broken]:
         what = f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features."
         fix = f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'."
         yield Broken(("model", "reinitialize"), what, fix)
+    yield from _adapt(cfg)
     weights = cfg.loss.class_weights
     if isinstance(weights, tuple) and (len(weights) < 2 or min(weights) <= 0):
         what = "loss.class_weights must hold one number above 0 for each class."
         fix = "write 'class_weights: balanced' or one weight for each class."
         yield Broken(("loss", "class_weights"), what, fix)
+
+
+def _adapt(cfg: Config) -> Iterator[Broken]:
+    model, path = cfg.model, ("model", "adapt")
+    if model.adapt == "all":
+        return
+    if all(part == "head" for part in cfg.parts):
+        what = f"adapt '{model.adapt}' has no effect with train_from 'head', which trains no layer below the head."
+        yield Broken(path, what, "write 'train_from: all' or a stage below 'model:', or remove it.")
+    if cfg.random_start or model.reinitialize is not None:
+        what = f"adapt '{model.adapt}' would leave random weights as they are."
+        yield Broken(path, what, "start from pretrained weights, without 'reinitialize', or remove it.")
 
 
 def _prune(cfg: Config) -> Iterator[Broken]:

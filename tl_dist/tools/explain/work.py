@@ -34,6 +34,10 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
 
 def explain(model: Loaded, request: Request) -> None:
     """Save the maps of all images to `request.into`; all workers must call it."""
+    if model.cfg.model.pooling == "token":
+        what = f"run '{model.run.name}' reads the class token alone, which is at no place of an image."
+        fix = "train it with pooling 'average' or 'both' to see where it looks."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     parallel = model.parallel
     examples: Sequence[int] = request.examples
     if request.files:

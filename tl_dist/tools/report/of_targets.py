@@ -11,7 +11,6 @@ from tl_dist.datasets import in_words
 from tl_dist.refusal import shortened
 from tl_dist.runs.records import flattered
 from tl_dist.scores import clusters, curves
-from tl_dist.scores.figures import wilson
 from tl_dist.scores.text import FIGURES, figure
 from tl_dist.tools.report import charted, charts
 from tl_dist.tools.report.examples import Row, Table
@@ -126,12 +125,12 @@ def _labels(facts: Facts, scores: Mapping[str, Any]) -> Table:
             name,
             row["num_examples"],
             row["recall"],
-            wilson(row["recall"] * row["num_examples"], row["num_examples"]) if row["num_examples"] else None,
+            row["interval"],
             (row["precision"], row["f1"], row["average_precision"]),
         )
         for name, row in zip(facts.class_names, scores["labels"], strict=True)
     ]
-    return Table("label", rows, len(rows), None)
+    return Table("label", rows, len(rows), clusters.numbers(facts.predictions.groups))
 
 
 def _trade_offs(facts: Facts) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Show the networks that a config may name."""
