@@ -61,7 +61,8 @@ def _labels(table: Path, separator: str, cells: Sequence[tuple[int, str]]) -> Ta
     for (line, cell), row in zip(cells, rows, strict=True):
         if not all(row):
             fix = "write each label once; images without any need columns of 0 and 1: data.label_columns"
-            raise wrong(table, line, f"label '{cell}' has an empty label", fix)
+            why = f"label '{cell}' has an empty label" if cell else "the label is empty"
+            raise wrong(table, line, why, fix)
         if len({*row}) < len(row):
             raise wrong(table, line, f"label '{cell}' has a label twice", "write it once")
         for label in row:

@@ -85,7 +85,7 @@ def test_a_group_stays_in_one_split(images: Path) -> None:
         ("path,label", "images/99.png,1", r":42: images/99\.png cannot be read: No such file"),
         ("path,label", "empty.png,1", r":42: empty\.png is empty"),
         ("path,label", "images/00.png,1", r":42: images/00\.png is in line 2 already"),
-        ("path,label", "images/00.png,", r":42: the label is empty"),
+        ("path,label", "images/99.png,", r":42: the label is empty"),
         ("path,label", "a,b,c", r":42: there are more values"),
         ("path,label,split", "x,1,dev", r":42: 'dev' is no split"),
         ("path,label,weight", "x,1,-1", r":42: '-1' is no weight"),

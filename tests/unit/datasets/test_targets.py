@@ -71,7 +71,7 @@ def test_columns_of_labels_and_columns_of_numbers(root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "options", "why"),
     [
-        ("", {"separator": ";"}, "the label is empty"),
+        ("", {"separator": ";"}, "the label is empty. Fix: write each label once; images without any need columns"),
         ("cat;;dog", {"separator": ";"}, "label 'cat;;dog' has an empty label. Fix: write each label once"),
         ("cat;", {"separator": ";"}, "has an empty label"),
         ("cat;cat", {"separator": ";"}, "has a label twice"),

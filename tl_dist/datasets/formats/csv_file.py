@@ -73,6 +73,8 @@ def _classes(table: Path, rows: Sequence[_Row], data: DataConfig) -> tuple[tuple
     texts = [row.cells[0] for row in rows]
     names = sorted({*texts}, key=lambda text: (not text.lstrip("-").isdecimal(), _number(text), text))
     for row, text in zip(rows, texts, strict=True):
+        if not text:
+            raise wrong(table, row.line, "the label is empty", "write it, or delete the row")
         if data.grades and text not in data.grades:
             why = f"'{text}' is none of data.grades: {', '.join(data.grades)}"
             raise wrong(table, row.line, why, "correct the label, or add it to data.grades")
@@ -108,7 +110,10 @@ def _read(table: Path, answers: Sequence[str]) -> Iterator[_Row]:
         header = list(reader.fieldnames or ())
         for column in ("path", *answers):
             if column.lower() not in header:
-                raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header[:20])}")
+                fix = "correct data.target or data.label_columns"
+                if column in ("path", "label"):
+                    fix = f"name one of them '{column}' in the file, or correct data.path"
+                raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header[:20])}", fix)
         for values in reader:
             row = _row(table, reader.line_num, values, answers)
             if row.path in lines:
@@ -121,9 +126,8 @@ def _row(table: Path, line: int, values: dict[str, str | None], answers: Sequenc
     text = {name: (values.get(name.lower()) or "").strip() for name in (*COLUMNS, *answers)}
     if values.get(None):  # type: ignore[call-overload]
         raise wrong(table, line, "there are more values than columns")
-    for column in ("path", "label"):
-        if text.get(column) == "":
-            raise wrong(table, line, f"the {column} is empty")
+    if not text["path"]:
+        raise wrong(table, line, "the path is empty")
     if text["split"] and text["split"].lower() not in SPLIT_NAMES:
         raise wrong(table, line, f"'{text['split']}' is no split: train, validation or test")
     weight = _number(text["weight"]) if text["weight"] else 1.0
