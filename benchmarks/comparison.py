@@ -18,6 +18,7 @@ BENCHMARKS = (
     "step_overhead",
     "checkpoint_stall",
     "vs_keras_fit",
+    "vit_speed",
     "vs_keras_accuracy",
     "vs_pytorch",
     "vs_horovod_examples",
