@@ -174,7 +174,7 @@ def test_what_is_no_order_is_one_line(workspace: Workspace) -> None:
         (("data.grades=[]",), "the order of the grades mild, none, severe, total is unknown. Fix: write them"),
         (("data.grades=[none, mild, severe]",), "but the classes are mild, none, severe, total. Fix: write each"),
         (("task=classification",), "is no figure of task 'classification'. Fix: write 'task: ordinal'"),
-        (("loss.name=corn", *head), "whose loss or order of grades is another one. Fix: remove 'head'"),
+        (("loss.name=corn", *head), "whose task, loss or order of grades is another one. Fix: remove 'head'"),
         (("loss.name=coral", "data.grades=[total, severe, mild, none]", *head), "loss or order of grades is another"),
         (("loss.name=coral", "loss.label_smoothing=0.1"), "label_smoothing has no effect with loss 'coral'"),
         (("loss.name=coral", "task=classification", "checkpoint.best.metric=mcc"), "does not belong to task"),
