@@ -277,6 +277,28 @@ def test_views_are_averaged_as_probabilities_and_as_numbers(workspace: Workspace
         tl_dist(workspace, "eval", f"runs/{name}", "--split", "validation")
 
 
+def test_numbers_that_are_all_0_and_1_are_numbers_and_names_may_begin_alike(workspace: Workspace) -> None:
+    """Of the task, not of its values: no labels in the report, no threshold. `red` does not hide `red_low`."""
+    rows = [line.split(",")[0] for line in (workspace.directory / "numbers.csv").read_text().splitlines()[1:]]
+    table = "".join(f"{path},{k % 2},{k % 3 % 2}\n" for k, path in enumerate(rows))
+    (workspace.directory / "alike.csv").write_text("path,red,red_low\n" + table)
+    columns = "data.path=alike.csv", "steps=2", BOARD
+    workspace.train_here("binary", *NUMBERS, "data.target=[red, red_low]", *columns)
+    workspace.train_here("alike", "data.separator=null", "data.label_columns=[red, red_low]", *columns)
+    tl_dist(workspace, "report", "runs/binary")
+    page = (workspace.run("binary").path / "report.html").read_text()
+    assert "Residuals" in page and 'id="thresholds"' not in page and 'id="classes"' not in page
+    assert "numbers have no threshold" in tl_dist(workspace, "threshold", "runs/binary", "--f1", expect=64)
+    image = str(Path("images") / Path(rows[0]).name)
+    assert ", red_low " in tl_dist(workspace, "predict", "runs/binary", image)
+    assert ", red_low " in tl_dist(workspace, "predict", "runs/alike", image)
+    tl_dist(workspace, "calibrate", "runs/binary")
+    wide = tl_dist(workspace, "predict", "runs/binary", image, "--coverage", "0.9")
+    assert wide.count(" to ") == 2
+    refused = tl_dist(workspace, "predict", "runs/binary", image, "--coverage", "0.9", "--out", "a.csv", expect=64)
+    assert "two columns 'red_low'" in refused and not Path("a.csv").exists()
+
+
 def test_what_does_not_fit_a_task_is_one_line(workspace: Workspace) -> None:
     rows = [line.split(",")[0] for line in (workspace.directory / "numbers.csv").read_text().splitlines()[1:]]
     both = "".join(f"{path},{k % 2},{k % 3 % 2}\n" for k, path in enumerate(rows))

@@ -104,11 +104,11 @@ class Decision:
     def effect_on_labels(self, has: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> dict[str, Any]:
         """Return mean precision, recall and F1 over the labels that images have, beside those from probability 0.5."""
         figures: dict[str, Any] = {"aim": self.aim}
-        for kind, given in (("", probabilities >= np.array(self.thresholds)), ("_plain", probabilities >= 0.5)):
-            right, true, said = (part.sum(axis=0) for part in (has & given, has, given))
-            some = true > 0
-            for name, of in (("recall", true), ("precision", said), ("f1", (true + said) / 2)):
-                figures[name + kind] = _mean(right[some] / np.maximum(of[some], 1))
+        for kind, chosen in (("", probabilities >= np.array(self.thresholds)), ("_plain", probabilities >= 0.5)):
+            right, true, positive = (part.sum(axis=0) for part in (has & chosen, has, chosen))
+            seen = true > 0
+            for name, of in (("recall", true), ("precision", positive), ("f1", (true + positive) / 2)):
+                figures[name + kind] = _mean(right[seen] / np.maximum(of[seen], 1))
         return figures
 
 

@@ -46,11 +46,6 @@ class Predictions(Arrays):
         """Return the targets, or the labels where there are none."""
         return self.targets if len(self.targets) else self.labels
 
-    @property
-    def of_numbers(self) -> bool:
-        """Tell if the targets are numbers."""
-        return len(self.targets) > 0 and not np.isin(self.targets, (0, 1)).all()
-
     def of_class(self, k: int) -> np.ndarray:
         """Tell which examples are of a class, or have a label."""
         return self.targets[:, k] > 0.5 if len(self.targets) else self.labels == k
@@ -115,9 +110,9 @@ def with_figures(
     if truth.ndim > 1:
         if result.logits is None or answers is None:
             return result
-        said, none = answers(result.logits), np.zeros(len(truth), np.int32)
-        kept = np.array(ids), none, said.astype(np.float32), np.array(class_names), step, *texts, truth
-        return _of_targets(result, run, Predictions(*kept), decision, judge)
+        numbers, no_class = answers(result.logits).astype(np.float32), np.zeros(len(truth), np.int32)
+        predicted = Predictions(np.array(ids), no_class, numbers, np.array(class_names), step, *texts, truth)
+        return _of_targets(result, run, predicted, decision, judge)
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
         save_npz(path, confusion=result.confusion, class_names=np.array(class_names), step=step)
@@ -153,10 +148,10 @@ def _of_targets(
 ) -> Evaluation:
     """Store predictions of labels or numbers, and return the evaluation with their figures."""
     predicted.save(file_of(run, result.split))
-    truth, said = predicted.targets, predicted.probabilities
-    values = judge(truth, said, predicted.groups)
+    truth, answers = predicted.targets, predicted.probabilities
+    values = judge(truth, answers, predicted.groups)
     if decision is not None:
-        effect = decision.effect_on_labels(truth > 0.5, said)
+        effect = decision.effect_on_labels(truth > 0.5, answers)
         values["decision"] = effect | {"chosen_here": result.split == "validation"}
     return replace(result, figures=values, logits=None)
 

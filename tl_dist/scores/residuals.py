@@ -40,5 +40,5 @@ def of_checkpoint(run: Path, sha256: str) -> Residuals | None:
     """Load the residuals of this very checkpoint; None if they were never kept. Refuses (65) a damaged file."""
     if not os.path.lexists(run / FILE):
         return None
-    kept = Residuals.load(run / FILE)
-    return kept if kept.sha256 == sha256 else None
+    residuals = Residuals.load(run / FILE)
+    return residuals if residuals.sha256 == sha256 else None

@@ -74,26 +74,26 @@ def figures(truth: Labels, probabilities: Said, groups: clusters.Groups = ()) ->
     Labels that no image has count in F1 (as 0 if they were given) and in no area. Intervals are percentiles of a
     bootstrap over images, or over groups where there are some; the accuracy's is as of classes.
     """
-    has, given = truth > 0.5, probabilities >= LEAST
+    has, chosen = truth > 0.5, probabilities >= LEAST
     of = clusters.numbers(groups)
-    hits = (has == given).all(axis=1)
+    hits = (has == chosen).all(axis=1)
     finite = bool(np.isfinite(probabilities).all())
-    whole = _measures(has, probabilities, given, np.ones((1, len(has))))
+    whole = _measures(has, probabilities, chosen, np.ones((1, len(has))))
     own: dict[str, Any] = {"main": MAIN, "map": None}
     for name, values in whole.items():
         own[name] = _number(values[0]) if finite else None
     samples = clusters.resampled(len(has), of, has.shape[1]) if finite else ()
-    if parts := [_measures(has, probabilities, given, weights) for weights in samples]:
+    if parts := [_measures(has, probabilities, chosen, weights) for weights in samples]:
         own |= {f"{name}_interval": clusters.bounds([part[name] for part in parts]) for name in whole}
     own |= {
         "accuracy": float(hits.mean()),
         "interval": clusters.interval(hits, of),
-        "hamming_loss": float((has != given).mean()),
+        "hamming_loss": float((has != chosen).mean()),
         "roc_auc": _roc_auc(has, probabilities) if finite else None,
         "log_loss": loss(truth, probabilities) if finite else None,
     }
-    ends = clusters.of_labels(has, given, of)
-    rows = of_classes.of_classes((has & given).sum(0), has.sum(0), given.sum(0), ends)
+    ends = clusters.of_labels(has, chosen, of)
+    rows = of_classes.of_classes((has & chosen).sum(0), has.sum(0), chosen.sum(0), ends)
     areas = _average_precisions(has, probabilities, np.ones((1, len(has))))[0]
     own["labels"] = [row | {"average_precision": _number(area)} for row, area in zip(rows, areas, strict=True)]
     return own
@@ -104,17 +104,17 @@ def _number(value: Any) -> float | None:
 
 
 def _measures(
-    has: NDArray[np.bool_], probabilities: Said, given: NDArray[np.bool_], weights: Weights
+    has: NDArray[np.bool_], probabilities: Said, chosen: NDArray[np.bool_], weights: Weights
 ) -> dict[str, NDArray[np.float64]]:
     """Return mAP, micro and macro F1 of each sample."""
-    right, true, said = (weights @ part.astype(np.float64) for part in (has & given, has, given))
+    right, true, positive = (weights @ part.astype(np.float64) for part in (has & chosen, has, chosen))
     areas = _average_precisions(has, probabilities, weights)
     occurring = np.isfinite(areas)
     with np.errstate(invalid="ignore"):
         return {
             "map": np.where(occurring, areas, 0).sum(axis=1) / occurring.sum(axis=1),
-            "micro_f1": 2 * right.sum(axis=1) / np.maximum(true.sum(axis=1) + said.sum(axis=1), 1),
-            "macro_f1": (2 * right / np.maximum(true + said, 1)).mean(axis=1),
+            "micro_f1": 2 * right.sum(axis=1) / np.maximum(true.sum(axis=1) + positive.sum(axis=1), 1),
+            "macro_f1": (2 * right / np.maximum(true + positive, 1)).mean(axis=1),
         }
 
 
@@ -138,5 +138,5 @@ def _roc_auc(has: NDArray[np.bool_], probabilities: Said) -> float | None:
     """Return the mean area over the labels that some images have and others have not; None without any."""
     from sklearn.metrics import roc_auc_score
 
-    some = np.flatnonzero(has.any(axis=0) & ~has.all(axis=0))
-    return float(roc_auc_score(has[:, some], probabilities[:, some])) if len(some) else None
+    varied = np.flatnonzero(has.any(axis=0) & ~has.all(axis=0))
+    return float(roc_auc_score(has[:, varied], probabilities[:, varied])) if len(varied) else None

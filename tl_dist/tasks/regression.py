@@ -104,8 +104,8 @@ def _measures(truth: Values, values: Values, weights: Weights) -> dict[str, NDAr
             "r2": np.where(variance > 0, 1 - squared / variance, np.nan),
             "spearman": np.stack(
                 [
-                    _correlation(_ranks(one, weights), _ranks(other, weights), weights, num)
-                    for one, other in zip(truth.T, values.T, strict=True)
+                    _correlation(_ranks(target, weights), _ranks(answer, weights), weights, num)
+                    for target, answer in zip(truth.T, values.T, strict=True)
                 ],
                 axis=1,
             ),

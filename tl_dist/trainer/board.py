@@ -103,7 +103,7 @@ class Board:
         """
         from tensorboard.plugins.pr_curve.metadata import create_summary_metadata
 
-        if predictions.of_numbers or not np.isfinite(predictions.probabilities).all():
+        if not np.isfinite(predictions.probabilities).all():
             return
         bins = np.linspace(0, 1, NUM_THRESHOLDS)
         names = [str(name) for name in predictions.class_names]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist import tasks
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint_format
@@ -181,7 +182,8 @@ class RunWriter:
             "seconds": time.monotonic() - self._began,
             "checkpoint_blocked_s": self._blocked_s,
         }
-        if self._board and len(self.class_names) <= MAX_CHARTS:
+        curves = tasks.one_class_each(self.cfg) or tasks.gives_labels(self.cfg)
+        if self._board and curves and len(self.class_names) <= MAX_CHARTS:
             for split in self._figures:
                 file = predictions.file_of(self.run.path, split)
                 if file.exists():

@@ -55,8 +55,8 @@ def open_csv(data: DataConfig) -> Splits:
     weights = np.array([row.weight for row in rows], np.float32)
     ids, groups = tuple(row.path for row in rows), tuple(row.group for row in rows)
     store = FileStore(table.parent, ids, np.array(_sizes(table, rows), np.int64), facts)
-    given = weights if (weights != 1).any() else None
-    annotations = Annotations(given, groups if any(groups) else None, targets=values)
+    uneven = weights if (weights != 1).any() else None
+    annotations = Annotations(uneven, groups if any(groups) else None, targets=values)
     pool = Source(store, labels, ids, names, annotations, table=table)
     splits = np.array([row.split for row in rows])
     if not splits.astype(bool).any():

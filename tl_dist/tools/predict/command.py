@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -177,7 +177,7 @@ class _InOrder:
             rows += self._bad(self._places[k])
             self._next = self._places[k] + 1
             if self._place is not None:
-                rows.append(Row(self._paths[self._places[k]], values=self._values(piece, row)))
+                rows.append(self._of_targets(self._paths[self._places[k]], piece, row))
                 continue
             likely = [self._class_names[number] for number in piece.classes[row].tolist()]
             pairs = list(zip(likely, piece.probabilities[row], strict=True))
@@ -197,17 +197,16 @@ class _InOrder:
             )
         return rows
 
-    def _values(self, piece: Piece, row: int) -> dict[str, Any]:
-        """Return the labels of an image that are given, and its number or probability of each."""
+    def _of_targets(self, path: str, piece: Piece, row: int) -> Row:
+        """Return the row of an image with labels or numbers."""
         values = dict(zip(self._class_names, piece.probabilities[row], strict=True))
         if piece.decided.size:
-            return {"labels": [n for n, on in zip(values, piece.decided[row], strict=True) if on], **values}
+            labels = [name for name, has in zip(values, piece.decided[row], strict=True) if has]
+            return Row(path, values=values, labels=labels)
         if self._half is None and self._place is not None:
             self._half = json.loads((self._place / FACTS).read_text())["half_widths"] or []
-        ends: dict[str, Any] = {}
-        for (name, value), half in zip(values.items(), self._half or (), strict=False):
-            ends |= {f"{name}_low": value - np.float32(half), f"{name}_high": value + np.float32(half)}
-        return {**values, **ends}
+        widths = zip(values.items(), map(np.float32, self._half or ()), strict=False)
+        return Row(path, values=values, ends={name: (value - half, value + half) for (name, value), half in widths})
 
     def rest(self) -> list[Row]:
         """Return the rows after the last piece."""
@@ -232,7 +231,7 @@ class _Tally:
     def take(self, rows: Sequence[Row]) -> None:
         """Count some rows."""
         self.done += len(rows)
-        self.classes.update(name for row in rows for name in row.classes[:1] or row.values.get("labels", ()))
+        self.classes.update(name for row in rows for name in row.classes[:1] or row.labels or ())
         self.faults |= {row.path: row.error for row in rows if row.error}
         self.in_sets += sum(len(row.in_set) for row in rows)
         self.unknown += sum(bool(row.unknown) for row in rows)
@@ -250,21 +249,19 @@ def _show_rows(rows: Sequence[Row], show: Callable[..., None]) -> None:
     for row in rows:
         line = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
         if row.values:
-            line = _in_words(row.values)
+            line = _in_words(row)
         line += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
         line += " | unknown" if row.unknown else ""
         show(f"{row.path}: {row.error or line}", style="yellow" if row.error else "")
 
 
-def _in_words(values: Mapping[str, Any]) -> str:
+def _in_words(row: Row) -> str:
     """Return the labels of an image and their probabilities, or its numbers with their intervals."""
     parts = []
-    for name, value in values.items():
-        ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
-        if name == "labels" or name.rpartition("_")[0] in values:
-            continue
-        parts.append(f"{name} {value:.4g}" + ("" if None in ends else f" ({ends[0]:.4g} to {ends[1]:.4g})"))
-    labels = f"{', '.join(values['labels']) or 'no label'} | " if "labels" in values else ""
+    for name, value in row.values.items():
+        ends = row.ends.get(name)
+        parts.append(f"{name} {value:.4g}" + ("" if ends is None else f" ({ends[0]:.4g} to {ends[1]:.4g})"))
+    labels = "" if row.labels is None else f"{', '.join(row.labels) or 'no label'} | "
     return labels + ", ".join(parts)
 
 

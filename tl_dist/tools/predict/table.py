@@ -33,13 +33,27 @@ class Row(NamedTuple):
     unknown: bool | None = None
     """whether it is unlike the training images, if requested"""
     values: Mapping[str, Any] = MappingProxyType({})
-    """instead of classes: what stands in each column of `columns_of`"""
+    """instead of classes: the number, or the probability, of each target or label"""
+    labels: Sequence[str] | None = None
+    """the labels that it gets; None where it has numbers"""
+    ends: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
+    """both ends of the interval of each number, if requested"""
+
+
+_ENDS = ("low", "high")
 
 
 def columns_of(names: Sequence[str], *, labels: bool, intervals: bool) -> list[str]:
-    """Return path, labels, a column for each target or label, with intervals also NAME_low and NAME_high, error."""
-    ends = [f"{name}_{end}" for name in names for end in ("low", "high")] if intervals else []
-    return ["path", *["labels"] * labels, *names, *ends, "error"]
+    """Return path, labels, a column for each target or label, with intervals also NAME_low and NAME_high, error.
+
+    Refuses (64) a name that is another column's.
+    """
+    ends = [f"{name}_{end}" for name in names for end in _ENDS] if intervals else []
+    columns = ["path", *["labels"] * labels, *names, *ends, "error"]
+    if twice := [name for name in names if columns.count(name) > 1]:
+        what = f"--out would have two columns '{twice[0]}': one is a target or label of that name."
+        raise Refusal(what, fix="leave out --out, or train with another name for it.", code=ExitCode.USAGE)
+    return columns
 
 
 def columns(top: int, *, sets: bool = False, unknown: bool = False) -> list[str]:
@@ -56,7 +70,11 @@ def _record(row: Row) -> dict[str, Any]:
         number = f"_{k}" if k > 1 else ""
         record |= {f"class{number}": name, f"probability{number}": probability}
     if row.values:
-        return {**record, **row.values}
+        labels = {} if row.labels is None else {"labels": row.labels}
+        ends = {
+            f"{name}_{end}": value for name, pair in row.ends.items() for end, value in zip(_ENDS, pair, strict=True)
+        }
+        return {**record, **labels, **row.values, **ends}
     others = {"set": [*row.in_set] or None, "p_known": row.p_known, "unknown": row.unknown}
     others["error"] = row.error or None
     return record | {name: value for name, value in others.items() if value is not None}

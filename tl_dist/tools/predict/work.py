@@ -63,17 +63,17 @@ def _of_targets(model: Loaded, part: Found) -> Piece:
     """Return the answers of images that have not one class, all in order, and the labels that are given."""
     answers = tasks.of(model.cfg).answers(part.logits)
     none, no_class = np.empty(0, np.float32), np.zeros(answers.shape, np.int32)
-    given = tasks.of(model.cfg).given(answers, model.decision).astype(np.int32)
+    labels = tasks.of(model.cfg).given(answers, model.decision).astype(np.int32)
     values = answers.astype(np.float32)
-    return Piece(part.examples, no_class, values, part.faults, np.empty(0, np.int32), none, given, none)
+    return Piece(part.examples, no_class, values, part.faults, np.empty(0, np.int32), none, labels, none)
 
 
 def _half_widths(model: Loaded, coverage: float, of_type: str | None) -> list[float]:
     """Return how far the numbers of validation images were from the truth at this rate, for each target."""
-    kept = residuals.of_checkpoint(model.run.path, model.sha256)
-    if kept is None:
+    measured = residuals.of_checkpoint(model.run.path, model.sha256)
+    if measured is None:
         raise _not_calibrated(model, "coverage", "")
-    return conformal.half_widths(_of_type(model, kept.errors, kept.types, of_type), coverage)
+    return conformal.half_widths(_of_type(model, measured.errors, measured.types, of_type), coverage)
 
 
 def _least(model: Loaded, coverage: float, of_type: str | None) -> float:

@@ -27,7 +27,7 @@ def worst(facts: Facts) -> NDArray[np.int64]:
     """Return the examples with the largest errors, of numbers in standard deviations of each target."""
     truth, answers = facts.predictions.truth, facts.predictions.probabilities
     errors = np.abs(truth - answers)
-    if facts.predictions.of_numbers:
+    if not tasks.gives_labels(facts.cfg):
         errors /= np.maximum(truth.std(axis=0), 1e-12)
     return np.argsort(-errors.mean(axis=1), kind="stable")[:WORST]
 
@@ -43,7 +43,7 @@ def page(
     environment: Mapping[str, Any] | None,
 ) -> bytes:
     """Render the page of a run; `pictures` are `data:` addresses by id."""
-    predictions = facts.predictions
+    predictions, of_labels = facts.predictions, tasks.gives_labels(facts.cfg)
     scores = tasks.of(facts.cfg).figures(predictions.truth, predictions.probabilities, predictions.groups)
     cards = list(_cards(facts, pictures))
     verdict = {
@@ -56,12 +56,12 @@ def page(
         "config": config,
     }
     duplicates = None if twins is None else {"twins": twins, "shown": MAX_TWINS, "images": pictures}
-    labels = None if predictions.of_numbers else {"tables": [_labels(facts, scores)]}
+    labels = {"tables": [_labels(facts, scores)]} if of_labels else None
     sections = [
         Section("verdict", "Verdict", "verdict_of_targets", verdict),
-        Section("targets", "Residuals", "charts", _residuals(facts, scores) if predictions.of_numbers else None),
+        Section("targets", "Residuals", "charts", None if of_labels else _residuals(facts, scores)),
         Section("classes", "Labels", "classes", labels),
-        Section("thresholds", "Thresholds", "charts", None if predictions.of_numbers else _trade_offs(facts)),
+        Section("thresholds", "Thresholds", "charts", _trade_offs(facts) if of_labels else None),
         Section("worst", "Largest errors", "worst_of_targets", {"tiles": cards} if cards else None),
         Section("duplicates", "Duplicates", "duplicates", duplicates),
         Section("learning", "Learning curves", "charts", charted.learning([facts])),
@@ -76,19 +76,19 @@ def page(
 
 def _cards(facts: Facts, pictures: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield the card, and the tile, of each of the worst examples that has a picture."""
-    predictions, names, labels = facts.predictions, facts.class_names, not facts.predictions.of_numbers
-    given = predictions.probabilities >= 0.5 if labels else predictions.probabilities
+    predictions, names, labels = facts.predictions, facts.class_names, tasks.gives_labels(facts.cfg)
+    answers = predictions.probabilities >= 0.5 if labels else predictions.probabilities
     rows = [k for k in worst(facts).tolist() if str(predictions.ids[k]) in pictures]
     for number, k in enumerate(rows):
-        truth, answer = (in_words(values[k], names, labels=labels) for values in (predictions.truth, given))
+        truth, answer = (in_words(values[k], names, labels=labels) for values in (predictions.truth, answers))
         each = zip(names, predictions.truth[k], predictions.probabilities[k], strict=True)
-        facts_of = [[name, f"{value:.4g}, answer {said:.4g}"] for name, value, said in each]
+        facts_of = [[name, f"{value:.4g}, answer {own:.4g}"] for name, value, own in each]
         yield {
             "id": str(predictions.ids[k]),
             "number": number,
             "prediction": shortened(answer, 60),
             "label": f"truth: {shortened(truth, 60)}",
-            "right": predictions.of_numbers or truth == answer,
+            "right": not labels or truth == answer,
             "classes": [0, 0],
             "image": pictures[str(predictions.ids[k])],
             "heat": None,
@@ -136,15 +136,15 @@ def _labels(facts: Facts, scores: Mapping[str, Any]) -> Table:
 def _trade_offs(facts: Facts) -> dict[str, Any] | None:
     """Draw precision by recall of the labels with the lowest average precision."""
     has, probabilities, names = facts.predictions.truth > 0.5, facts.predictions.probabilities, facts.class_names
-    some = np.flatnonzero(has.any(axis=0) & ~has.all(axis=0)).tolist()
-    if not some or not np.isfinite(probabilities).all():
+    varied = np.flatnonzero(has.any(axis=0) & ~has.all(axis=0)).tolist()
+    if not varied or not np.isfinite(probabilities).all():
         return None
-    every = {k: curves.precision_recall(has[:, k], probabilities[:, k]) for k in some}
+    every = {k: curves.precision_recall(has[:, k], probabilities[:, k]) for k in varied}
     shown = sorted(every, key=lambda k: every[k].area)[: charts.MAX_SERIES]
     series = {
         f"{shortened(names[k], 16)}: AP {every[k].area:.3f}": (every[k].x.tolist(), every[k].y.tolist()) for k in shown
     }
-    what = "Precision and recall of each label" + (": the lowest" if len(shown) < len(some) else "")
+    what = "Precision and recall of each label" + (": the lowest" if len(shown) < len(varied) else "")
     return {"charts": {what: charts.lines(series, x="recall", y="precision", what=what)}, "table": None}
 
 

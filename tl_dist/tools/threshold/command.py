@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl_dist import tasks
 from tl_dist.config import file as config_file
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
@@ -44,7 +45,10 @@ def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, An
         fix = "train it first: tl-dist train CONFIG."
         raise Refusal(f"{run.path} has no checkpoint.", fix=fix, code=ExitCode.USAGE)
     predicted = _validation(run, saved.step, at)
-    if len(predicted.targets):
+    cfg = config_file.load(run.config_file, imports=False)
+    if not tasks.one_class_each(cfg):
+        if not tasks.gives_labels(cfg):
+            raise Refusal("numbers have no threshold.", fix="leave it out.", code=ExitCode.USAGE)
         thresholds = _of_labels(predicted, wish)
         aim = "greatest F1" if wish.f1 else f"{'precision' if wish.recall is None else 'recall'} at least "
         aim += "" if wish.f1 else f"{wish.recall or wish.precision:g}"
@@ -81,10 +85,9 @@ def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, An
 
 def _of_labels(predicted: Predictions, wish: Wish) -> tuple[float, ...]:
     """Return the threshold of each label that reaches the wish on these images. Refuses one that no threshold has."""
-    if predicted.of_numbers or wish.costs is not None or wish.of_class is not None:
-        what = "numbers have no threshold" if predicted.of_numbers else "each label gets a threshold of its own"
-        fix = "leave it out" if predicted.of_numbers else "use --recall, --precision or --f1, without --class"
-        raise Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.USAGE)
+    if wish.costs is not None or wish.of_class is not None:
+        fix = "use --recall, --precision or --f1, without --class."
+        raise Refusal("each label gets a threshold of its own.", fix=fix, code=ExitCode.USAGE)
     thresholds = []
     for name, has, own in zip(predicted.class_names, predicted.targets.T, predicted.probabilities.T, strict=True):
         try:
