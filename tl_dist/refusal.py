@@ -55,6 +55,15 @@ class Refusal(Exception):
         return _refusal, (self.what, self.fix, self.code)
 
 
+def from_child(code: int, stderr: str) -> Refusal | None:
+    """Return the refusal with which a child of this process ended: the last line of its output that has a fix."""
+    for line in reversed(stderr.splitlines()):
+        what, mark, fix = line.partition(" Fix: ")
+        if mark and code in set(ExitCode):
+            return Refusal(what, fix=fix, code=ExitCode(code))
+    return None
+
+
 def _refusal(what: str, fix: str, code: ExitCode) -> Refusal:
     return Refusal(what, fix=fix, code=code)
 

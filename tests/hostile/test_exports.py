@@ -66,7 +66,7 @@ def _(arena: Arena) -> Sequence[str]:
 @CASES.add("exports is a link", code=78, says="exports is a symbolic link")
 def _(arena: Arena) -> Sequence[str]:
     cfg = config_file.load(arena.file("run.yaml", CONFIG))
-    run = RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(arena.folder / "runs", cfg)
     (run.path / "exports").symlink_to(arena.outside / "directory")
     return "export", "runs/run", "--to", "keras", "--check", "none"
 
@@ -192,7 +192,7 @@ def card(tmp_path: Path, **changes: Any) -> str:
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump(config | changes))
     cfg = config_file.load(file)
-    run = RunDir.create(tmp_path / "runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(tmp_path / "runs", cfg)
     run.identity_file.write_text(json.dumps({"class_names": NAMES, "data": {"te`s<b>t": "1234"}}))
     run.done_file.write_text(json.dumps({"figures": {"<script>": {"accuracy": 0.5}}}))
     model = SimpleNamespace(input_shape=(None, 8, 8, 3), count_params=lambda: 5)

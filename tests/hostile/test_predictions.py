@@ -33,7 +33,7 @@ optimizer: {learning_rate: 0.1}
 def began(arena: Arena) -> RunDir:
     """A run that has not come to its first step."""
     cfg = config_file.load(arena.file("run.yaml", CONFIG))
-    return RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    return RunDir.create(arena.folder / "runs", cfg)
 
 
 def test_predictions(case: Case, arena: Arena) -> None:

@@ -29,7 +29,7 @@ CLASSES, ROWS = 20_000, 1_000
 def began(arena: Arena) -> RunDir:
     """A run that has not come to its first step."""
     cfg = config_file.load(arena.file("run.yaml", CONFIG))
-    return RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    return RunDir.create(arena.folder / "runs", cfg)
 
 
 def test_a_report(case: Case, arena: Arena) -> None:

@@ -46,7 +46,7 @@ def test_run_directory(case: Case, arena: Arena) -> None:
 def began(arena: Arena) -> RunDir:
     """A run that has not come to its first step."""
     cfg = config_file.load(arena.file("run.yaml", CONFIG))
-    return RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    return RunDir.create(arena.folder / "runs", cfg)
 
 
 def trained(arena: Arena) -> RunDir:

@@ -30,7 +30,7 @@ def test_nothing_else_is_written(case: Case, arena: Arena) -> None:
 def run_of(arena: Arena) -> RunDir:
     """A run that was made and not trained yet."""
     cfg = config_file.load(arena.file("a.yaml", CONFIG))
-    return RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    return RunDir.create(arena.folder / "runs", cfg)
 
 
 def link(path: Path, target: str) -> None:

@@ -272,7 +272,7 @@ def _(arena: Arena) -> Sequence[str]:
     arena.file("a.yaml", CONFIG)
     folder(arena, "a", "b")
     cfg = config_file.load(arena.folder / "a.yaml", [f"data.path={arena.folder}/images"])
-    RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    RunDir.create(arena.folder / "runs", cfg)
     owner = encoded(this_process(f"{TITLE}x", None, 5.0))  # of the tests, which are alive
     arena.file("runs/a/lock/owner-00000001.json", owner).chmod(0o600)
     return "train", "a.yaml"

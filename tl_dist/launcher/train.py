@@ -92,7 +92,7 @@ def after_source_task(cfg: Config, runs: Path, console: Console | None) -> tuple
         return ExitCode.DONE, cfg
     run, code = RunDir(runs / first.name), int(ExitCode.DONE)
     if run.done is not None:
-        RunDir.create(runs, first, resolved=config_file.dump(first))
+        RunDir.create(runs, first)
     elif console is not None:
         code = _train(first, runs, console)
     else:
@@ -142,7 +142,7 @@ def open_run(root: Path, cfg: Config) -> RunDir:
     if cfg.distill is not None:
         init_from.opened_teacher(cfg)
     require_trackers(cfg.report.track)
-    run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(root, cfg)
     run.probe_storage()
     return run
 
@@ -155,7 +155,8 @@ def headline(cfg: Config, run: RunDir) -> str:
     workers = f"{count} workers" if count > 1 else "1 worker"
     single = registry.strategy(cfg.strategy).workers == "one"
     strategy = cfg.strategy if single else f"{cfg.strategy}, {workers}"
-    return f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
+    network = registry.parts_of(cfg.model.backbone)[2]
+    return f"{cfg.name}: {network} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
 
 
 def prepare(cfg: Config, console: Console) -> None:
@@ -164,7 +165,7 @@ def prepare(cfg: Config, console: Console) -> None:
     try:
         with console.busy("preparing") as show_text:
             if cfg.model.weights != "random" and cfg.source is None:
-                show_text(f"preparing weights '{cfg.model.weights}' for {cfg.model.backbone}")
+                show_text(f"preparing weights '{cfg.model.weights}' for {registry.parts_of(cfg.model.backbone)[2]}")
                 console.say(fetch_weights(cfg), style="dim")
             package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
             if package is not None:
@@ -180,11 +181,11 @@ def prepare(cfg: Config, console: Console) -> None:
 def fetch_weights(cfg: Config) -> str:
     """Convert the weights into the user's cache, unless they are there; return one line that describes them."""
     model = cfg.model
-    file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
+    file = weights.resolve(model.weights, cfg.network, sha256=model.weights_sha256)
     assert file is not None, "random weights have no file"
     size = file.path.stat().st_size / 1e6
     others = f"; not of it, left out: {shortened(', '.join(file.others), 200)}" if file.others else ""
-    of = f"'{model.weights}' for {model.backbone}"
+    of = f"'{model.weights}' for {registry.parts_of(model.backbone)[2]}"
     return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
 
 

@@ -93,6 +93,7 @@ def write(
         images = keras.InputSpec(shape=model.input_shape, dtype="uint8", name="images")
         model.export(str(target), format="onnx", input_signature=[images], verbose=False)
         exported = onnx.load(str(target))
+        _replace_erfc(exported.graph)
         onnx.helper.set_model_props(exported, {"class_names": json.dumps(list(class_names))})
         onnx.save(exported, str(target))
     else:
@@ -100,6 +101,20 @@ def write(
         # Where TensorFlow Lite's metadata has labels: `unzip` shows them. A line break would make one name two.
         with zipfile.ZipFile(target, "a") as labels:
             labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
+
+
+def _replace_erfc(graph: Any) -> None:
+    """Replace Erfc, by which TensorFlow computes an exact GELU and which ONNX has not, by 1 - Erf."""
+    from onnx import TensorProto, helper
+
+    complements = [node for node in graph.node if node.op_type == "Erfc"]
+    if complements:
+        graph.initializer.append(helper.make_tensor("erfc_one", TensorProto.FLOAT, [], [1.0]))
+    for node in complements:
+        (output,) = node.output
+        subtract = helper.make_node("Sub", ["erfc_one", f"{output}/erf"], [output], name=f"{node.name}/complement")
+        node.op_type, node.output[0] = "Erf", f"{output}/erf"
+        graph.node.insert(list(graph.node).index(node) + 1, subtract)
 
 
 def _write_saved_model(model: Any, target: Path, class_names: Sequence[str] | None, read: Callable[[Any], Any]) -> None:

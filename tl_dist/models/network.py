@@ -237,7 +237,7 @@ def assemble(
     own.set_weights(network.get_weights())
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     tensors = outputs(backbone, own, settings.layers)
-    maps = keras.Model(own.inputs, tensors, name=backbone.name)(
+    maps = keras.Model(own.inputs, tensors, name=re.sub(r"[^\w.-]", "_", backbone.name))(
         preprocess(backbone.preprocessing, images), training=False
     )
     leading = backbone.leading_tokens

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tl_dist.config import Config
+from tl_dist.config import Config, extensions
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
 from tl_dist.config.registry import nearest
@@ -48,6 +48,7 @@ class RunDir:
         self.quarantine_file = self.path / "quarantine.jsonl"
         self.features_file = self.path / "features.txt"
         self.tensorboard = self.path / "tb"
+        self.code = self.path / "code"
         self.logs = self.path / "logs"
         self.evaluations = self.path / "evaluations"
         self.predictions = self.path / "predictions"
@@ -60,8 +61,8 @@ class RunDir:
         return f"RunDir({str(self.path)!r})"
 
     @classmethod
-    def create(cls, root: str | Path, config: Config, *, resolved: str) -> RunDir:
-        """Create or reuse the directory `root`/NAME, with `resolved` as its config.yaml.
+    def create(cls, root: str | Path, config: Config) -> RunDir:
+        """Create or reuse the directory `root`/NAME, with all values of `config`, and the Python file of its network.
 
         Refuses (78) to change the trajectory of a run that has begun or is about to start; replaces other keys.
         """
@@ -74,7 +75,7 @@ class RunDir:
                     directory.mkdir(mode=0o700)
                 refuse_unsafe(directory, instead=_OTHER_NAME)
             refuse_unsafe_below(run.path)
-            run._settle(config, resolved.encode())
+            run._settle(config, config_file.in_run(config, run.code.name).encode())
         except OSError as error:
             raise _cannot_create(run.path, error) from error
         return run
@@ -208,7 +209,7 @@ class RunDir:
     def _settle(self, config: Config, resolved: bytes) -> None:
         """Make `resolved` the config of this run, unless it is bound to another trajectory."""
         with suppress(FileNotFoundError):
-            if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
+            if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved and not self._new_code(config):
                 if not self.begun and not claimant(self.claim_file, self.attempts) and not holder(self):
                     self.claim()
                 return
@@ -221,13 +222,27 @@ class RunDir:
             if os.path.lexists(self.config_file):
                 self._refuse_bound(config)
             self.claim()
+            for file in self._new_code(config):
+                self.code.mkdir(mode=0o700, exist_ok=True)
+                write_atomically(self.code / file.name, file.read_bytes())
             write_atomically(self.config_file, resolved)
+
+    def _new_code(self, config: Config) -> list[Path]:
+        """Return the Python file of the config's network, if the run has no copy of it that is the same."""
+        file = extensions.code_file(config.model.backbone)
+        if file is None:
+            return []
+        with suppress(OSError):
+            if read_file(self.code / file.name, max_bytes=limits.RUN_JSON) == file.read_bytes():
+                return []
+        return [file]
 
     def _refuse_bound(self, config: Config) -> None:
         """Refuse (78) to change the trajectory of a run that has begun, or that a process is about to start."""
         before = config_file.load(self.config_file, imports=False)
         old, new = config_file.trajectory(before), config_file.trajectory(config)
         changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING, "runtime"))
+        changes += [f"{file.name} differs from {self.code / file.name}" for file in self._new_code(config)]
         starting = None if self.begun else claimant(self.claim_file, self.attempts)
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""

@@ -23,9 +23,13 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
         raise _refused(f"the source task of '{cfg.name}' has not been trained", fix)
     run = RunDir.open(cfg.source.run)
     source = config_file.load(run.config_file, imports=False)
-    if source.model.backbone != cfg.model.backbone:
-        what = f"trained {source.model.backbone}, but model.backbone is {cfg.model.backbone}"
-        fix = f"write 'backbone: {source.model.backbone}', or name a run that trained {cfg.model.backbone}"
+    if _network(source) != _network(cfg):
+        names = [registry.parts_of(c.model.backbone)[2] for c in (source, cfg)]
+        what = f"trained {names[0]}, but model.backbone is {names[1]}"
+        fix = f"write 'backbone: {source.model.backbone}', or name a run that trained {names[1]}"
+        if names[0] == names[1]:
+            what = "has other arguments, preprocessing or code of its network"
+            fix = f"take model.backbone, arguments and preprocessing from {run.config_file}"
         raise _refused(f"source.run {run.path} {what}", fix)
     if source.model.prune > cfg.model.prune:
         what = f"is pruned by {source.model.prune:g}, more than model.prune {cfg.model.prune:g}"
@@ -41,6 +45,12 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
     if not steps_in(run.checkpoints):
         raise _refused(f"source.run {run.path} has no checkpoint", "train it first: tl-dist train CONFIG")
     return run, source
+
+
+def _network(cfg: Config) -> tuple[str, dict[str, str]]:
+    """Return what must agree for weights to mean the same: the network at any size, and the code of a function."""
+    network = cfg.model.network(None)
+    return registry.parts_of(network)[2], registry.code_of_network(network) if cfg.model.is_function else {}
 
 
 def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
@@ -59,7 +69,7 @@ def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
         how, other = "with runtime.decoded_images", "decoded_images: off"
         if cfg.runtime.decoded_images == "off":
             return run, teacher  # which reads the images itself
-    sizes = [c.data.image_size or registry.backbone(c.model.backbone).input_size for c in (teacher, cfg)]
+    sizes = [c.data.image_size or registry.backbone(c.network).input_size for c in (teacher, cfg)]
     for key, theirs, ours in (
         ("image_size", *sizes),
         ("resize", teacher.data.resize, cfg.data.resize),

@@ -159,7 +159,7 @@ def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
         notes.append(f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}")
     if cfg.model.prune:
         network = setup.model.network
-        whole = registry.backbone(cfg.model.backbone).build(network.input_shape[1:])
+        whole = registry.backbone(cfg.network).build(network.input_shape[1:])
         notes.append(f"pruned: {network.count_params():,} of the backbone's {whole.count_params():,} parameters")
     return notes
 

@@ -136,15 +136,15 @@ def from_features(
 
 def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
     """Return the frozen part of a stage's model, and what determines its outputs."""
-    backbone = setup.cfg.model.backbone
+    network = setup.cfg.network
     facts: dict[str, Any] = {
-        "backbone": backbone,
+        "backbone": registry.parts_of(network)[2],
         "cut": stage_input.model.cut_at,
         "frozen_sha256": stage_input.model.frozen_digest(),
         "precision": setup.precision,
     }
-    if backbone not in registry.BACKBONES:
-        facts["code"] = registry.code_of(registry.BACKBONE, backbone)["code"]
+    if code := registry.code_of_network(network):
+        facts["code"] = code["code"]
     return extraction.Prefix(
         stage_input.model.prefix,
         setup.image_size,

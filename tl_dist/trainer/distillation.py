@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist import tasks
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
@@ -66,7 +66,7 @@ def load_teacher(setup: Setup) -> Teacher | None:
         model, _ = load_run(run, cfg, parallel=setup.parallel, precision=precision)
     variables = {**model.moving, **model.frozen}
     facts = {
-        "backbone": cfg.model.backbone,
+        "backbone": registry.parts_of(cfg.network)[2],
         "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": precision,

@@ -94,13 +94,13 @@ def refuse_changed_code(run: RunDir, cfg: Config) -> None:
 
 def image_size_of(cfg: Config) -> int:
     """Return the side in pixels of the square images that the network takes."""
-    return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)
+    return cfg.data.image_size or int(registry.backbone(cfg.network).input_size)
 
 
 def untrained(cfg: Config, num_classes: int) -> Classifier:
     """Return the classifier of a config with random weights; to be called in the strategy's scope."""
     return Classifier(
-        registry.backbone(cfg.model.backbone),
+        registry.backbone(cfg.network),
         cfg.model,
         image_size=image_size_of(cfg),
         num_classes=num_classes,
@@ -178,7 +178,7 @@ def _restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any
         if cfg.source is not None:  # `network` gets the backbone with which the run began
             carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
         else:
-            file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+            file = weights.resolve(cfg.model.weights, cfg.network, sha256=cfg.model.weights_sha256)
             if file is not None:
                 weights.load(network, file)
     for path, variable in variables.items():
@@ -295,7 +295,7 @@ def restored(
         fit = calibration.of_checkpoint(run.path, saved.sha256)
         temperature = None if fit is None else fit.temperature
         model = assemble(
-            registry.backbone(cfg.model.backbone),
+            registry.backbone(cfg.network),
             cfg,
             {path: v.numpy() for path, v in built.moving.items() if path.startswith("head/")},
             built.network,

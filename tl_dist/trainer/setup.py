@@ -264,7 +264,7 @@ def _build(
     keras.config.set_dtype_policy(computed_in)
     file = origin_sha256 = None
     if cfg.source is None:
-        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+        file = weights.resolve(cfg.model.weights, cfg.network, sha256=cfg.model.weights_sha256)
     with parallel.scope():
         model = load_model.untrained(cfg, splits["train"].num_classes)
         views = [model.trained_from(stage.train_from) for stage in run_stages]

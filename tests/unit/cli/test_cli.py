@@ -273,7 +273,7 @@ def test_env_tells_much_and_no_secret(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_runs_are_listed_with_their_state(capsys: pytest.CaptureFixture[str]) -> None:
-    RunDir.create("runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml")))
+    RunDir.create("runs", config_file.load("fake.yaml"))
     code, out, _ = said(capsys, "runs")
     assert code == 0
     assert "fake" in out and "stopped" in out and "single" in out
@@ -409,7 +409,7 @@ def test_a_stopped_run_exits_with_75_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, STOP)
-    run = RunDir.create("runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml")))
+    run = RunDir.create("runs", config_file.load("fake.yaml"))
     (run.checkpoints / "step-00000120").mkdir()
     code, out, _ = said(capsys, "train", "fake.yaml")
     assert code == ExitCode.REQUEUE
@@ -524,7 +524,7 @@ def test_ranks_of_a_launcher_become_workers_of_one_run(monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("_with_horovod")
 def test_a_rank_does_not_take_an_older_config_for_its_own() -> None:
     old = config_file.load("fake.yaml")  # of one worker
-    run = RunDir.create("runs", old, resolved=config_file.dump(old))
+    run = RunDir.create("runs", old)
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=2")
     with pytest.raises(Refusal, match="holds another config after 0 s") as refused:
         under_launcher.wait_for_run(run, cfg, seconds=0.2)
@@ -556,7 +556,7 @@ def test_a_left_over_rank_is_refused_at_once() -> None:
 def test_an_old_stop_is_cleared_and_a_finished_run_is_not_started() -> None:
     (lone,) = ranks(1)
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=1")
-    run = RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create("runs", cfg)
     run.request_stop()
     with pytest.raises(Became):
         under_launcher.join(Request(Path("fake.yaml")), lone, become=become)

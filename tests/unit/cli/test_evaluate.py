@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tl_dist.config import Config
-from tl_dist.config import file as config_file
 from tl_dist.launcher import task
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.local import local_launch
@@ -67,7 +66,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Started]:
     """The commands and the request of each task that would have been run; it leaves a result."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cfg = config_of()
-    run = RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(tmp_path, cfg)
     (run.path / "evaluations").mkdir()
     started: list[Started] = []
 

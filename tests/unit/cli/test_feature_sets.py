@@ -14,7 +14,6 @@ import pytest
 from tests.doubles import PREFIX, extract
 from tl_dist.cli.main import main
 from tl_dist.config import Config
-from tl_dist.config import file as config_file
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock
@@ -92,7 +91,7 @@ def test_pruning_spares_what_a_living_run_reads(tmp_path: Path) -> None:
     model = {"backbone": "tiny", "weights": "random"}
     data, optimizer = {"name": "digits"}, {"learning_rate": 0.1}
     cfg = Config.model_validate({"name": "x", "steps": 1, "data": data, "model": model, "optimizer": optimizer})
-    run = RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(tmp_path, cfg)
     run.refer_to_features(made[2].name)
     said: list[str] = []
     with Lock.acquire(run):

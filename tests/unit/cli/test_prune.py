@@ -29,7 +29,7 @@ def _in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_of(*overrides: str) -> RunDir:
     Path("trial.yaml").write_text(TEXT)
     cfg = config_file.load("trial.yaml", overrides)
-    return RunDir.create(Path("runs"), cfg, resolved=config_file.dump(cfg))
+    return RunDir.create(Path("runs"), cfg)
 
 
 def changes(before: Config, after: Config) -> set[str]:

@@ -231,8 +231,8 @@ def test_without_imports_nothing_of_another_package_is(site: Path) -> None:
     assert config_file.load("x.yaml", ["data.options.num=1"], imports=False).data.options["num"] == 1
     with pytest.raises(Refusal, match="'shaped' is not known"):
         load("data.name=shaped", imports=False)
-    run = RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
-    RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create("runs", cfg)
+    RunDir.create("runs", cfg)
     run.refuse_other_config(cfg)
     with pytest.raises(Refusal, match="AssertionError"):
         load()
@@ -296,7 +296,7 @@ def test_a_module_without_a_package_and_one_in_a_namespace_have_digests_of_their
 
 def test_a_run_is_bound_to_the_code_that_it_began_with(site: Path) -> None:
     cfg = load()
-    run = RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create("runs", cfg)
     made = setup_of(cfg, open_splits(cfg.data)[0], build(), run=run)
     for _ in range(2):
         setup.refuse_changed_code(run, cfg)

@@ -96,7 +96,7 @@ def test_a_source_that_makes_no_sense_is_refused(source: str, why: str) -> None:
 
 def made_run(name: str, *overrides: str) -> RunDir:
     cfg = load(SIMPLE, f"name={name}", "model.train_from=all", *overrides)
-    return RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
+    return RunDir.create("runs", cfg)
 
 
 def test_only_a_run_of_the_same_backbone_with_a_commit_is_carried_over() -> None:

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from tests.doubles import drawn, given_to, memory_source, setup_of
 from tl_dist.config import ClassifierConfig, Config
-from tl_dist.config import file as config_file
 from tl_dist.datasets import pool_of
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.features import classifiers, nested
@@ -138,7 +137,7 @@ def a_run(tmp_path: Path, labels: np.ndarray, class_weights: str | None = None) 
         trainable=head,
         scale={},
     )
-    setup = setup_of(cfg, splits, net, run=RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg)))
+    setup = setup_of(cfg, splits, net, run=RunDir.create(tmp_path, cfg))
     return setup, given_to(setup, features=TrainFeatures(Kept(), np.arange(90)))  # type: ignore[arg-type]
 
 

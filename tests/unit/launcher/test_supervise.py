@@ -110,7 +110,7 @@ def new_run(root: Path, *overrides: str) -> tuple[RunDir, Config]:
         "safety: {heartbeat_s: 0.1, hang_s: 1, first_step_s: 30, max_restarts: 2}\n"
     )
     cfg = config_file.load(file, overrides)
-    return RunDir.create(root / "runs", cfg, resolved=config_file.dump(cfg)), cfg
+    return RunDir.create(root / "runs", cfg), cfg
 
 
 def end_of(tmp_path: Path, script: Script, *overrides: str) -> tuple[ExitCode | Refusal, RunDir, str]:

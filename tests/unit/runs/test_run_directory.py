@@ -43,7 +43,7 @@ def experiment(**changes) -> Config:
 
 def create(root, **changes) -> RunDir:
     cfg = experiment(**changes)
-    return RunDir.create(root, cfg, resolved=config_file.dump(cfg))
+    return RunDir.create(root, cfg)
 
 
 def refused(code, call, *arguments, **options) -> str:

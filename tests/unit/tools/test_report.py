@@ -40,7 +40,7 @@ def kept(root: Path, name: str = "trial", *, num: int = 60, seed: int = 0) -> Ru
     """A run that has ended, with predictions of made-up examples of two classes, and nothing else."""
     (root / "trial.yaml").write_text(CONFIG)
     cfg = config_file.load(root / "trial.yaml", [f"name={name}"])
-    run = RunDir.create(root / "runs", cfg, resolved=config_file.dump(cfg))
+    run = RunDir.create(root / "runs", cfg)
     rng = np.random.default_rng(seed)
     labels = (np.arange(num) % 2).astype(np.int32)
     sure = np.clip(rng.normal(0.75, 0.2, num), 0.02, 0.98)

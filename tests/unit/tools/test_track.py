@@ -20,7 +20,6 @@ import pytest
 from tests.doubles import run_writer
 from tests.unit.tools.mlflow_server import MlflowServer, mlflow_server
 from tl_dist.config import Config
-from tl_dist.config import file as config_file
 from tl_dist.launcher import companion
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -46,7 +45,7 @@ def run(tmp_path: Path) -> RunDir:
             "report": {"track": ("mlflow", "wandb")},
         }
     )
-    made = RunDir.create(tmp_path / "runs", cfg, resolved=config_file.dump(cfg))
+    made = RunDir.create(tmp_path / "runs", cfg)
     write(made, 0, (10, 20))
     write(made, 10, (20,))
     return made

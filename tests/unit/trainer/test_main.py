@@ -14,7 +14,6 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import CONFIG
-from tl_dist.config import file as config_file
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.files.atomic import of_the_machine
 from tl_dist.launcher.classify_exits import RESTARTABLE
@@ -133,7 +132,7 @@ def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
         monkeypatch.setattr(main, name, lambda *_: None)
     monkeypatch.setattr(main, "_train", train)
     monkeypatch.setattr(main, "_leave", lambda *given: left.append(given))
-    RunDir.create(tmp_path, CONFIG, resolved=config_file.dump(CONFIG))
+    RunDir.create(tmp_path, CONFIG)
     umask = os.umask(0o077)
     try:
         main.main([str(tmp_path / CONFIG.name)])

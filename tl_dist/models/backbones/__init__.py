@@ -4,14 +4,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-Preprocessing = Literal["caffe", "torch", "tf", "included"]
+
+@dataclass(frozen=True)
+class Scaling:
+    """The mean and standard deviation of each channel of RGB images scaled to 0..1, which normalize them."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Scaling((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Preprocessing = Literal["caffe", "torch", "tf", "inside"] | Scaling
 """How the pretrained weights expect an RGB image with values 0..255:
-caffe     BGR minus the ImageNet mean (103.939, 116.779, 123.68)
-torch     scaled to 0..1, then per-channel mean and standard deviation of ImageNet
-tf        scaled to -1..1
-included  as it is: the network has its own rescaling layers
+caffe    BGR minus the ImageNet mean (103.939, 116.779, 123.68)
+torch    scaled to 0..1, then by the mean and standard deviation of ImageNet
+tf       scaled to -1..1
+inside   as it is: the network has its own rescaling layers
+Scaling  scaled to 0..1, then by these
 """
 
 
@@ -52,6 +64,8 @@ class Backbone:
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
+    function: bool = False
+    """whether a function of the user builds it (`functions.py`), which may also give it weights"""
     imagenet_top1: float | None = None
     """published top-1 accuracy on ImageNet of the pretrained weights; `rank` shows it as a plain baseline, and chooses
     by it among candidates that its folds cannot distinguish from the best"""
@@ -67,12 +81,12 @@ def application(
     import keras
 
     construct = getattr(keras.applications, constructor)
-    with _numbered_from_zero():
+    with numbered_from_zero():
         return construct(include_top=False, weights=weights, input_shape=input_shape, pooling=None)
 
 
 @contextmanager
-def _numbered_from_zero() -> Iterator[None]:
+def numbered_from_zero() -> Iterator[None]:
     """Number layers without a name from zero inside, and restore the caller's numbering.
 
     Keras counts them over the whole process: a second InceptionV3 would have other variable names than the first. Keras
@@ -108,6 +122,32 @@ def seam(network: Any, position: int) -> Any:
     return passing[0]
 
 
+def seams(network: Any) -> list[int]:
+    """Return every position at which a single tensor passes from the layers before it to the rest (`seam`)."""
+    import keras
+
+    operations, layers = network.operations, {id(layer): k for k, layer in enumerate(network.layers)}
+    last_use = {id(tensor): len(operations) for tensor in network.outputs}
+    for position, operation in enumerate(operations):
+        for tensor in () if position == 0 else keras.tree.flatten(operation.input):
+            last_use.setdefault(id(tensor), position)
+            last_use[id(tensor)] = max(last_use[id(tensor)], position)
+    positions, passing = [], set[int]()
+    for position, operation in enumerate(operations):
+        if position and id(operation) in layers and len(passing) == 1:
+            positions.append(layers[id(operation)])
+        passing |= {id(tensor) for tensor in keras.tree.flatten(operation.output)}
+        passing = {key for key in passing if last_use.get(key, 0) > position}
+    return positions
+
+
+def preprocessing_of(written: Any) -> Preprocessing:
+    """Return the preprocessing that a config writes as a name, or as mean and standard deviation."""
+    if isinstance(written, str):
+        return cast(Preprocessing, written)
+    return Scaling(tuple(written["mean"]), tuple(written["std"]))
+
+
 def preprocess(kind: Preprocessing, images: Any) -> Any:
     """Turn uint8 RGB [batch, h, w, 3] into float32 as the weights expect it, on the device, in the graph.
 
@@ -120,7 +160,9 @@ def preprocess(kind: Preprocessing, images: Any) -> Any:
     if kind == "caffe":
         return ops.flip(images, axis=-1) - np.array([103.939, 116.779, 123.68], np.float32)
     if kind == "torch":
-        mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+        kind = IMAGENET
+    if isinstance(kind, Scaling):
+        mean, deviation = np.array([kind.mean, kind.std], np.float32)
         return (images / 255.0 - mean) / deviation
     if kind == "tf":
         return images / 127.5 - 1.0

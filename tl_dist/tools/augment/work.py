@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 def preview(cfg: Config, rows: int) -> np.ndarray:
     """Return a grid, uint8 [height, width, 3]: a row for each training image, followed by COLUMNS augmentations."""
     source = open_splits(cfg.data)[0]["train"]
-    size = cfg.data.image_size or registry.backbone(cfg.model.backbone).input_size
+    size = cfg.data.image_size or registry.backbone(cfg.network).input_size
     indices = np.linspace(0, source.num_examples - 1, min(rows, source.num_examples)).astype(np.int64)
     crop = cfg.data.kept_fraction
     read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation, crop)

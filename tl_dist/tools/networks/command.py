@@ -1,9 +1,11 @@
 """`tl-dist models`: list the networks that a config may name, and show the stages of one."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tl_dist.config import extensions, registry
+from tl_dist.config import ModelConfig, extensions, registry
+from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import narrow_table
@@ -12,7 +14,7 @@ IMAGES = {
     "caffe": "BGR less mean",
     "torch": "mean, deviation",
     "tf": "-1 to 1",
-    "included": "in the network",
+    "inside": "in the network",
 }
 """how a network has its images scaled, in words"""
 
@@ -24,15 +26,18 @@ def networks() -> list[dict[str, Any]]:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    record = registry.backbone(name)
+    record, kind = registry.backbone(name), registry.parts_of(name)[1].get("preprocessing")
     weights = "imagenet" if record.pretrained is not None else "a .safetensors file" if record.of_torch else "random"
+    if record.function:
+        weights = "function, random or a file"
+    images = f"mean {kind['mean']}, std {kind['std']}" if isinstance(kind, dict) else IMAGES[record.preprocessing]
     return {
-        "name": name,
+        "name": registry.parts_of(registry.parts_of(name)[0])[2],
         "image_size": record.input_size,
         "min_size": record.min_size,
         "imagenet_top1": record.imagenet_top1,
         "weights": weights,
-        "images": IMAGES[record.preprocessing],
+        "images": images,
         "stages": list(record.stages),
     }
 
@@ -52,13 +57,19 @@ def show_networks(facts: Sequence[Mapping[str, Any]], console: Console) -> None:
 def network(name: str, image_size: int | None) -> dict[str, Any]:
     """Return the facts of a network, with the output and the parameters of each stage; builds it, with random weights.
 
+    It is that of a config, if `name` is a YAML file; else a name or a function, which is called without arguments.
     Refuses (64) an unknown name, and an image size that does not fit it.
     """
+    if name.endswith((".yaml", ".yml")):
+        name = config_file.load(name, [f"data.image_size={image_size}"] if image_size else []).network
+    elif ":" in name:
+        path = str(Path(name).absolute()) if extensions.code_file(name) else name
+        name = ModelConfig(backbone=path, preprocessing="inside").network(image_size)
     facts, record = _facts(name), registry.backbone(name)
     size = image_size or record.input_size
     if size < record.min_size or size % record.patch:
         of = f", a multiple of {record.patch}," if record.patch > 1 else ""
-        what = f"{name} takes images of {record.min_size} pixels{of} and more, not of {size}."
+        what = f"{record.name} takes images of {record.min_size} pixels{of} and more, not of {size}."
         raise Refusal(what, fix=f"write --image-size {record.input_size}.", code=ExitCode.USAGE)
     built = record.build((size, size, 3))
     names = [layer.name for layer in built.layers]

@@ -110,16 +110,19 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
 
 def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -> Candidate:
     own = entry.backbone == cfg.model.backbone
+    network = cfg.network if own else entry.backbone
     weights = entry.weights or (cfg.model.weights if own else "imagenet")
     model: dict[str, Any] = {"backbone": entry.backbone, "weights": weights}
     if entry.weights is not None or not own:
         model["weights_sha256"] = entry.weights_sha256
+    if not own:
+        model |= {"arguments": {}, "preprocessing": None}
     if entry.block is not None or not own:
         model["layers"] = [entry.block] if entry.block else []
     if entry.train_from is not None:
         model["train_from"] = entry.train_from
     try:
-        stages = registry.backbone(entry.backbone).stages
+        stages = registry.backbone(network).stages
         if entry.block not in (None, *stages):
             raise _mistake(f"{entry.backbone} has no block '{entry.block}'.", f"use one of {', '.join(stages)}.")
         tuned = entry.train_from != "head" and set(cfg.parts) != {"head"}
@@ -144,7 +147,7 @@ def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -
         label += f" {Path(weights).stem if weights.endswith(WEIGHTS_FILES) else weights}"
     accuracy = entry.accuracy
     if accuracy is None and weights == "imagenet":
-        accuracy = registry.backbone(entry.backbone).imagenet_top1
+        accuracy = registry.backbone(network).imagenet_top1
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 

@@ -67,7 +67,7 @@ def _scores(
 ) -> dict[str, Any]:
     """Return the scores that an earlier command saved for the same sample, else have workers compute them."""
     model = candidate.features.model
-    file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
+    file = weights.resolve(model.weights, candidate.features.network, sha256=model.weights_sha256)
     code = registry.code_of_others(candidate.features)
     scored = {"version": VERSION, **sample, "weights": file and file.sha256, "code": code}
     run = RunDir(request.runs / candidate.features.name)

@@ -1,0 +1,163 @@
+"""Networks of a user's function: from a file, which the run keeps, and of ZeroModels; on two workers, killed, exported."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tl_dist as tl
+from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, records
+from tl_dist.config import extensions
+
+REST = """\
+global_batch: 15
+steps: 60
+data: {name: digits, image_size: 32, validation_fraction: 0.2}
+optimizer: {name: adam, learning_rate: 0.003}
+"""
+SWIN = """\
+model:
+  backbone: zeromodels.models.swin:SwinModel
+  arguments: {embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 2, 4, 8], window_size: 2, pretrain_size: 32}
+  preprocessing: torch
+  weights: random
+  train_from: all
+"""
+OWN = """\
+model:
+  backbone: nets/my_net.py:build
+  arguments: {width: 8}
+  preprocessing: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
+  weights: random
+  train_from: all
+"""
+MY_NET = """\
+import keras
+from keras import layers
+
+
+def build(input_shape, width):
+    x = inputs = keras.Input(input_shape)
+    for k in range(3):
+        x = layers.Conv2D(width * 2**k, 3, padding="same", activation="relu", name=f"stage{k}_conv")(x)
+        x = layers.MaxPooling2D(name=f"stage{k}_pool")(x)
+    return keras.Model(inputs, x)
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """One run of a function in a file, whose original is then gone."""
+    space = Workspace(
+        tmp_path_factory.mktemp("functions"), SMALL.replace("false", "false, every_steps: 1") + REST + OWN
+    )
+    (space.directory / "swin.yaml").write_text(SMALL.replace("false", "false, every_steps: 1") + REST + SWIN)
+    file = space.directory / "nets" / "my_net.py"
+    file.parent.mkdir()
+    file.write_text(MY_NET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(space.directory)
+        space.train("one")
+        file.rename("moved.py")
+        yield space
+
+
+def shown(workspace: Workspace, *arguments: str, code: int = 0) -> str:
+    process = workspace.start([TL_DIST, *arguments])
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == code, text
+    return " ".join(text.split())
+
+
+def test_a_run_keeps_the_file_of_its_network_and_needs_no_other(workspace: Workspace) -> None:
+    """It is evaluated and exported from the copy; its digest is in run.json; the directory may be moved."""
+    run = workspace.run("one")
+    assert (run.path / "code" / "my_net.py").read_text() == MY_NET
+    assert "backbone: code/my_net.py:build" in run.config_file.read_text()
+    identity = run.read_identity() or {}
+    assert identity["extensions"]["backbone"]["code"] == extensions.code_digest(run.path / "code" / "my_net.py")
+    run.path.rename("runs/moved")
+    accuracy = tl.Run("runs/moved").scores["test"]["accuracy"]
+    assert accuracy > 0.7
+    assert f"({accuracy:.4f})" in shown(workspace, "eval", "runs/moved")
+    text = shown(workspace, "export", "runs/moved", "--to", "onnx")
+    num = tl.Run("runs/moved").scores["test"]["num_examples"]
+    assert f"{num} of {num} images of 'test' have the class that the run gives them" in text
+    Path("runs/moved").rename("runs/one")
+
+
+def test_a_changed_file_is_refused_by_the_run_and_taken_by_a_new_one(workspace: Workspace) -> None:
+    file = Path("nets/my_net.py")
+    file.write_text(MY_NET)
+    assert "this run is done" in shown(workspace, "train", "trial.yaml", "name=one")
+    file.write_text(MY_NET.replace("relu", "gelu"))
+    text = shown(workspace, "train", "trial.yaml", "name=one", code=78)
+    assert "my_net.py differs from runs/one/code/my_net.py. Fix: use another name=NAME" in text
+    (workspace.run("one").path / "code" / "my_net.py").write_text(MY_NET.replace("relu", "gelu"))
+    text = shown(workspace, "eval", "runs/one", code=78)
+    assert "code of other packages has changed since the run began: extensions.backbone.code" in text
+    (workspace.run("one").path / "code" / "my_net.py").write_text(MY_NET)
+    file.unlink()
+
+
+def test_a_later_run_starts_from_one_of_the_same_code_alone(workspace: Workspace) -> None:
+    file = Path("nets/my_net.py")
+    file.write_text(MY_NET.replace("relu", "gelu"))
+    source = ("name=later", "source.run=runs/one", "model.train_from=stage2", "steps=2")
+    text = shown(workspace, "train", "trial.yaml", *source, code=64)
+    assert "has other arguments, preprocessing or code of its network" in text
+    file.write_text(MY_NET)
+    assert "backbone: code" not in shown(workspace, "train", "trial.yaml", *source)
+    file.unlink()
+
+
+@pytest.mark.parametrize("name", ["swin", "own"])
+def test_two_workers_train_as_one_does_and_a_killed_run_ends_with_the_same_bits(
+    name: str, workspace: Workspace
+) -> None:
+    Path("nets/my_net.py").write_text(MY_NET)
+    config = "swin.yaml" if name == "swin" else "trial.yaml"
+    short = ("steps=12", "checkpoint.every_steps=4")
+
+    def argv(of: str, *more: str) -> list[str]:
+        return [TL_DIST, "train", config, f"name={name}-{of}", *short, *more]
+
+    shown(workspace, *argv("whole", *ONE_WORKER)[1:])
+    shown(workspace, *argv("two", "strategy=horovod", "workers=2")[1:])
+    whole, two = (workspace.run(f"{name}-{of}") for of in ("whole", "two"))
+    np.testing.assert_allclose(list(losses(two).values()), list(losses(whole).values()), rtol=1e-4)
+    killed = workspace.start(
+        argv("killed", *ONE_WORKER), TL_FAILPOINT="train.chunk_done:6=kill", TL_ALLOW_FAILPOINTS="1"
+    )
+    text, _ = killed.communicate(timeout=240)
+    assert killed.returncode == 0 and records(workspace.run(f"{name}-killed"), "resumed"), text
+    assert bits(workspace.run(f"{name}-killed")) == bits(whole)
+    Path("nets/my_net.py").unlink()
+
+
+def test_a_swin_is_cut_at_a_block_cached_and_exported(workspace: Workspace) -> None:
+    """Its GELU has a function that ONNX has not."""
+    frozen = ("source.run=runs/swin-whole", "model.train_from=layers_2_blocks_0", "steps=8")
+    for cache in ("off", "on"):
+        shown(workspace, "train", "swin.yaml", f"name=cache-{cache}", *frozen, f"runtime.prefix_cache={cache}")
+    off, on = (list(losses(workspace.run(f"cache-{cache}")).values()) for cache in ("off", "on"))
+    np.testing.assert_allclose(on, off, rtol=1e-4)
+    text = shown(workspace, "export", "runs/swin-whole", "--to", "onnx")
+    assert re.search(r"(\d+) of \1 images of 'test' have the class", text)
+
+
+def test_mixed_precision_keeps_all_variables_wide(workspace: Workspace) -> None:
+    """Swin gives layers the dtype of their inputs."""
+    shown(workspace, "train", "swin.yaml", "name=narrow", "steps=12", "precision=mixed_bfloat16")
+    wide, narrow = (list(losses(workspace.run(name)).values()) for name in ("swin-whole", "narrow"))
+    np.testing.assert_allclose(narrow, wide, rtol=5e-2)
+    assert narrow != wide
+
+
+def test_models_show_lists_the_blocks_of_a_config_and_of_a_function(workspace: Workspace) -> None:
+    text = shown(workspace, "models", "show", "swin.yaml")
+    assert "layers_2_blocks_0" in text and "images of 32 x 32" in text
+    Path("nets/my_net.py").write_text(MY_NET.replace("width):", "width=8):"))
+    assert "stage2 stage2_conv" in shown(workspace, "models", "show", "nets/my_net.py:build", "--image-size", "32")
