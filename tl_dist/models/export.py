@@ -90,10 +90,10 @@ def write(
         import keras
         import onnx
 
+        _register_erfc()
         images = keras.InputSpec(shape=model.input_shape, dtype="uint8", name="images")
         model.export(str(target), format="onnx", input_signature=[images], verbose=False)
         exported = onnx.load(str(target))
-        _replace_erfc(exported.graph)
         onnx.helper.set_model_props(exported, {"class_names": json.dumps(list(class_names))})
         onnx.save(exported, str(target))
     else:
@@ -103,18 +103,19 @@ def write(
             labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
 
 
-def _replace_erfc(graph: Any) -> None:
-    """Replace Erfc, by which TensorFlow computes an exact GELU and which ONNX has not, by 1 - Erf."""
-    from onnx import TensorProto, helper
+def _register_erfc() -> None:
+    """Tell tf2onnx how to write Erfc, by which TensorFlow computes an exact GELU and which ONNX has not: 1 - Erf."""
+    from tf2onnx.handler import tf_op
 
-    complements = [node for node in graph.node if node.op_type == "Erfc"]
-    if complements:
-        graph.initializer.append(helper.make_tensor("erfc_one", TensorProto.FLOAT, [], [1.0]))
-    for node in complements:
-        (output,) = node.output
-        subtract = helper.make_node("Sub", ["erfc_one", f"{output}/erf"], [output], name=f"{node.name}/complement")
-        node.op_type, node.output[0] = "Erf", f"{output}/erf"
-        graph.node.insert(list(graph.node).index(node) + 1, subtract)
+    class Erfc:
+        @classmethod
+        def version_9(cls, graph: Any, node: Any, **_settings: Any) -> None:
+            kind = np.float16 if graph.get_dtype(node.output[0]) == 10 else np.float32
+            node.type = "Erf"
+            ones = graph.make_const(f"{node.name}/one", np.ones((), kind)).output[0]
+            graph.insert_new_node_on_output("Sub", node.output[0], inputs=[ones, node.output[0]])
+
+    tf_op("Erfc")(Erfc)
 
 
 def _write_saved_model(model: Any, target: Path, class_names: Sequence[str] | None, read: Callable[[Any], Any]) -> None:

@@ -118,7 +118,8 @@ class TrainStep:
                 logits = model.suffix(batch.images, batch.masks)
             loss = tf.reduce_sum(self.objective.losses(logits, batch))
             scaled = loss * (scale / self.objective.global_batch)
-        gradients = tape.gradient(scaled, trainable)
+        # The gradient of a table that a layer looks up, as of relative positions, names rows: it is made dense.
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)]
         if self.accumulate == 1:
             # The gradient of a layer that computes in bfloat16 was widened from bfloat16: narrowing it loses nothing.
             gradients = [
