@@ -117,3 +117,31 @@ def test_biases_or_norms_alone_are_trained_and_kept(workspace: Workspace, kind: 
     test = tl.Run(f"runs/{kind}").predictions("test")
     right = np.mean(test.probabilities.argmax(axis=1) == test.labels)
     assert tl.Run(f"runs/{kind}").scores["test"]["accuracy"] == right
+
+
+@pytest.fixture(scope="module")
+def towers(workspace: Workspace) -> Workspace:
+    """Runs of SigLIP's tower with its own pooling, and of CLIP's with its class token."""
+    for name, pooling in (("siglip", "attention"), ("clip", "token")):
+        backbone = f"model.backbone=tests.small_vit:SMALL_{name.upper()}"
+        workspace.train_here(name, backbone, f"model.pooling={pooling}", "steps=30")
+    return workspace
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert", pytest.param("savedmodel", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_an_exported_tower_gives_what_its_run_gives(towers: Workspace, name: str, to: str) -> None:
+    num = tl.Run(f"runs/{name}").scores["test"]["num_examples"]
+    said = tl_dist(towers, "export", f"runs/{name}", "--to", to)
+    assert f"{num} of {num} images of 'test' have the class that the run gives them" in said
+
+
+def test_attention_s_own_token_has_a_heat_map(towers: Workspace) -> None:
+    Image.new("RGB", (24, 24), "white").save("white.png")
+    assert "white.png: " in tl_dist(towers, "explain", "runs/siglip", "white.png")
+
+
+def test_inner_blocks_are_pooled_and_cached_below_a_head_that_attends(towers: Workspace) -> None:
+    layers = ('model.layers=["block0", "top"]', "model.pooling=both", "model.train_from=top", "steps=12")
+    for cache in ("off", "on"):
+        towers.train_here(f"tower-{cache}", "source.run=runs/siglip", *layers, f"runtime.prefix_cache={cache}")
