@@ -62,12 +62,13 @@ def test_bfloat16_follows_float32_within_its_rounding(workspace: Workspace) -> N
     assert narrow != wide
 
 
-def test_a_class_token_is_pooled_and_has_no_heat_map(workspace: Workspace) -> None:
+def test_a_class_token_is_pooled_and_has_no_heat_map_but_of_its_attention(workspace: Workspace) -> None:
     workspace.train_here("token", "steps=2", "model.pooling=token")
     Image.new("RGB", (24, 24)).save("zero.png")
     process = workspace.start([TL_DIST, "explain", "runs/token", "zero.png"])
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 64 and "reads the class token alone" in " ".join(said.split())
+    assert "zero.png: " in tl_dist(workspace, "explain", "runs/token", "zero.png", "--method", "rollout")
 
 
 def test_a_cached_block_changes_no_curve(workspace: Workspace) -> None:

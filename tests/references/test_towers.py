@@ -251,3 +251,60 @@ def test_another_grid_and_a_tower_without_its_head_are_one_line(tmp_path: Path) 
         broken = {name: array for name, array in {**stored, **change}.items() if array is not None}
         with pytest.raises(ValueError, match=re.escape(why)):
             record.of_torch(broken)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", ["token", "average", "both"])
+@torch.no_grad()
+def test_attention_rollout_of_clip_is_that_of_transformers_attention(kind: Any) -> None:
+    """The product of the blocks' attentions, each half of it the identity, written out."""
+    record = small("clip_base16", antialias=False)
+    theirs = of_transformers(record)
+    theirs.set_attn_implementation("eager")
+    stored = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    rollout = rolled_out(record, kind, stored)
+    answer = theirs(torch_of(preprocessed(record)), interpolate_pos_encoding=True, output_attentions=True)
+    total = np.eye(26)
+    for attention in answer.attentions:
+        total = (attention[0].mean(dim=0).numpy() + np.eye(26)) / 2 @ total
+    token, average = total[0, 1:], total[1:, 1:].mean(axis=0)
+    expected = {"token": token, "average": average, "both": (token + average) / 2}[kind]
+    compare(rollout, expected)
+
+
+@torch.no_grad()
+def test_attention_rollout_of_siglip_ends_with_its_head() -> None:
+    record = small("siglip_base", antialias=False)
+    theirs = of_transformers(record)
+    theirs.set_attn_implementation("eager")
+    stored = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    answer = theirs(torch_of(preprocessed(record)), output_attentions=True)
+    total = np.eye(25)
+    for attention in answer.attentions:
+        total = (attention[0].mean(dim=0).numpy() + np.eye(25)) / 2 @ total
+    tokens = answer.last_hidden_state
+    _, weights = theirs.head.attention(theirs.head.probe, tokens, tokens)  # torch gives their mean over heads
+    compare(rolled_out(record, "attention", stored), (weights[0].numpy() @ total)[0])
+
+
+PHOTOGRAPH = np.random.default_rng(3).integers(0, 255, (1, 80, 80, 3), np.uint8)
+
+
+def preprocessed(record: Backbone) -> np.ndarray:
+    return np.asarray(preprocess(record.preprocessing, PHOTOGRAPH))
+
+
+def rolled_out(record: Backbone, kind: Any, stored: Mapping[str, Any]) -> np.ndarray:
+    settings = ModelConfig(backbone=record.name, weights="random", pooling=kind)
+    model = classifier.Classifier(record, settings, image_size=80, num_classes=3, seed=0)
+    model.network.set_weights(filled(record, stored, 80).get_weights())
+    rollout = attribution.attention_rollout(model, record, kind)
+    assert rollout is not None
+    maps, logits = rollout(tf.constant(PHOTOGRAPH), tf.constant([1]))
+    np.testing.assert_allclose(logits, model(PHOTOGRAPH), atol=1e-5)
+    return maps.numpy()[0]
+
+
+def compare(rollout: np.ndarray, expected: np.ndarray) -> None:
+    large = tf.image.resize(expected.reshape(1, 5, 5, 1), (80, 80))[0, ..., 0].numpy()
+    np.testing.assert_allclose(rollout, large / large.max(), atol=1e-4)
+    assert expected.std() > 0.01 * expected.mean()  # else any map would fit
