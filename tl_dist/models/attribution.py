@@ -71,11 +71,11 @@ def attention_rollout(
     Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the attention of each block, its mean over heads, counts
     half and what passes by it half, and the product over blocks says how much of each patch is in each token. A head
     that pools by attention has nothing that passes by. The map is of what is pooled: the class token, the average of
-    patches, or the mean of both. Returns None for a network without attention.
+    patches, or the mean of both. Returns None for a network that is no vision transformer of `backbones.vit`.
     """
     network = model.network
     layers = [layer for layer in network.layers if isinstance(layer, keras.layers.MultiHeadAttention)]
-    if not layers or not backbone.leading_tokens:
+    if backbone.function or not layers or not backbone.leading_tokens:
         return None
     inputs_of = networks.from_images(backbone, network, [layer.input for layer in layers])
     patches = networks.num_patches(backbone, network)

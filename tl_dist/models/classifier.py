@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -217,10 +218,11 @@ class Classifier:
 
     def as_maps(self, values: Any) -> Any:
         """Return the values of feature maps as they are, and those of tokens [rows, n, c] as maps of the patches."""
-        if not self._backbone.leading_tokens:
+        if len(values.shape) == 4:
             return values
-        rows, columns = (side // self._backbone.patch for side in self.network.input_shape[1:3])
-        return tf.reshape(values[:, -rows * columns :], [-1, rows, columns, values.shape[-1]])
+        patches = networks.num_patches(self._backbone, self.network) or values.shape[1]
+        side = math.isqrt(patches)  # images are square
+        return tf.reshape(values[:, -patches:], [-1, side, side, values.shape[-1]])
 
     @property
     def moving(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The Keras network of a backbone: where it is cut, how maps are pooled, its blocks, and how it has fewer channels."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -130,16 +129,16 @@ def around_pooling(
 
 
 def num_patches(backbone: Backbone, network: Any) -> int:
-    """Return the number of patches of an image, if the outputs of stages are tokens; 0 if they are feature maps."""
-    return math.prod(side // backbone.patch for side in network.input_shape[1:3]) if backbone.leading_tokens else 0
+    """Return the number of tokens of patches in the output, if there are others before them; else 0."""
+    return network.output.shape[1] - backbone.leading_tokens if backbone.leading_tokens else 0
 
 
 def pool(maps: Any, kind: str, patches: int = 0) -> Any:
     """Pool one feature map [rows, h, w, c] or a nest of several and join the results: [rows, features].
 
     A map gives c features, 2c for both, h*w*c for flatten. So do tokens [rows, n, c], of which the last `patches` are
-    of patches. If there are others, both are the first of these and the average, and token and attention the first; if
-    not, tokens are pooled as a map is, attention as average.
+    of patches, or all if it is 0. If there are others, both are the first of these and the average, and token and
+    attention the first; if not, tokens are pooled as a map is, attention as average.
     """
     pooled = [_pool(feature_map, kind, patches) for feature_map in keras.tree.flatten(maps)]
     return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
@@ -148,16 +147,16 @@ def pool(maps: Any, kind: str, patches: int = 0) -> Any:
 def _pool(features: Any, kind: str, patches: int) -> Any:
     if kind == "flatten":
         return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
-    leading = features.shape[1] - patches if patches else 0
+    are_tokens = len(features.shape) == 3
+    leading = features.shape[1] - patches if are_tokens and patches else 0
     if leading:
         token, features = features[:, 0], features[:, leading:]
         if kind in ("token", "attention"):
             return token
         if kind == "both":
             return ops.concatenate([token, ops.mean(features, axis=1)], axis=-1)
-    axes = 1 if patches else (1, 2)
     kinds = {"maximum": [ops.max], "both": [ops.mean, ops.max]}.get(kind, [ops.mean])
-    pooled = [reduce(features, axis=axes) for reduce in kinds]
+    pooled = [reduce(features, axis=1 if are_tokens else (1, 2)) for reduce in kinds]
     return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
 
 

@@ -105,8 +105,10 @@ def _heat_map(model: Loaded, kind: str) -> Callable[[Any, Any], tuple[Any, Any]]
         rollout, top = attention_rollout(model.model, record, settings.pooling), [*record.stages][-1]
         if rollout is not None and top in (settings.layers or (top,)):
             return rollout
-        what = f"{record.name} has no attention" if rollout is None else f"run '{model.run.name}' does not pool '{top}'"
         fix = "use --method layercam."
+        what = f"{record.name} is none of tl_dist's vision transformers"
+        if rollout is not None:
+            what = f"run '{model.run.name}' does not pool '{top}'"
         raise Refusal(f"{what}: rollout follows attention through all blocks.", fix=fix, code=ExitCode.USAGE)
     if settings.pooling == "token":
         what = f"run '{model.run.name}' reads the class token alone, which is at no place of an image."
