@@ -286,6 +286,21 @@ def test_attention_rollout_of_siglip_ends_with_its_head() -> None:
     compare(rolled_out(record, "attention", stored), (weights[0].numpy() @ total)[0])
 
 
+def test_rollout_is_of_vision_transformers_alone() -> None:
+    settings = ModelConfig(backbone="tiny", weights="random")
+    model = classifier.Classifier(registry.backbone("tiny"), settings, image_size=32, num_classes=3, seed=0)
+    assert attribution.attention_rollout(model, registry.backbone("tiny"), "average") is None
+
+
+def test_tokens_of_patches_alone_are_pooled_as_a_map_is() -> None:
+    """As a function's network may give them."""
+    tokens = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
+    for kind in ("average", "maximum", "both", "flatten"):
+        np.testing.assert_allclose(
+            network.pool(tokens, kind), network.pool(tokens.reshape(2, 3, 3, 4), kind), rtol=1e-6, err_msg=kind
+        )
+
+
 PHOTOGRAPH = np.random.default_rng(3).integers(0, 255, (1, 80, 80, 3), np.uint8)
 
 
