@@ -19,6 +19,7 @@ from PIL import Image
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST, bits
 from tests.normalised import NORMALISED
+from tests.small_vit import SMALL_CLIP, SMALL_SIGLIP
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 from tl_dist.data.resize import resize
 from tl_dist.models import classifier
@@ -176,10 +177,12 @@ BGR, SCALED = (replace(NORMALISED, preprocessing=way) for way in ("caffe", "torc
     [
         *[(TINY, pooling) for pooling in ("average", "maximum", "both", "flatten")],
         *[(backbone, "both") for backbone in (BGR, SCALED, registry.backbone("efficientnetb0"))],
+        *[(SMALL_SIGLIP, pooling) for pooling in ("attention", "both")],
+        (SMALL_CLIP, "token"),
     ],
 )
 def test_the_assembled_model_is_the_classifier(backbone: Backbone, pooling: str) -> None:
-    """Every pooling, every way of preprocessing, and a network with branches."""
+    """Every pooling, every way of preprocessing, a network with branches, and one with a head that pools."""
     net, model = assembled(backbone, pooling)
     expected = tf.nn.softmax(net(tf.constant(IMAGES[:4]))).numpy()
     np.testing.assert_allclose(model(IMAGES[:4]).numpy(), expected, atol=2e-6)

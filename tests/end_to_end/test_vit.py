@@ -62,12 +62,13 @@ def test_bfloat16_follows_float32_within_its_rounding(workspace: Workspace) -> N
     assert narrow != wide
 
 
-def test_a_class_token_is_pooled_and_has_no_heat_map(workspace: Workspace) -> None:
+def test_a_class_token_is_pooled_and_has_no_heat_map_but_of_its_attention(workspace: Workspace) -> None:
     workspace.train_here("token", "steps=2", "model.pooling=token")
     Image.new("RGB", (24, 24)).save("zero.png")
     process = workspace.start([TL_DIST, "explain", "runs/token", "zero.png"])
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 64 and "reads the class token alone" in " ".join(said.split())
+    assert "zero.png: " in tl_dist(workspace, "explain", "runs/token", "zero.png", "--method", "rollout")
 
 
 def test_a_cached_block_changes_no_curve(workspace: Workspace) -> None:
@@ -117,3 +118,41 @@ def test_biases_or_norms_alone_are_trained_and_kept(workspace: Workspace, kind: 
     test = tl.Run(f"runs/{kind}").predictions("test")
     right = np.mean(test.probabilities.argmax(axis=1) == test.labels)
     assert tl.Run(f"runs/{kind}").scores["test"]["accuracy"] == right
+
+
+@pytest.fixture(scope="module")
+def siglip(workspace: Workspace) -> Workspace:
+    tower = "model.backbone=tests.small_vit:SMALL_SIGLIP"
+    workspace.train_here("siglip", tower, "model.pooling=attention", "steps=30")
+    return workspace
+
+
+@pytest.mark.parametrize("to", ["onnx", "litert", pytest.param("savedmodel", marks=pytest.mark.full)])
+def test_an_exported_siglip_gives_what_its_run_gives(siglip: Workspace, to: str) -> None:
+    num = tl.Run("runs/siglip").scores["test"]["num_examples"]
+    said = tl_dist(siglip, "export", "runs/siglip", "--to", to)
+    assert f"{num} of {num} images of 'test' have the class that the run gives them" in said
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_an_exported_clip_gives_what_its_run_gives(workspace: Workspace, to: str) -> None:
+    tower = "model.backbone=tests.small_vit:SMALL_CLIP"
+    workspace.train_here(f"clip-{to}", tower, "model.pooling=token", "steps=30")
+    num = tl.Run(f"runs/clip-{to}").scores["test"]["num_examples"]
+    said = tl_dist(workspace, "export", f"runs/clip-{to}", "--to", to)
+    assert f"{num} of {num} images of 'test' have the class that the run gives them" in said
+
+
+def test_a_token_that_attention_pools_has_a_heat_map(siglip: Workspace) -> None:
+    Image.new("RGB", (24, 24), "white").save("white.png")
+    assert "white.png: " in tl_dist(siglip, "explain", "runs/siglip", "white.png")
+
+
+def test_an_inner_block_is_pooled_and_cached_below_the_head_that_attends(siglip: Workspace) -> None:
+    tower = "model.backbone=tests.small_vit:SMALL_SIGLIP"
+    pooled = (tower, 'model.layers=["block1", "top"]', "model.pooling=both", "model.train_from=top", "steps=12")
+    for cache in ("off", "on"):
+        siglip.train_here(f"tower-{cache}", "source.run=runs/siglip", *pooled, f"runtime.prefix_cache={cache}")
+    off, on = (list(losses(siglip.run(f"tower-{cache}")).values()) for cache in ("off", "on"))
+    np.testing.assert_allclose(on, off, rtol=1e-4)

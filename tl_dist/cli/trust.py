@@ -99,7 +99,7 @@ def explain(
     run: RunPath,
     images: Annotated[list[str], Argument(metavar="IMAGE...", help="files, folders or patterns")],
     out: Annotated[Path | None, Option(metavar="DIR", help="directory; default: beside each image")] = None,
-    method: Annotated[str, Option(metavar="CAM", help="kind of heat map: layercam or gradcam")] = "layercam",
+    method: Annotated[str, Option(metavar="CAM", help="heat map: layercam, gradcam or rollout")] = "layercam",
     of_class: Annotated[str | None, Option("--class", metavar="NAME", help="default: the predicted class")] = None,
     at: At = "",
     strategy: Strategy = None,

@@ -153,6 +153,7 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "vit": (
         *("vit_small", "vit_base", "vit_large", "deit_small", "deit_base"),
         *(f"dinov2_{kind}{size}" for kind in ("", "reg_") for size in ("small", "base", "large")),
+        *("siglip_base", "siglip_large", "siglip_so400m", "clip_base16", "clip_base32", "clip_large14"),
     ),
 }
 

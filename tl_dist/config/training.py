@@ -60,9 +60,9 @@ class ModelConfig(Section):
     """fraction of the channels that is removed from convolutions of the backbone: the channels whose filters in the
     source have the smallest L1 norm (Li et al., arXiv 1608.08710). In VGG from all convolutions, in ResNet, DenseNet
     and MobileNetV2 from convolutions within a block"""
-    pooling: Literal["average", "maximum", "both", "token", "flatten"] = "average"
-    """of a feature map, or of the tokens of patches; both: average and maximum, or class token and average; token: the
-    class token of a transformer"""
+    pooling: Literal["average", "maximum", "both", "token", "attention", "flatten"] = "average"
+    """of a feature map, or of the tokens of patches; token: the class token of a transformer; attention: the token that
+    the head of SigLIP pools, and the average of stages below it; both: average and maximum, or average and token"""
     normalize: bool = False
     """scale the features pooled from each stage to mean 0 and variance 1 in each example (layer norm without
     parameters)"""

@@ -1,4 +1,4 @@
-"""Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients of a classifier's logits."""
+"""Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients; and where attention looks."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist.models import network as networks
+from tl_dist.models.backbones import Backbone
 from tl_dist.models.classifier import Classifier
 
 Cam = Literal["layercam", "gradcam"]
@@ -59,6 +61,44 @@ def _cam(kind: Cam, maps: Any, gradients: Any) -> Any:
 def _unit(cam: Any) -> Any:
     """Scale each map to a largest value of 1; a map of zeros stays."""
     return tf.math.divide_no_nan(cam, tf.reduce_max(cam, axis=(1, 2), keepdims=True))
+
+
+def attention_rollout(
+    model: Classifier, backbone: Backbone, pooling: str
+) -> Callable[[Any, Any], tuple[Any, Any]] | None:
+    """Compile a function as `class_activation` does, of attention alone: its maps are the same for every class.
+
+    Attention rollout (Abnar and Zuidema, arXiv 2005.00928): the attention of each block, its mean over heads, counts
+    half and what passes by it half, and the product over blocks says how much of each patch is in each token. A head
+    that pools by attention has nothing that passes by. The map is of what is pooled: the class token, the average of
+    patches, or the mean of both. Returns None for a network that is no vision transformer of `backbones.vit`.
+    """
+    network = model.network
+    layers = [layer for layer in network.layers if isinstance(layer, keras.layers.MultiHeadAttention)]
+    if backbone.function or not layers or not backbone.leading_tokens:
+        return None
+    inputs_of = networks.from_images(backbone, network, [layer.input for layer in layers])
+    patches = networks.num_patches(backbone, network)
+    kind = pooling if pooling in ("token", "attention", "both") else "average"
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def compute(images: Any, classes: Any) -> tuple[Any, Any]:
+        del classes
+        inputs = keras.tree.flatten(inputs_of(images))
+        total: Any = None
+        for layer, query, tokens in zip(layers, inputs[::2], inputs[1::2], strict=True):
+            _, scores = layer(query, tokens, return_attention_scores=True, training=False)
+            attention = tf.reduce_mean(tf.cast(scores, tf.float32), axis=1)
+            if query.shape[1] != tokens.shape[1]:
+                total = tf.concat([attention @ total, total], axis=1)
+            else:
+                attention = (attention + tf.eye(query.shape[1])) / 2
+                total = attention if total is None else attention @ total
+        pooled = networks.pool(total, kind, patches)
+        rows = sum(tf.split(pooled, pooled.shape[-1] // total.shape[-1], axis=-1))
+        return _unit(tf.image.resize(model.as_maps(rows[..., None]), images.shape[1:3])[..., 0]), model(images)
+
+    return compute
 
 
 class Integrated(NamedTuple):

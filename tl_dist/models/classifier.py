@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -64,9 +65,8 @@ class Classifier:
         ends = networks.stage_ends(backbone, network)
         self.stage_ends = [ends[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        self.stage_widths = [
-            networks.pool(output, config.pooling, backbone.leading_tokens).shape[-1] for output in self._outputs
-        ]
+        patches = networks.num_patches(backbone, network)
+        self.stage_widths = [networks.pool(output, config.pooling, patches).shape[-1] for output in self._outputs]
         features = sum(self.stage_widths)
         self.num_features: int = config.hidden or features  # inputs of the last layer
         self.mask_features: int = self.num_features if config.dropout else 0
@@ -213,16 +213,16 @@ class Classifier:
     def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """Return (images -> feature maps before pooling, these maps -> logits): the network cut before pooling."""
         view, kind = self.trained_from("head"), self._config.pooling
-        feature_maps = networks.from_images(self._backbone, self.network, self._outputs)
-        return feature_maps, lambda maps: view.suffix(networks.pool(maps, kind, self._backbone.leading_tokens))
+        maps, pooled = networks.around_pooling(self._backbone, self.network, self._outputs, kind)
+        return maps, lambda values: view.suffix(pooled(values))
 
     def as_maps(self, values: Any) -> Any:
         """Return the values of feature maps as they are, and those of tokens [rows, n, c] as maps of the patches."""
-        if not self._backbone.leading_tokens:
+        if len(values.shape) == 4:
             return values
-        patches = values[:, self._backbone.leading_tokens :]
-        rows, columns = (side // self._backbone.patch for side in self.network.input_shape[1:3])
-        return tf.reshape(patches, [-1, rows, columns, patches.shape[-1]])
+        patches = networks.num_patches(self._backbone, self.network) or values.shape[1]
+        side = math.isqrt(patches)  # images are square
+        return tf.reshape(values[:, -patches:], [-1, side, side, values.shape[-1]])
 
     @property
     def moving(self) -> dict[str, Any]:

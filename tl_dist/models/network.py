@@ -87,10 +87,10 @@ def divide(
     The first is None if more than one tensor leaves the frozen part; then the second takes the images. `pooled` are
     the Keras tensors that are pooled.
     """
-    whole, leading = from_images(backbone, network, pooled), backbone.leading_tokens
+    whole, patches = from_images(backbone, network, pooled), num_patches(backbone, network)
     if first >= len(network.layers):  # none of the backbone is trained: the prefix ends with pooling
-        width = pool(pooled, pooling, leading).shape[-1]
-        return lambda images: pool(whole(images), pooling, leading), lambda features: features, (width,)
+        width = pool(pooled, pooling, patches).shape[-1]
+        return lambda images: pool(whole(images), pooling, patches), lambda features: features, (width,)
     # A stage that ends where training begins is pooled as it is: a Keras model cannot output its input.
     try:
         between = seam(network, first) if first else None
@@ -99,36 +99,64 @@ def divide(
     except ValueError:  # inside a residual block, or with a stage to pool further below
         trained = None
     if trained is None:
-        return None, lambda images: pool(whole(images), pooling, leading), None
+        return None, lambda images: pool(whole(images), pooling, patches), None
     num_passed = len(pooled) - len(above)
     return (
         from_images(backbone, network, between),
-        lambda maps: pool([[maps] * num_passed, trained(maps, training=False)], pooling, leading),
+        lambda maps: pool([[maps] * num_passed, trained(maps, training=False)], pooling, patches),
         tuple(trained.input_shape[1:]),
     )
 
 
-def pool(maps: Any, kind: str, leading: int = 0) -> Any:
+def around_pooling(
+    backbone: Backbone, network: Any, pooled: Sequence[Any], pooling: str
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return (images -> feature maps before pooling, these maps -> pooled features).
+
+    A head of the network that pools by attention counts as pooling.
+    """
+    patches, (*below, last) = num_patches(backbone, network), pooled
+    if backbone.attention_pool is None or last is not network.output:
+        return from_images(backbone, network, list(pooled)), lambda maps: pool(maps, pooling, patches)
+    tokens = network.get_layer(backbone.attention_pool).output
+    top = keras.Model(tokens, last)
+
+    def features(maps: Any) -> Any:
+        *lower, highest = keras.tree.flatten(maps)
+        return pool([*lower, top(highest, training=False)], pooling, patches)
+
+    return from_images(backbone, network, [*below, tokens]), features
+
+
+def num_patches(backbone: Backbone, network: Any) -> int:
+    """Return the number of tokens of patches in the output, if there are others before them; else 0."""
+    return network.output.shape[1] - backbone.leading_tokens if backbone.leading_tokens else 0
+
+
+def pool(maps: Any, kind: str, patches: int = 0) -> Any:
     """Pool one feature map [rows, h, w, c] or a nest of several and join the results: [rows, features].
 
-    A map gives c features, 2c for both, h*w*c for flatten. So do tokens [rows, n, c], of which the first `leading` are
-    of no patch; both are then the class token and the average.
+    A map gives c features, 2c for both, h*w*c for flatten. So do tokens [rows, n, c], of which the last `patches` are
+    of patches, or all if it is 0. If there are others, both are the first of these and the average, and token and
+    attention the first; if not, tokens are pooled as a map is, attention as average.
     """
-    pooled = [_pool(feature_map, kind, leading) for feature_map in keras.tree.flatten(maps)]
+    pooled = [_pool(feature_map, kind, patches) for feature_map in keras.tree.flatten(maps)]
     return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
 
 
-def _pool(features: Any, kind: str, leading: int) -> Any:
+def _pool(features: Any, kind: str, patches: int) -> Any:
     if kind == "flatten":
         return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
+    are_tokens = len(features.shape) == 3
+    leading = features.shape[1] - patches if are_tokens and patches else 0
     if leading:
-        patches = features[:, leading:]
-        if kind in ("average", "maximum"):
-            return (ops.mean if kind == "average" else ops.max)(patches, axis=1)
-        token = features[:, 0]
-        return token if kind == "token" else ops.concatenate([token, ops.mean(patches, axis=1)], axis=-1)
-    kinds = {"average": [ops.mean], "maximum": [ops.max], "both": [ops.mean, ops.max]}[kind]
-    pooled = [reduce(features, axis=(1, 2)) for reduce in kinds]
+        token, features = features[:, 0], features[:, leading:]
+        if kind in ("token", "attention"):
+            return token
+        if kind == "both":
+            return ops.concatenate([token, ops.mean(features, axis=1)], axis=-1)
+    kinds = {"maximum": [ops.max], "both": [ops.mean, ops.max]}.get(kind, [ops.mean])
+    pooled = [reduce(features, axis=1 if are_tokens else (1, 2)) for reduce in kinds]
     return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
 
 
@@ -240,8 +268,8 @@ def assemble(
     maps = keras.Model(own.inputs, tensors, name=re.sub(r"[^\w.-]", "_", backbone.name))(
         preprocess(backbone.preprocessing, images), training=False
     )
-    leading = backbone.leading_tokens
-    pooled = [pool(stage_maps, settings.pooling, leading) for stage_maps in keras.tree.flatten(maps)]
+    patches = num_patches(backbone, own)
+    pooled = [pool(stage_maps, settings.pooling, patches) for stage_maps in keras.tree.flatten(maps)]
     if settings.normalize:
         pooled = [normalize(part) for part in pooled]
     features = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name="features")(pooled)

@@ -69,7 +69,7 @@ def test_a_record_costs_nothing_until_it_is_built():
 def test_every_name_leads_to_its_own_record():
     assert {name: record.name for name, record in RECORDS.items()} == {name: name for name in registry.BACKBONES}
     without = {name for name, record in RECORDS.items() if record.of_torch is not None}
-    assert set(PRETRAINED) == set(registry.BACKBONES) - {"tiny"} - without and len(without) == 11
+    assert set(PRETRAINED) == set(registry.BACKBONES) - {"tiny"} - without and len(without) == 17
     assert set(PRETRAINED) <= set(CONSTRUCTORS)
 
 

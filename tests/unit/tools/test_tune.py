@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.small_vit import SMALL_SIGLIP, SMALL_VIT
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 from tl_dist.features.classifiers import Stopped, unwatched
 from tl_dist.features.nested import Examples, Nested
+from tl_dist.models.backbones import Backbone
+from tl_dist.models.backbones.applications import TINY
+from tl_dist.models.network import num_patches, outputs, pool
 from tl_dist.tools.tune import search as tuning
+from tl_dist.tools.tune.work import parts_of
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +39,7 @@ def search(
     return tuning.search(candidates, classifier, examples, folds_of(labels, folds, 0), **more)
 
 
-CANDIDATES = tuning.settings(["b", "c"], [2, 3], "both")
+CANDIDATES = tuning.settings(["b", "c"], [2, 3], "both", [("average", "maximum")] * 2)
 
 
 def test_settings_name_the_columns_of_their_features() -> None:
@@ -49,8 +54,28 @@ def test_settings_name_the_columns_of_their_features() -> None:
     }
 
 
+@pytest.mark.parametrize("backbone", [TINY, SMALL_VIT, SMALL_SIGLIP])
+def test_settings_of_tokens_name_the_poolings_of_their_columns(backbone: Backbone) -> None:
+    """Against features pooled by each of them alone."""
+    stages = [*backbone.stages][-2:]
+    rng = np.random.default_rng(0)
+    network = backbone.build((32, 32, 3))
+    maps = [rng.normal(size=(2, *map_.shape[1:])).astype(np.float32) for map_ in outputs(backbone, network, stages)]
+    patches = num_patches(backbone, network)
+    joined, widths = np.asarray(pool(maps, "both", patches)), [map_.shape[-1] for map_ in maps]
+    candidates = tuning.settings(stages, widths, "both", [parts_of(backbone, stage, "both") for stage in stages])
+    assert {c.pooling for c in candidates} > {"both", "average"}
+    for candidate in candidates:
+        chosen = maps[stages.index(candidate.layers[0]) :]
+        expected = np.asarray(pool(chosen, candidate.pooling, patches))
+        np.testing.assert_array_equal(joined[:, candidate.columns], expected)
+
+
 def test_of_one_pooling_each_setting_is_tried_once() -> None:
-    found = [(s.classifier, tuple(s.layers), s.columns.tolist()) for s in tuning.settings(["b"], [2], "average")]
+    found = [
+        (s.classifier, tuple(s.layers), s.columns.tolist())
+        for s in tuning.settings(["b"], [2], "average", [("average",)])
+    ]
     assert found == [(kind, ("b",), [0, 1]) for kind in tuning.KINDS]
 
 

@@ -27,9 +27,13 @@ def backbone(cfg: Config) -> Iterator[Broken]:
         nearest_side = max(record.min_size, round(side / record.patch) * record.patch)
         what = f"images of {side} pixels are no whole number of {record.name}'s patches of {record.patch}."
         yield Broken(("data", "image_size"), what, f"write 'image_size: {nearest_side}'.")
-    if cfg.model.pooling == "token" and not record.leading_tokens:
-        what = f"{record.name} has feature maps, and no class token for pooling 'token'."
-        yield Broken(("model", "pooling"), what, "write 'pooling: average'.")
+    pooling, attends = cfg.model.pooling, record.attention_pool is not None
+    if pooling in ("token", "attention") and (not record.leading_tokens or attends != (pooling == "attention")):
+        maps = "" if record.leading_tokens else "feature maps, and "
+        part = "class token" if pooling == "token" else "head that pools by attention"
+        instead = "attention" if attends else "token" if record.leading_tokens else "average"
+        what = f"{record.name} has {maps}no {part} for pooling '{pooling}'."
+        yield Broken(("model", "pooling"), what, f"write 'pooling: {instead}'.")
     weights = cfg.model.weights
     if weights == "imagenet" and record.function and cfg.source is None:
         what = f"which weights {record.name} has for ImageNet is not known."

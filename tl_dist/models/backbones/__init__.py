@@ -58,6 +58,9 @@ class Backbone:
     """of which the sides of an image must be multiples"""
     leading_tokens: int = 0
     """the number of tokens before those of patches, the class token first, if its outputs are tokens [batch, n, c]"""
+    attention_pool: str | None = None
+    """the layer from whose tokens, of patches alone, a head of the network pools by attention the first of its output:
+    `leading_tokens` is of the output then, and stages further below have no such token"""
     of_torch: Callable[[Mapping[str, Any]], Arrays] | None = None
     """turns the arrays of a safetensors file of torch, with timm's or transformers' names, into those of `build`;
     raises ValueError for those of another network"""

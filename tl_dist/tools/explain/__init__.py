@@ -14,7 +14,7 @@ class Request(request.Request):
     """Explain images: files, or examples of a split of the run's own data set."""
 
     cam: str = "layercam"
-    """layercam or gradcam"""
+    """layercam, gradcam or rollout"""
     integrated: bool = False
     """also integrated gradients"""
     files: Sequence[str] = ()

@@ -21,7 +21,7 @@ from tl_dist.scores.explanations import Explained
 from tl_dist.tools.explain import MAX_IMAGES, Request
 
 ENDING = ".explained.png"
-_TITLES = {"layercam": "LayerCAM", "gradcam": "Grad-CAM"}
+_TITLES = {"layercam": "LayerCAM of {}", "gradcam": "Grad-CAM of {}", "rollout": "attention rollout"}
 _LARGE_GAP = 0.01
 
 
@@ -40,7 +40,7 @@ def explain(
     `of_class` is the class to explain, by default the one that is predicted.
     """
     if cam not in _TITLES:
-        raise Refusal(f"there is no method '{cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE)
+        raise Refusal(f"there is no method '{cam}'.", fix=f"use one of {', '.join(_TITLES)}.", code=ExitCode.USAGE)
     tasks.refuse_others(config_file.load(run.config_file), "explain shows what decides an image's class")
     names = list(identity_of(run)["class_names"])
     if of_class is not None and of_class not in names:
@@ -62,7 +62,7 @@ def explain(
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
         best = int(probabilities[k].argmax())
         prediction = f"{names[best]} {probabilities[k, best]:.2f}"
-        title = f"{_TITLES[cam]} of {names[maps.classes[k]]}"
+        title = _TITLES[cam].format(names[maps.classes[k]])
         panels = [
             (prediction, maps.images[k]),
             (title, explanations.overlay(maps.images[k], maps.cam[k])),

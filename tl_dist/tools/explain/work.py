@@ -1,19 +1,21 @@
 """Compute heat maps of images with the model of a run: each worker explains its share, rank 0 saves them all."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist.config import registry
 from tl_dist.data.pipeline import plain
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
-from tl_dist.models.attribution import class_activation, integrated_gradients
+from tl_dist.models.attribution import attention_rollout, class_activation, integrated_gradients
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -34,10 +36,6 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
 
 def explain(model: Loaded, request: Request) -> None:
     """Save the maps of all images to `request.into`; all workers must call it."""
-    if model.cfg.model.pooling == "token":
-        what = f"run '{model.run.name}' reads the class token alone, which is at no place of an image."
-        fix = "train it with pooling 'average' or 'both' to see where it looks."
-        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     parallel = model.parallel
     examples: Sequence[int] = request.examples
     if request.files:
@@ -73,7 +71,7 @@ def explained(
     """Explain examples of a source in this process alone; a class below 0 stands for the one that is predicted."""
     size, num = model.image_size, len(examples)
     read = plain(source, size, model.cfg.data.kept_fraction)
-    activation = class_activation(model.model, "gradcam" if request.cam == "gradcam" else "layercam")
+    activation = _heat_map(model, request.cam)
     gradients = integrated_gradients(model.model)
     images = np.empty((num, size, size, 3), np.uint8)
     logits = np.empty((num, len(model.class_names)), np.float32)
@@ -99,3 +97,21 @@ def explained(
         integral = gradients(images[k], int(classes[k]))
         integrated[k], gaps[k] = integral.attributions, integral.gap
     return Explained(images, logits, classes, cam, integrated, gaps)
+
+
+def _heat_map(model: Loaded, kind: str) -> Callable[[Any, Any], tuple[Any, Any]]:
+    settings, record = model.cfg.model, registry.backbone(model.cfg.model.backbone)
+    if kind == "rollout":
+        rollout, top = attention_rollout(model.model, record, settings.pooling), [*record.stages][-1]
+        if rollout is not None and top in (settings.layers or (top,)):
+            return rollout
+        fix = "use --method layercam."
+        what = f"{record.name} is none of tl_dist's vision transformers"
+        if rollout is not None:
+            what = f"run '{model.run.name}' does not pool '{top}'"
+        raise Refusal(f"{what}: rollout follows attention through all blocks.", fix=fix, code=ExitCode.USAGE)
+    if settings.pooling == "token":
+        what = f"run '{model.run.name}' reads the class token alone, which is at no place of an image."
+        fix = "use --method rollout, or train it with pooling 'average' or 'both'."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    return class_activation(model.model, "gradcam" if kind == "gradcam" else "layercam")

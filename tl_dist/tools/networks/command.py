@@ -6,6 +6,7 @@ from typing import Any
 
 from tl_dist.config import ModelConfig, extensions, registry
 from tl_dist.config import file as config_file
+from tl_dist.models.backbones import Scaling
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import narrow_table
@@ -26,11 +27,12 @@ def networks() -> list[dict[str, Any]]:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    record, kind = registry.backbone(name), registry.parts_of(name)[1].get("preprocessing")
+    record = registry.backbone(name)
+    kind = record.preprocessing
     weights = "imagenet" if record.pretrained is not None else "a .safetensors file" if record.of_torch else "random"
     if record.function:
         weights = "function, random or a file"
-    images = f"mean {kind['mean']}, std {kind['std']}" if isinstance(kind, dict) else IMAGES[record.preprocessing]
+    images = f"mean {list(kind.mean)}, std {list(kind.std)}" if isinstance(kind, Scaling) else IMAGES[kind]
     return {
         "name": registry.parts_of(registry.parts_of(name)[0])[2],
         "image_size": record.input_size,

@@ -6,7 +6,6 @@ the next, and so on. Test examples are never used.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -66,22 +65,26 @@ class Tried:
         return -self.weighted_accuracy, self.weighted_log_loss
 
 
-def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> list[Setting]:
+def settings(
+    layers: Sequence[str], channels: Sequence[int], pooling: str, parts: Sequence[Sequence[str]]
+) -> list[Setting]:
     """List every setting that the features of these layers allow; `channels` are the widths of the layers.
 
-    The last layer alone, the last two and so on; if both poolings were computed, also each pooling by itself.
+    The last layer alone, the last two and so on; if both poolings were computed, also each pooling by itself. `parts`
+    are the names of those that `pooling` joins, for each layer.
     """
-    parts = ("average", "maximum") if pooling == "both" else (pooling,)
-    starts = np.cumsum([0, *(width * len(parts) for width in channels)])
+    starts = np.cumsum([0, *(width * len(of_layer) for width, of_layer in zip(channels, parts, strict=True))])
     candidates = []
-    for first, selected in product(range(len(layers)), [pooling] + ([*parts] if len(parts) > 1 else [])):
-        columns = [
-            np.arange(starts[k] + part * channels[k], starts[k] + (part + 1) * channels[k])
-            for k in range(first, len(layers))
-            for part in range(len(parts))
-            if selected in ("both", parts[part])
-        ]
-        candidates += [Setting(kind, layers[first:], selected, np.concatenate(columns)) for kind in KINDS]
+    for first in range(len(layers)):
+        shared = [part for part in parts[-1] if all(part in of_layer for of_layer in parts[first:])]
+        for selected in dict.fromkeys([pooling, *shared]):
+            columns = [
+                np.arange(starts[k] + place * channels[k], starts[k] + (place + 1) * channels[k])
+                for k in range(first, len(layers))
+                for place, part in enumerate(parts[k])
+                if selected in ("both", part)
+            ]
+            candidates += [Setting(kind, layers[first:], selected, np.concatenate(columns)) for kind in KINDS]
     return candidates
 
 

@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tl_dist.config import registry
 from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.files.atomic import write_atomically
+from tl_dist.models.backbones import Backbone
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.tune import Request, search
@@ -51,6 +53,18 @@ def tune(
             fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
             rows = np.concatenate([rows, held_out])
     examples = cached.examples_of(source.subset(rows), stored.array()[rows], cfg)
-    candidates = search.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
+    record, pooling = registry.backbone(cfg.model.backbone), cfg.model.pooling
+    parts = [parts_of(record, stage, pooling) for stage in built.stage_names]
+    candidates = search.settings(built.stage_names, built.stage_channels, pooling, parts)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
     return search.search(candidates, cached.classifier_of(setup, stage_input, stop_requested), examples, fold)
+
+
+def parts_of(backbone: Backbone, stage: str, kind: str) -> tuple[str, ...]:
+    """Return the kinds of pooling whose features `kind` joins for a stage, in their order."""
+    attends, (*_, last) = backbone.attention_pool is not None, backbone.stages
+    if kind != "both":
+        return (kind,)
+    if not backbone.leading_tokens or (attends and stage != last):
+        return "average", "maximum"
+    return "attention" if attends else "token", "average"
