@@ -19,6 +19,23 @@ class ScalingConfig(Section):
     """of each channel, which is divided by"""
 
 
+class LoraConfig(Section):
+    """Adapters of low rank that are trained instead of kernels (LoRA; Hu et al., arXiv 2106.09685)."""
+
+    lora: PositiveInt
+    """the rank. A kernel that is no larger than its adapter would be stays as it is, and untrained"""
+    layers: str = ""
+    """regular expression, searched in names of layers such as block5_conv1 and block3_attention/query; default: all
+    dense, einsum-dense and convolution layers, except grouped and depthwise ones"""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """adapters are multiplied by alpha / rank; default: by 1"""
+
+    @property
+    def factor(self) -> float:
+        """Return what the product of an adapter's two matrices is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.lora
+
+
 class ModelConfig(Section):
     """The backbone, where its weights come from, which part of it is trained, and the head."""
 
@@ -40,10 +57,10 @@ class ModelConfig(Section):
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
-    adapt: Literal["all", "bias", "norm"] = "all"
+    adapt: Literal["all", "bias", "norm"] | LoraConfig = "all"
     """which variables of the trained part of the backbone are trained, the others keep their bits, and checkpoints do
     not hold them: bias: biases and offsets (BitFit, arXiv 2106.10199); norm: gains and offsets of batch norm and layer
-    norm"""
+    norm; {lora: 8}: matrices of rank 8 that are added to kernels, and into them in all that is made of the run"""
     reinitialize: str | None = None
     """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
     batch_norm: Literal["auto", "frozen", "inference", "train", "sync"] = "auto"

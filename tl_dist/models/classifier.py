@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, heads
+from tl_dist.models import batch_norm, heads, lora
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
+from tl_dist.models.network import backbone_path
 from tl_dist.refusal import ExitCode, Refusal
 
 MOVING = ("/moving_mean", "/moving_variance")  # how the paths of a batch-norm layer's statistics end
@@ -30,8 +31,9 @@ class Classifier:
 
     It is built with random weights, inside the strategy's scope; then the backbone's are loaded. `carried`: these come
     from another run, whatever the config says about weights; `loss`: its name, which has a last layer of its own for
-    grades and for numbers. `trainable`, `frozen`, `statistics` and `scale` map paths to variables. Paths are the same
-    on every strategy and worker: `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
+    grades and for numbers; `parts`: `train_from` of every view that is to be trained, if it is not the config's.
+    `trainable`, `frozen`, `statistics` and `scale` map paths to variables. Paths are the same on every strategy and
+    worker: `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Classifier:
         seed: int,
         carried: bool = False,
         loss: str = "cross_entropy",
+        parts: Sequence[str] = (),
     ) -> None:
         backbone = networks.narrowed(backbone, config.prune)
         before = random.getstate()
@@ -85,12 +88,17 @@ class Classifier:
         if config.reinitialize is not None:
             first = networks.first_trainable_layer(backbone, network, config.reinitialize, key="model.reinitialize")
             self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
+        self._adapters: dict[str, dict[str, Any]] = {}
+        if not isinstance(config.adapt, str):
+            parts = parts or [config.train_from]
+            first = min(networks.first_trainable_layer(backbone, network, part) for part in parts)
+            self._adapters = lora.add(network.layers[first:], config.adapt, seed)
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)
         self.depths: dict[str, int] = {
-            backbone_path(layer, variable): layer_depths[layer.name]
+            path: layer_depths[layer.name]
             for layer in network.layers
-            for variable in layer.weights
+            for path in (*(backbone_path(layer, v) for v in layer.weights), *self._adapters.get(layer.name, ()))
         }
         """depth of each variable of the backbone, in blocks below the head"""
 
@@ -125,6 +133,7 @@ class Classifier:
                 casts = isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
                 if table is self.trainable and casts and layer.compute_dtype == "bfloat16":
                     self.bfloat16_paths.add(path)
+            (self.trainable if position >= first else self.frozen).update(self._adapters.get(layer.name, {}))
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
                 table = self.trainable if variable.trainable else self.scale
@@ -295,13 +304,7 @@ class Classifier:
 
 def widest(views: Iterable[Classifier]) -> Classifier:
     """Return the view that trains the most; every other trains a subset of its variables."""
-    return max(views, key=lambda view: len(view.trainable))
-
-
-def backbone_path(layer: Any, variable: Any) -> str:
-    """Return `backbone/<layer>/<variable>`; inside a nested layer the variable is as `depthwise/kernel`."""
-    name = str(variable.path).split(f"{layer.name}/", 1)[-1]
-    return f"backbone/{layer.name}/{name}"
+    return max(views, key=lambda view: len(view.moving))
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
