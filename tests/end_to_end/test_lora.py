@@ -139,11 +139,14 @@ def test_two_workers_train_as_one_does(workspace: Workspace) -> None:
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-def test_a_cached_block_changes_no_curve(workspace: Workspace) -> None:
+def test_a_cached_block_changes_no_curve_and_is_that_of_every_other_run(workspace: Workspace) -> None:
     workspace.train_here("cached", *LORA, "runtime.prefix_cache=on")
     assert records(workspace.run("cached"), "extraction")
     curves = [list(losses(workspace.run(name)).values()) for name in ("cached", "adapted")]
     np.testing.assert_allclose(*curves, rtol=1e-5)
+    for name, kind in (("whole-part", "all"), ("biases", "bias")):
+        workspace.train_here(name, *LORA[:2], f"model.adapt={kind}", "runtime.prefix_cache=on", "steps=1")
+        assert not records(workspace.run(name), "extraction")
 
 
 def start_of(workspace: Workspace, name: str, *more: str) -> Any:

@@ -88,11 +88,8 @@ class Classifier:
         if config.reinitialize is not None:
             first = networks.first_trainable_layer(backbone, network, config.reinitialize, key="model.reinitialize")
             self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
-        self._adapters: dict[str, dict[str, Any]] = {}
-        if not isinstance(config.adapt, str):
-            parts = parts or [config.train_from]
-            first = min(networks.first_trainable_layer(backbone, network, part) for part in parts)
-            self._adapters = lora.add(network.layers[first:], config.adapt, seed)
+        first = min(networks.first_trainable_layer(backbone, network, part) for part in parts or [config.train_from])
+        self._adapters = lora.add(network.layers[first:], config.adapt, seed)
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)
         self.depths: dict[str, int] = {
@@ -300,6 +297,11 @@ class Classifier:
     def frozen_digest(self) -> str:
         """Return the sha256 over names, shapes and bytes of all frozen variables, to which a checkpoint refers."""
         return digest({path: v.numpy() for path, v in self.frozen.items()})
+
+    def prefix_digest(self) -> str:
+        """Return the same over the variables that determine `prefix`, however the rest is trained."""
+        names = {layer.name for layer in self.network.layers[: self._first]}
+        return digest({path: v.numpy() for path, v in self.frozen.items() if path.split("/")[1] in names})
 
 
 def widest(views: Iterable[Classifier]) -> Classifier:

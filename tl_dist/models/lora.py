@@ -22,13 +22,16 @@ from tl_dist.refusal import ExitCode, Refusal
 NAMES = ("/lora_a", "/lora_b")  # how the paths of A and B end
 
 
-def add(layers: Iterable[Any], config: LoraConfig, seed: int) -> dict[str, dict[str, Any]]:
+def add(layers: Iterable[Any], config: LoraConfig | str, seed: int) -> dict[str, dict[str, Any]]:
     """Give the chosen kernels of these layers, the trained ones, adapters; return A and B by layer and path.
 
     The network still computes what it did: B is 0. A is drawn by `seed` as in the authors' code (`loralib/layers.py` of
     github.com/microsoft/LoRA). Keras does not track them: they are no weights of the network. To be called in the
     strategy's scope. Refuses (64) a choice of no kernel, and a rank at which no adapter is smaller than its kernel.
+    Without LoRA, where `model.adapt` is a word, there are none.
     """
+    if isinstance(config, str):
+        return {}
     kernels = {}
     for layer in layers:
         for inner in layer._flatten_layers():  # attention has its dense layers inside
