@@ -30,7 +30,8 @@ from tl_dist.config import (
     ScheduleConfig,
     registry,
 )
-from tl_dist.config.training import FOR_VALUES, LoraConfig
+from tl_dist.config.lora import LoraConfig
+from tl_dist.config.training import FOR_VALUES
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import ByClass, Order
 from tl_dist.data.pipeline import augmented, dropout_masks, evaluation_batches, plain, train_batches

@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTModel
 
 from tests.doubles import PARALLEL, labelled
 from tl_dist.config import ModelConfig, OptimizerConfig, registry
-from tl_dist.config.training import LoraConfig
+from tl_dist.config.lora import LoraConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.models import classifier, lora

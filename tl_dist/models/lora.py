@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.config.training import LoraConfig
+from tl_dist.config.lora import LoraConfig
 from tl_dist.models.network import backbone_path, is_convolution
 from tl_dist.refusal import ExitCode, Refusal
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from tl_dist.config import Config
-from tl_dist.config.training import LoraConfig
+from tl_dist.config.lora import LoraConfig
 from tl_dist.models import heads
 from tl_dist.models.backbones import Backbone, preprocess, seam
 from tl_dist.refusal import ExitCode, Refusal

@@ -8,7 +8,7 @@ import pytest
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
-from tl_dist.config.training import LoraConfig
+from tl_dist.config.lora import LoraConfig
 from tl_dist.refusal import Refusal
 
 TEXT = """\

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.doubles import build
 from tests.small_vit import SMALL_VIT
 from tl_dist.config import ModelConfig
-from tl_dist.config.training import LoraConfig
+from tl_dist.config.lora import LoraConfig
 from tl_dist.models import classifier, lora
 from tl_dist.refusal import ExitCode, Refusal
 
