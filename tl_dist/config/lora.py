@@ -1,8 +1,9 @@
-"""The section of `model.adapt` about adapters of low rank."""
+"""`model.adapt`: which variables are trained, or the section about adapters of low rank."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from tl_dist.config.data import PositiveInt, Section
 
@@ -22,3 +23,13 @@ class LoraConfig(Section):
     def factor(self) -> float:
         """Return what the product of an adapter's two matrices is multiplied by."""
         return 1.0 if self.alpha is None else self.alpha / self.lora
+
+
+def _with_rank(value: Any) -> Any:
+    if value != "lora":
+        return value
+    fix = "write 'adapt: {lora: 8}'."
+    raise PydanticCustomError("rule", "adapt 'lora' needs a rank.", {"fix": fix, "path": ("model", "adapt")})
+
+
+Adapt = Annotated[Literal["all", "bias", "norm"] | LoraConfig, BeforeValidator(_with_rank)]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tl_dist.config import extensions
 from tl_dist.config.data import RUN_NAME, DataConfig, Fraction, Options, PositiveInt, Section
-from tl_dist.config.lora import LoraConfig
+from tl_dist.config.lora import Adapt
 
 
 class ScalingConfig(Section):
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
-    adapt: Literal["all", "bias", "norm"] | LoraConfig = "all"
+    adapt: Adapt = "all"
     """which variables of the trained part of the backbone are trained, the others keep their bits, and checkpoints do
     not hold them: bias: biases and offsets (BitFit, arXiv 2106.10199); norm: gains and offsets of batch norm and layer
     norm; {lora: 8}: matrices of rank 8 that are added to kernels, and into them in all that is made of the run"""

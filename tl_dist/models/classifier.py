@@ -92,11 +92,8 @@ class Classifier:
         self._adapters = lora.add(network.layers[first:], config.adapt, seed)
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)
-        self.depths: dict[str, int] = {
-            path: layer_depths[layer.name]
-            for layer in network.layers
-            for path in (*(backbone_path(layer, v) for v in layer.weights), *self._adapters.get(layer.name, ()))
-        }
+        paths = [path for path in (*self.moving, *self.frozen) if path.startswith("backbone/")]
+        self.depths: dict[str, int] = {path: layer_depths[path.split("/")[1]] for path in paths}
         """depth of each variable of the backbone, in blocks below the head"""
 
     def _start_training_at(self, first: int) -> None:

@@ -61,7 +61,8 @@ def test_the_source_task_is_trained_without() -> None:
 @pytest.mark.parametrize(
     ("adapt", "overrides", "what"),
     [
-        ("lora", [], "trial.yaml:2: model.adapt is \"lora\", but must be one of all, bias, norm or a section."),
+        ("lora", [], "trial.yaml:2: adapt 'lora' needs a rank. Fix: write 'adapt: {lora: 8}'."),
+        ("baias", [], "must be one of all, bias, norm or {lora, layers, alpha}. Fix: write 'adapt: bias'."),
         ("{lora: 0}", [], "model.adapt.lora is 0, but must be a whole number above 0. Fix: give a whole number"),
         ("{lora: 8.5}", [], "model.adapt.lora is 8.5, but must be a whole number above 0."),
         ("{layers: block5}", [], "model.adapt.lora is missing. Fix: add 'lora:' below 'adapt:' with a whole number"),
