@@ -182,7 +182,7 @@ optimizer: {learning_rate: 0.1}
         (("net.py:build, weights: random", "tiny, weights: function"), "tiny is no function"),
         (
             ("preprocessing: tf", "preprocessing: {mean: [0, 0, 0]}"),
-            "model.preprocessing.std is missing. Fix: add 'std:' below 'preprocessing:'",
+            "model.preprocessing.std is missing",
         ),
         (("preprocessing: tf", "preprocessing: tourch"), "preprocessing"),
         (("train_from: all", "train_from: all, layers: [block2, block9]"), "block0, block1, block2"),
