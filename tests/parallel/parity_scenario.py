@@ -30,6 +30,7 @@ from tl_dist.config import (
     ScheduleConfig,
     registry,
 )
+from tl_dist.config.lora import LoraConfig
 from tl_dist.config.training import FOR_VALUES
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import ByClass, Order
@@ -144,6 +145,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05, layer_decay=0.7),
         "model_settings": {"backbone": "small_vit", "train_from": "block1", "pooling": "both", "adapt": "norm"},
     },
+    "adapters": {
+        "optimizer": OptimizerConfig(name="adam", learning_rate=0.01, ema=0.9, l2_sp=0.1),
+        "model_settings": {"backbone": "small_vit", "pooling": "both", "adapt": LoraConfig(lora=2, alpha=4)},
+        "stages": (("head", 3), ("block1", 6), ("stem", 10)),
+    },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
@@ -208,7 +214,7 @@ def run_variant(
     `stages` are what is trained and up to which step.
     """
     keras.config.set_dtype_policy(precision)
-    settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
+    settings = {"backbone": "tiny", "train_from": stages[0][0] if stages else "block2"} | (model_settings or {})
     config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
     others = {"normalised": NORMALISED, "small_vit": SMALL_VIT}
     backbone = others.get(config.backbone) or registry.backbone("tiny")
@@ -219,7 +225,15 @@ def run_variant(
         head = targets.name
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        built = classifier.Classifier(backbone, config, image_size=24, num_classes=num_classes, seed=1, loss=head)
+        built = classifier.Classifier(
+            backbone,
+            config,
+            image_size=24,
+            num_classes=num_classes,
+            seed=1,
+            loss=head,
+            parts=[part for part, _ in parts],
+        )
         heads.standardize(built.scale, source.truth)
         views = [built.trained_from(train_from) for train_from, _ in parts]
         net = classifier.widest(views)

@@ -261,10 +261,12 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
     if not value:
         raise _usage(f"{origin} has no value.", f"write {dotted}=VALUE ({dotted}=null for none).")
     section = data
-    for name in path[:-1]:
+    for k, name in enumerate(path[:-1], 1):
         below = section.get(name)
         if below is not None and not isinstance(below, dict):
-            return  # a mistake in the file, which validation reports
+            if config_problems.field_model(Config, path[:k]) is not None:
+                return  # a mistake in the file, which validation reports
+            below = None  # a word, which a section replaces
         section[name] = dict(below or {})
         section = section[name]
     section[path[-1]] = yaml_text.parse(value, origin).data

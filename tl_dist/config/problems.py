@@ -60,6 +60,8 @@ def refusal(error: ValidationError, model: type[BaseModel], where: Mapping[str, 
     for entry in error.errors(include_url=False):
         path = _schema_path(model, entry["loc"])
         problems.setdefault(path, entry)
+    for path in [p for p in problems if any(q[: len(p)] == p != q for q in problems)]:
+        del problems[path]  # that a section is none of the words that may stand there
     typos = {path[:-1] for path, entry in problems.items() if entry["type"] == "extra_forbidden"}
     for path in [p for p, entry in problems.items() if entry["type"] == "missing" and p[:-1] in typos]:
         del problems[path]
@@ -83,7 +85,7 @@ def place(path: Path, where: Mapping[str, str]) -> str:
 def unknown_key(model: type[BaseModel], path: Path) -> tuple[str, str]:
     """Return the message about a key that the schema does not have, and its fix."""
     *parents, key = path
-    section = field_model(model, tuple(parents)) or model
+    section = _section_in(_type_at(model, tuple(parents))) or model
     known = SYNONYMS.get(key, key)
     homes = [home for home in _all_paths(model) if home[-1] == known and home[:-1] != tuple(parents)]
     homes = [home for home in homes if home[1:] not in homes]  # the source task repeats whole sections
@@ -107,16 +109,28 @@ def key_paths(model: type[BaseModel]) -> list[Path]:
 
 def field_model(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     """Return the section at `path`, or None. An item of a list of sections is a section; the list is not."""
+    current = _type_at(model, path)
+    return current if _is_section(current) else None
+
+
+def _type_at(model: type[BaseModel], path: Path) -> Any:
     current: Any = model
     for name in path:
         current = _below(current, name)
-    return current if _is_section(current) else None
+    return current
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a value of this type is, or that it may be instead of a word."""
+    arms = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    return next(filter(_is_section, arms), None)
 
 
 def _below(annotation: Any, name: str) -> Any:
     """Return the type of the key or item `name` of a value of this type; None if it is unknown."""
-    if _is_section(annotation):
-        field = annotation.model_fields.get(name)
+    section = _section_in(annotation)
+    if section is not None:
+        field = section.model_fields.get(name)
         annotation = field.annotation if field else None
         arms = [a for a in get_args(annotation) if a is not NoneType]
         return arms[0] if get_origin(annotation) in (Union, UnionType) and len(arms) == 1 else annotation
@@ -131,7 +145,7 @@ def _is_section(annotation: Any) -> bool:
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
     """Return the schema of the key at `path`, or None if it is unknown."""
-    section = field_model(model, path[:-1]) if path else None
+    section = _section_in(_type_at(model, path[:-1])) if path else None
     return section.model_fields.get(path[-1]) if section else None
 
 
@@ -157,7 +171,7 @@ def shown(value: Any) -> str:
 def _all_paths(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
     for name in model.model_fields:
         yield (*prefix, name)
-        section = field_model(model, (name,))
+        section = _section_in(_below(model, name))
         if section is not None:
             yield from _all_paths(section, (*prefix, name))
 
@@ -171,9 +185,13 @@ def _schema_path(model: type[BaseModel], location: tuple[Any, ...]) -> Path:
             if isinstance(part, int):
                 path.append(str(part))
             continue
+        section = _section_in(current)
+        if section is not current and section is not None:  # pydantic names the arm of the union
+            current = section if part == section.__name__ else None
+            continue
         path.append(str(part))
         nested = _below(current, str(part))
-        sections = _is_section(nested) or (
+        sections = _section_in(nested) is not None or (
             get_origin(nested) is tuple and any(_is_section(arm) for arm in get_args(nested))
         )
         current = nested if sections else None

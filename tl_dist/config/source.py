@@ -14,7 +14,7 @@ def of_source(cfg: Config) -> Config | None:
     if source is None or source.data is None:
         return None
     optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
-    model = {"train_from": source.train_from, "reinitialize": None, "layers": (), "prune": 0.0}
+    model = {"train_from": source.train_from, "reinitialize": None, "layers": (), "prune": 0.0, "adapt": "all"}
     changes = {
         **{key: Config.model_fields[key].default for key in _OF_THE_RUN},
         **{key: getattr(source, key) for key in ("data", "epochs", "steps")},

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tl_dist.config import extensions
 from tl_dist.config.data import RUN_NAME, DataConfig, Fraction, Options, PositiveInt, Section
+from tl_dist.config.lora import Adapt
 
 
 class ScalingConfig(Section):
@@ -40,10 +41,10 @@ class ModelConfig(Section):
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
-    adapt: Literal["all", "bias", "norm"] = "all"
+    adapt: Adapt = "all"
     """which variables of the trained part of the backbone are trained, the others keep their bits, and checkpoints do
     not hold them: bias: biases and offsets (BitFit, arXiv 2106.10199); norm: gains and offsets of batch norm and layer
-    norm"""
+    norm; {lora: 8}: matrices of rank 8 that are added to kernels, and into them in all that is made of the run"""
     reinitialize: str | None = None
     """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
     batch_norm: Literal["auto", "frozen", "inference", "train", "sync"] = "auto"

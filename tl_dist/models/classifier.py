@@ -18,9 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, heads
+from tl_dist.models import batch_norm, heads, lora
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
+from tl_dist.models.network import backbone_path
 from tl_dist.refusal import ExitCode, Refusal
 
 MOVING = ("/moving_mean", "/moving_variance")  # how the paths of a batch-norm layer's statistics end
@@ -31,8 +32,9 @@ class Classifier:
 
     It is built with random weights, inside the strategy's scope; then the backbone's are loaded. `carried`: these come
     from another run, whatever the config says about weights; `loss`: its name, which has a last layer of its own for
-    grades and for numbers. `trainable`, `frozen`, `statistics` and `scale` map paths to variables. Paths are the same
-    on every strategy and worker: `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
+    grades and for numbers; `parts`: `train_from` of every view that is to be trained, if it is not the config's.
+    `trainable`, `frozen`, `statistics` and `scale` map paths to variables. Paths are the same on every strategy and
+    worker: `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Classifier:
         seed: int,
         carried: bool = False,
         loss: str = "cross_entropy",
+        parts: Sequence[str] = (),
     ) -> None:
         backbone = networks.narrowed(backbone, config.prune)
         before = random.getstate()
@@ -85,13 +88,12 @@ class Classifier:
         if config.reinitialize is not None:
             first = networks.first_trainable_layer(backbone, network, config.reinitialize, key="model.reinitialize")
             self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
+        first = min(networks.first_trainable_layer(backbone, network, part) for part in parts or [config.train_from])
+        self._adapters = lora.add(network.layers[first:], config.adapt, seed)
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)
-        self.depths: dict[str, int] = {
-            backbone_path(layer, variable): layer_depths[layer.name]
-            for layer in network.layers
-            for variable in layer.weights
-        }
+        paths = [path for path in (*self.moving, *self.frozen) if path.startswith("backbone/")]
+        self.depths: dict[str, int] = {path: layer_depths[path.split("/")[1]] for path in paths}
         """depth of each variable of the backbone, in blocks below the head"""
 
     def _start_training_at(self, first: int) -> None:
@@ -125,6 +127,7 @@ class Classifier:
                 casts = isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
                 if table is self.trainable and casts and layer.compute_dtype == "bfloat16":
                     self.bfloat16_paths.add(path)
+            (self.trainable if position >= first else self.frozen).update(self._adapters.get(layer.name, {}))
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
                 table = self.trainable if variable.trainable else self.scale
@@ -292,16 +295,15 @@ class Classifier:
         """Return the sha256 over names, shapes and bytes of all frozen variables, to which a checkpoint refers."""
         return digest({path: v.numpy() for path, v in self.frozen.items()})
 
+    def prefix_digest(self) -> str:
+        """Return the same over the variables that determine `prefix`, however the rest is trained."""
+        names = {layer.name for layer in self.network.layers[: self._first]}
+        return digest({path: v.numpy() for path, v in self.frozen.items() if path.split("/")[1] in names})
+
 
 def widest(views: Iterable[Classifier]) -> Classifier:
     """Return the view that trains the most; every other trains a subset of its variables."""
-    return max(views, key=lambda view: len(view.trainable))
-
-
-def backbone_path(layer: Any, variable: Any) -> str:
-    """Return `backbone/<layer>/<variable>`; inside a nested layer the variable is as `depthwise/kernel`."""
-    name = str(variable.path).split(f"{layer.name}/", 1)[-1]
-    return f"backbone/{layer.name}/{name}"
+    return max(views, key=lambda view: len(view.moving))
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

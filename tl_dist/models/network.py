@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from tl_dist.config import Config
+from tl_dist.config.lora import LoraConfig
 from tl_dist.models import heads
 from tl_dist.models.backbones import Backbone, preprocess, seam
 from tl_dist.refusal import ExitCode, Refusal
@@ -49,14 +50,25 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str, *, 
 _BIASES, _NORMS = ("bias", "beta"), (_layers.BatchNormalization, _layers.LayerNormalization)
 
 
-def adapted(kind: str, layer: Any) -> set[int]:
-    """Return the ids of the variables of a layer that `model.adapt` trains where the layer is trained."""
+def adapted(kind: str | LoraConfig, layer: Any) -> set[int]:
+    """Return the ids of the variables of a layer that `model.adapt` trains where the layer is trained.
+
+    With LoRA there are none: adapters are no variables of a layer.
+    """
     chosen = layer.weights
     if kind == "norm":
         chosen = [v for v in chosen if isinstance(layer, _NORMS) and v.name in ("gamma", "beta")]
     elif kind == "bias":
         chosen = [v for v in chosen if v.name in _BIASES]
+    elif kind != "all":
+        chosen = []
     return {id(variable) for variable in chosen}
+
+
+def backbone_path(layer: Any, variable: Any) -> str:
+    """Return `backbone/<layer>/<variable>`; inside a nested layer the variable is as `depthwise/kernel`."""
+    name = str(variable.path).split(f"{layer.name}/", 1)[-1]
+    return f"backbone/{layer.name}/{name}"
 
 
 def stage_ends(backbone: Backbone, network: Any) -> dict[str, int]:

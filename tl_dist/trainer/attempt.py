@@ -16,6 +16,7 @@ A stop is a `StopRequested`, raised at the same step on all workers from whereve
 """
 
 import json
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.config.stages import Stage
 from tl_dist.data.order import batch_deviation
 from tl_dist.datasets import seen
+from tl_dist.models import lora
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
@@ -157,6 +159,9 @@ def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     if teacher is not None:
         how = "in each step" if taught_in_steps(cfg) else "from its kept outputs"
         notes.append(f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}")
+    if not isinstance(cfg.model.adapt, str):
+        shapes = [v.shape for path, v in setup.model.trainable.items() if path.endswith(lora.NAMES)]
+        notes.append(f"LoRA: {sum(map(math.prod, shapes)):,} parameters in {len(shapes) // 2} adapters")
     if cfg.model.prune:
         network = setup.model.network
         whole = registry.backbone(cfg.network).build(network.input_shape[1:])

@@ -140,7 +140,7 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
     facts: dict[str, Any] = {
         "backbone": registry.parts_of(network)[2],
         "cut": stage_input.model.cut_at,
-        "frozen_sha256": stage_input.model.frozen_digest(),
+        "frozen_sha256": stage_input.model.prefix_digest(),
         "precision": setup.precision,
     }
     if code := registry.code_of_network(network):

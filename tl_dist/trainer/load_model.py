@@ -18,7 +18,7 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
 from tl_dist.config.training import FOR_GRADES, LOSSES
-from tl_dist.models import pruning, weights
+from tl_dist.models import lora, pruning, weights
 from tl_dist.models.classifier import Classifier, digest
 from tl_dist.models.network import assemble
 from tl_dist.parallel import DataParallel, started
@@ -97,16 +97,20 @@ def image_size_of(cfg: Config) -> int:
     return cfg.data.image_size or int(registry.backbone(cfg.network).input_size)
 
 
-def untrained(cfg: Config, num_classes: int) -> Classifier:
-    """Return the classifier of a config with random weights; to be called in the strategy's scope."""
+def untrained(cfg: Config, num_classes: int, *, adapters: bool = True) -> Classifier:
+    """Return the classifier of a config with random weights; to be called in the strategy's scope.
+
+    Without `adapters` a LoRA run's network has none, as the model that is made of the run.
+    """
     return Classifier(
         registry.backbone(cfg.network),
-        cfg.model,
+        cfg.model if adapters else cfg.model.model_copy(update={"adapt": "all"}),
         image_size=image_size_of(cfg),
         num_classes=num_classes,
         seed=cfg.seed,
         carried=cfg.source is not None,
         loss=cfg.loss.name,
+        parts=cfg.parts,
     )
 
 
@@ -129,7 +133,7 @@ def load_run(
         keras.config.set_dtype_policy(precision)
     saved = None
     with nullcontext() if parallel is None else parallel.scope():
-        built = untrained(cfg, len(identity_of(run)["class_names"]))
+        built = untrained(cfg, len(identity_of(run)["class_names"]), adapters=False)
         variables = {**built.moving, **built.frozen}
         if parallel is None or parallel.rank == 0:
             saved = _restore(run, cfg, built.network, variables, at)
@@ -167,7 +171,8 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
 def _restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> Checkpoint:
     """Set `variables` by path, the network's and maybe the head's, to a checkpoint of `run`; return the checkpoint.
 
-    Averaged weights are taken where the run kept them, since it evaluated these (`Optimizer.begin`).
+    Averaged weights are taken where the run kept them, since it evaluated these (`Optimizer.begin`). Adapters of the
+    run are merged into the kernels.
     """
     saved = checkpoint.find(run, at)
     if saved is None:
@@ -181,15 +186,17 @@ def _restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any
             file = weights.resolve(cfg.model.weights, cfg.network, sha256=cfg.model.weights_sha256)
             if file is not None:
                 weights.load(network, file)
+    arrays = {path: saved.arrays.get(f"optimizer/ema/{path}", value) for path, value in saved.arrays.items()}
     for path, variable in variables.items():
-        value = saved.arrays.get(f"optimizer/ema/{path}", saved.arrays.get(path))
-        if value is not None:
-            variable.assign(value)
+        if path in arrays:
+            variable.assign(arrays[path])
     frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
     if digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         what = f"the weights that run {run.path} kept frozen differ from '{cfg.model.weights}' here."
         fix = "bring back the file of its weights, or name another run."
         raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
+    if not isinstance(cfg.model.adapt, str):
+        lora.merge(variables, arrays, cfg.model.adapt)
     return saved
 
 

@@ -18,7 +18,7 @@ from tl_dist.data.order import ByClass, Order
 from tl_dist.datasets import Splits
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
-from tl_dist.models import classifier, heads, precision, weights
+from tl_dist.models import classifier, heads, lora, precision, weights
 from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.parallel.replicas import gpu_of_process
@@ -281,7 +281,8 @@ def _build(
             if cfg.source is not None:
                 every = {**whole.moving, **whole.frozen}
                 left_out = () if cfg.source.head else ("head/",)
-                carried = {path: v for path, v in every.items() if not path.startswith(left_out)}
+                own = [path for path in every if path.startswith(left_out) or path.endswith(lora.NAMES)]
+                carried = {path: v for path, v in every.items() if path not in own}
                 origin_sha256 = load_model.carry(model.network, carried, cfg, splits["train"].class_names)
         optimizer = Optimizer(
             cfg.optimizer,

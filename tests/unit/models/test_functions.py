@@ -180,7 +180,10 @@ optimizer: {learning_rate: 0.1}
         (("net.py:build", "tiny"), None),
         (("weights: random", "weights: imagenet"), "write 'weights: function'"),
         (("net.py:build, weights: random", "tiny, weights: function"), "tiny is no function"),
-        (("preprocessing: tf", "preprocessing: {mean: [0, 0, 0]}"), "or {mean, std}"),
+        (
+            ("preprocessing: tf", "preprocessing: {mean: [0, 0, 0]}"),
+            "model.preprocessing.std is missing",
+        ),
         (("preprocessing: tf", "preprocessing: tourch"), "preprocessing"),
         (("train_from: all", "train_from: all, layers: [block2, block9]"), "block0, block1, block2"),
         (("net.py:build", "no_such.package:Net"), "there is no package no_such"),

@@ -87,12 +87,19 @@ def _adapt(cfg: Config) -> Iterator[Broken]:
     model, path = cfg.model, ("model", "adapt")
     if model.adapt == "all":
         return
+    kind = model.adapt if isinstance(model.adapt, str) else "lora"
     if all(part == "head" for part in cfg.parts):
-        what = f"adapt '{model.adapt}' has no effect with train_from 'head', which trains no layer below the head."
+        what = f"adapt '{kind}' has no effect with train_from 'head', which trains no layer below the head."
         yield Broken(path, what, "write 'train_from: all' or a stage below 'model:', or remove it.")
     if cfg.random_start or model.reinitialize is not None:
-        what = f"adapt '{model.adapt}' would leave random weights as they are."
+        what = f"adapt '{kind}' would leave random weights as they are."
         yield Broken(path, what, "start from pretrained weights, without 'reinitialize', or remove it.")
+    if not isinstance(model.adapt, str):
+        try:
+            re.compile(model.adapt.layers)
+        except re.error as error:
+            what = f"model.adapt.layers '{model.adapt.layers}' is no regular expression: {error}."
+            yield Broken((*path, "layers"), what, "write a part of the names of layers, such as 'block5'.")
 
 
 def _prune(cfg: Config) -> Iterator[Broken]:
@@ -106,6 +113,7 @@ def _prune(cfg: Config) -> Iterator[Broken]:
         yield Broken(path, what, fix)
     if cfg.source is not None and cfg.source.refit:
         no_head, frozen, pulled = not cfg.source.head, "all" not in cfg.parts, cfg.optimizer.l2_sp > 0
+        kept = cfg.model.adapt != "all"
         for wrong, what, fix in (
             (not prune, "it has no effect without model.prune", "remove it"),
             (
@@ -114,6 +122,7 @@ def _prune(cfg: Config) -> Iterator[Broken]:
                 "write 'head: true' below 'source:'",
             ),
             (frozen, "some of the layers that it changes would be frozen", "write 'train_from: all'"),
+            (kept, "it changes kernels that model.adapt keeps", "remove one of them"),
             (pulled, "l2_sp would pull toward the weights before the fit", "remove one of them"),
         ):
             if wrong:
