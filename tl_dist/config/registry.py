@@ -150,6 +150,7 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("inceptionv3", "inceptionresnetv2", "xception"),
         *(f"convnext{k}" for k in ("tiny", "small", "base", "large", "xlarge")),
     ),
+    "efficientnet_lite": tuple(f"efficientnet_lite{k}" for k in range(5)),
     "vit": (
         *("vit_small", "vit_base", "vit_large", "deit_small", "deit_base"),
         *(f"dinov2_{kind}{size}" for kind in ("", "reg_") for size in ("small", "base", "large")),

