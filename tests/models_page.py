@@ -11,8 +11,9 @@ Every network that `model.backbone` may name. `tl-dist models list` shows the sa
 show NAME` the stages of one with their outputs and parameters, which `train_from` and `layers` may name. A network of
 another package is named as `package.module:NAME` ([Extending](extending.md)).
 
-Accuracies are published ones of Keras's ImageNet weights ([Keras](https://keras.io/api/applications)); none was
-measured here. Weights *imagenet* are downloaded by Keras; others come from a file
+Accuracies are published ones of Keras's ImageNet weights ([Keras](https://keras.io/api/applications)), and of those of
+EfficientNet-Lite's authors ([TPU](https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite));
+none was measured here. Weights *imagenet* are downloaded by Keras; others come from a Python package or a file
 ([Which weights](your-own-images.md#which-weights)). Mean and deviation are ImageNet's.
 
 """

@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,7 +42,7 @@ from tests.official_layouts import (
     varint,
     write_packed,
 )
-from tl_dist.config import DataConfig, yaml_text
+from tl_dist.config import DataConfig, registry, yaml_text
 from tl_dist.datasets.curation import images as curated
 from tl_dist.datasets.division import open_splits, read_manifest
 from tl_dist.datasets.example_proto import parse
@@ -52,7 +53,7 @@ from tl_dist.datasets.headers import checked, fault
 from tl_dist.datasets.preprocess import FORMATS, exif_orientation, jpeg_orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
-from tl_dist.models.weights import hdf5, sources
+from tl_dist.models.weights import hdf5, sources, torch_files
 from tl_dist.models.weights import keras_files as readers
 from tl_dist.refusal import Refusal
 
@@ -346,7 +347,28 @@ def weights() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     with suppress(Refusal):
-        sources.safetensors_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
+        sources.safetensors_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK, registry.backbone("tiny"))
+
+
+@functools.cache
+def torch_saves() -> list[bytes]:
+    files = []
+    for as_zip in (True, False):
+        file, tensors = io.BytesIO(), {"w": torch.ones(3, 2), "h": torch.ones(2).half()}
+        torch.save({"model": tensors}, file, _use_new_zipfile_serialization=as_zip)
+        files.append(file.getvalue())
+    return files
+
+
+LONG_MEMO = b"\x80\x02Nr" + b"\xff" * 4 + b"."
+LONG_TEXT = b"\x80\x05\x96" + b"\xff" * 5 + b"\0\0\0abc."
+
+
+@target("torch.save", damaged(torch_saves), [LONG_MEMO, LONG_TEXT])
+def _(content: bytes, folder: Path) -> None:
+    (folder / "x.pth").write_bytes(content)
+    with suppress(Refusal):
+        torch_files.read(folder / "x.pth")
 
 
 @functools.cache

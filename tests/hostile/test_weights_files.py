@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import keras
 import pytest
+import torch
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.config import registry
@@ -38,8 +39,15 @@ def never_read(path: Path) -> None:
     path.write_bytes(content[:free] + (256).to_bytes(8, "little") + content[free + 8 :])
 
 
-def prepare(arena: Arena, name: str) -> Sequence[str]:
-    model = f"{{backbone: tiny, weights: {name}, train_from: all}}"
+class Code:
+    """What a pickle calls."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ('[ -z "$RAN" ] || touch "$RAN/pickle"',)
+
+
+def prepare(arena: Arena, name: str, backbone: str = "tiny") -> Sequence[str]:
+    model = f"{{backbone: {backbone}, weights: {name}, train_from: all}}"
     arena.file("x.yaml", f"steps: 1\ndata: {{name: synthetic}}\nmodel: {model}\noptimizer: {{learning_rate: 1}}\n")
     return ["prepare", "x.yaml"]
 
@@ -71,6 +79,12 @@ def _(arena: Arena) -> Sequence[str]:
     return prepare(arena, "x.keras")
 
 
+@CASES.add("code of a .pth file", code=78, says="holds more than tensors: posix.system", worker=True, always=True)
+def _(arena: Arena) -> Sequence[str]:
+    torch.save({"conv_stem.weight": Code()}, arena.folder / "x.pth")
+    return prepare(arena, "x.pth", "efficientnet_lite0")
+
+
 @CASES.add("an .h5 file that its library reads for ever", code=78, says="busy for 30 s", worker=True)
 def _(arena: Arena) -> Sequence[str]:
     never_read(arena.folder / "x.h5")
@@ -98,9 +112,11 @@ def test_a_process_reads_no_longer_than_it_may(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGVTALRM
 
 
-def test_the_code_would_run_in_keras(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_would_run_in_keras_and_torch(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the cases above would prove nothing."""
     model_with_code(arena.folder / "x.keras")
     monkeypatch.setenv("RAN", str(arena.ran))
     keras.models.load_model(arena.folder / "x.keras", safe_mode=False)
-    assert os.listdir(arena.ran) == ["lambda"]
+    torch.save(Code(), arena.folder / "x.pth")
+    torch.load(arena.folder / "x.pth", weights_only=False)
+    assert sorted(os.listdir(arena.ran)) == ["lambda", "pickle"]

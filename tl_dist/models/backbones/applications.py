@@ -192,7 +192,7 @@ EFFICIENTNETV2L = _efficientnet("V2L", 0.857, 480, 7)
 
 # ConvNeXt: Liu et al., arXiv 2201.03545.
 _CONVNEXT_NAMES = (
-    (r"^convnext\.|^encoder\.", ""),
+    (r"^(?:convnext\.)?(?:encoder\.)?", ""),
     (r"^embeddings\.patch_embeddings\.|^downsample_layers\.0\.0\.", "stem.0."),
     (r"^embeddings\.layernorm\.|^downsample_layers\.0\.1\.", "stem.1."),
     (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),

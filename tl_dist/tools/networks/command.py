@@ -7,6 +7,7 @@ from typing import Any
 from tl_dist.config import ModelConfig, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.models.backbones import Scaling
+from tl_dist.models.weights.sources import PYPI_WEIGHTS
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import narrow_table
@@ -29,16 +30,18 @@ def networks() -> list[dict[str, Any]]:
 def _facts(name: str) -> dict[str, Any]:
     record = registry.backbone(name)
     kind = record.preprocessing
-    weights = "imagenet" if record.pretrained is not None else "a .safetensors file" if record.of_torch else "random"
+    weights = ["imagenet"] if record.pretrained is not None else []
+    weights += [f"pypi:{package}" for package, published in PYPI_WEIGHTS.items() if published.backbone == name]
+    weights += ["a file of torch"] if record.of_torch is not None else []
     if record.function:
-        weights = "function, random or a file"
+        weights = ["function, random or a file"]
     images = f"mean {list(kind.mean)}, std {list(kind.std)}" if isinstance(kind, Scaling) else IMAGES[kind]
     return {
         "name": registry.parts_of(registry.parts_of(name)[0])[2],
         "image_size": record.input_size,
         "min_size": record.min_size,
         "imagenet_top1": record.imagenet_top1,
-        "weights": weights,
+        "weights": " or ".join(weights) or "random",
         "images": images,
         "stages": list(record.stages),
     }
@@ -46,13 +49,15 @@ def _facts(name: str) -> dict[str, Any]:
 
 def show_networks(facts: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print a row for each network."""
-    table = narrow_table("network", "pixels", "top-1", "stages", "weights", "images", folds=("images",))
+    table = narrow_table("network", "pixels", "top-1", "stages", "weights", "images", folds=("images", "weights"))
     for row in facts:
         top1 = "-" if row["imagenet_top1"] is None else f"{row['imagenet_top1']:.3f}"
         cells = str(row["image_size"]), top1, str(len(row["stages"])), row["weights"], row["images"]
         table.add_row(plain(row["name"]), *cells)
     console.print(table)
-    console.say("top-1: published accuracy on ImageNet of Keras's weights, not measured here", style="dim")
+    console.say(
+        "top-1: published accuracy on ImageNet of Keras's or the authors' weights, not measured here", style="dim"
+    )
     console.say("the stages of one, which train_from and layers may name: tl-dist models show NAME", style="dim")
 
 
