@@ -127,11 +127,22 @@ SHAPE, STRIDES, SIZE = b"K\x02K\x03K\x04", b"K\x0cK\x04K\x01", b"K\x18t"
     ],
 )
 def test_a_description_that_lies_is_refused(change: Callable[[str, bytes], bytes], why: str, tmp_path: Path) -> None:
-    torch.save({"weight": NUMBERS}, tmp_path / "x.pth")
+    assert why in altered({"weight": NUMBERS}, change, tmp_path)
+
+
+def test_a_negative_size_hides_no_size_that_is_too_large(tmp_path: Path) -> None:
+    one = torch.ones(1, dtype=torch.float16)
+    minus_1000 = in_zip(b"M\xd0\x07", b"J\x18\xfc\xff\xff")
+    why = altered({"a": one.expand(1000, 1000), "b": one.expand(1000, 2000)}, minus_1000, tmp_path)
+    assert "more numbers than its" in why
+
+
+def altered(tensors: dict[str, Any], change: Callable[[str, bytes], bytes], tmp_path: Path) -> str:
+    torch.save(tensors, tmp_path / "x.pth")
     with zipfile.ZipFile(tmp_path / "x.pth") as whole, zipfile.ZipFile(tmp_path / "y.pth", "w") as changed:
         for name in whole.namelist():
             changed.writestr(name, change(name, whole.read(name)))
-    assert why in str(refusal(tmp_path / "y.pth"))
+    return str(refusal(tmp_path / "y.pth"))
 
 
 @pytest.mark.parametrize(

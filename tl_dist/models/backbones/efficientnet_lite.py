@@ -52,27 +52,22 @@ def build(name: str, blocks: list[Block], input_shape: tuple[int, int, int]) -> 
     import keras
     from keras import layers
 
-    def normed(x: Any, of: str, *, relu: bool = True) -> Any:
+    def normed(x: Any, of: str, convolution: Any, *, relu: bool = True) -> Any:
+        x = convolution(padding="same", use_bias=False, name=f"{of}_conv")(x)
         x = layers.BatchNormalization(epsilon=1e-3, name=f"{of}_bn")(x)
         return layers.ReLU(6.0, name=f"{of}_relu")(x) if relu else x
 
-    def convolved(x: Any, filters: int, of: str, size: int = 1, *, relu: bool = True) -> Any:
-        stride = 1 if size == 1 else 2
-        x = layers.Conv2D(filters, size, stride, padding="same", use_bias=False, name=f"{of}_conv")(x)
-        return normed(x, of, relu=relu)
-
     images = keras.Input(input_shape)
-    x = convolved(images, 32, "stem", 3)
+    x = normed(images, "stem", partial(layers.Conv2D, 32, 3, 2))
     for k, block in enumerate(blocks):
         before, of = x, f"block{k}"
         if block.expansion > 1:
-            x = convolved(x, block.expansion * x.shape[-1], f"{of}_expand")
-        depthwise = partial(layers.DepthwiseConv2D, padding="same", use_bias=False, name=f"{of}_depthwise_conv")
-        x = normed(depthwise(block.kernel, block.stride)(x), f"{of}_depthwise")
-        x = convolved(x, block.filters, f"{of}_project", relu=False)
+            x = normed(x, f"{of}_expand", partial(layers.Conv2D, block.expansion * x.shape[-1], 1))
+        x = normed(x, f"{of}_depthwise", partial(layers.DepthwiseConv2D, block.kernel, block.stride))
+        x = normed(x, f"{of}_project", partial(layers.Conv2D, block.filters, 1), relu=False)
         if block.repeat > 0:
             x = layers.Add(name=f"{of}_add")([before, x])
-    return keras.Model(images, convolved(x, 1280, "top"), name=name)
+    return keras.Model(images, normed(x, "top", partial(layers.Conv2D, 1280, 1)), name=name)
 
 
 def of_torch(blocks: list[Block], stored: Mapping[str, Any]) -> Arrays:
@@ -85,14 +80,13 @@ def of_torch(blocks: list[Block], stored: Mapping[str, Any]) -> Arrays:
     if ported:
         names = {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")}
     for k, block in enumerate(blocks):
-        for number, part in enumerate(block.parts, start=1):
+        expands = block.expansion > 1
+        of_timm = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
+        for number, (part, conv) in enumerate(zip(block.parts, of_timm, strict=True)):
+            prefix = f"blocks.{block.stage}.{block.repeat}"
+            names[f"block{k}_{part}"] = f"{prefix}.{conv}", f"{prefix}.bn{number + 1}"
             if ported:
-                layers = f"_blocks.{k}._{part}_conv", f"_blocks.{k}._bn{number - 1 + (block.expansion == 1)}"
-            else:
-                pointwise = "conv_pw" if part == "expand" or block.expansion == 1 else "conv_pwl"
-                prefix, conv = f"blocks.{block.stage}.{block.repeat}", "conv_dw" if part == "depthwise" else pointwise
-                layers = f"{prefix}.{conv}", f"{prefix}.bn{number}"
-            names[f"block{k}_{part}"] = layers
+                names[f"block{k}_{part}"] = f"_blocks.{k}._{part}_conv", f"_blocks.{k}._bn{number + 1 - expands}"
     places = {}
     for own, (conv, norm) in names.items():
         places[f"{own}_conv/kernel"] = f"{conv}.weight"

@@ -91,11 +91,12 @@ def read(path: Path) -> dict[str, Any]:
             if isinstance(described, dict) and isinstance(described.get(key), dict):
                 described = described[key]
         entries = described if isinstance(described, dict) else {}
-        tensors = {name: tensor for name, tensor in entries.items() if isinstance(tensor, _Tensor)}
+        tensors = {str(name): tensor for name, tensor in entries.items() if isinstance(tensor, _Tensor)}
         if not tensors:
             raise ValueError("it holds no dictionary of tensors")
-        # A stride of 0 repeats a number for nothing, and any number of tensors may share a storage.
-        if sum(math.prod(tensor.shape) for tensor in tensors.values()) > len(content):
+        # A stride of 0 repeats a number for nothing, and any number of tensors may share a storage. Neither a negative
+        # size nor one that is no number may hide it.
+        if not sum(abs(math.prod(tensor.shape)) for tensor in tensors.values()) <= len(content):
             raise ValueError(f"its tensors have more numbers than its {len(content):,} bytes can hold")
         return {name: _array(name, tensor, numbers) for name, tensor in tensors.items()}
     except _CodeError as error:
