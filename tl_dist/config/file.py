@@ -289,7 +289,7 @@ def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> No
     text = data.get(key)
     if not isinstance(text, str) or not text:
         return
-    if dotted == "model.weights" and not text.endswith(WEIGHTS_FILES):
+    if dotted == "model.weights" and (not text.endswith(WEIGHTS_FILES) or text.startswith("hf://")):
         return
     try:
         data[key] = str(Path(text).expanduser().absolute())

