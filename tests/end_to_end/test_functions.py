@@ -11,6 +11,7 @@ import tl_dist as tl
 from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, records
 from tl_dist.config import extensions
 
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "extending.md"
 REST = (
     SMALL.replace("false", "false, every_steps: 1")
     + """\
@@ -172,3 +173,15 @@ def test_models_show_lists_the_blocks_of_a_config_and_of_a_function(workspace: W
     assert "layers_2_blocks_0" in text and "images of 32 x 32" in text
     Path("nets/my_net.py").write_text(MY_NET.replace("width):", "width=8):"))
     assert "stage2 stage2_conv" in shown(workspace, "models", "show", "nets/my_net.py:build", "--image-size", "32")
+
+
+def test_the_page_shows_what_works(workspace: Workspace) -> None:
+    """Its file, its config, and its two commands."""
+    section = PAGE.read_text().partition("## A network of your own")[2].partition("\n## ")[0]
+    (commands,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    for name, text in re.findall(r"```\w+\n# (my_net\.\w+)\n(.*?)```", section, re.DOTALL):
+        (workspace.directory / name).write_text(text)
+    lines = [line.removeprefix("$ tl-dist ").split() for line in commands.splitlines()]
+    assert [line[0] for line in lines] == ["train", "models"]
+    for line in lines:
+        shown(workspace, *line)
