@@ -162,7 +162,7 @@ def in_run(cfg: Config, folder: str) -> str:
     file = extensions.code_file(cfg.model.backbone)
     if file is None:
         return dump(cfg)
-    name = f"{folder}/{registry.parts_of(cfg.model.backbone)[2]}"
+    name = f"{folder}/{registry.without_folder(cfg.model.backbone)}"
     return dump(cfg.model_copy(update={"model": cfg.model.model_copy(update={"backbone": name})}))
 
 
@@ -174,7 +174,7 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     values |= cfg.model_dump(mode="json", include={"runtime": ROUNDING})
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
-    values["model"]["backbone"] = registry.parts_of(cfg.model.backbone)[2]
+    values["model"]["backbone"] = registry.without_folder(cfg.model.backbone)
     if values["source"] is not None:
         # The run's identity has the digest of those weights.
         values["source"] = "run, refitted" if values["source"]["refit"] else "run"

@@ -225,7 +225,7 @@ def backbone(network: str) -> Any:
 
     Refuses what `Registry.record` refuses, and a function that returns anything but a network that can be trained here.
     """
-    name, more, _ = parts_of(network)
+    name, more = parts_of(network)
     if "arguments" in more:
         return load("tl_dist.models.backbones.functions:record")(network)
     record = BACKBONE.record(name)
@@ -234,17 +234,23 @@ def backbone(network: str) -> Any:
     return replace(record, preprocessing=load("tl_dist.models.backbones:preprocessing_of")(more["preprocessing"]))
 
 
-def parts_of(network: str) -> tuple[str, dict[str, Any], str]:
-    """Return the backbone's name, what else `ModelConfig.network` says, and both without the folder of a file."""
+def parts_of(network: str) -> tuple[str, dict[str, Any]]:
+    """Return the backbone's name, and what else `ModelConfig.network` says."""
     name, _, text = network.partition(f"{extensions.MORE}{{")
+    return name, json.loads("{" + text) if text else {}
+
+
+def without_folder(network: str) -> str:
+    """Return a network, or a name, without the folder of its Python file: a run has a copy of its own."""
+    name = parts_of(network)[0]
     file = extensions.code_file(name)
     short = f"{file.name}:{name.rpartition(':')[2]}" if file else name
-    return name, json.loads("{" + text) if text else {}, short + network.removeprefix(name)
+    return short + network.removeprefix(name)
 
 
 def code_of_network(network: str) -> dict[str, str]:
     """Return the distribution and the digest of the code of a network of another package or file; empty for ours."""
-    name, more, _ = parts_of(network)
+    name, more = parts_of(network)
     if name in BACKBONES:
         return {}
     if "arguments" in more:

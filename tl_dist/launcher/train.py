@@ -155,7 +155,7 @@ def headline(cfg: Config, run: RunDir) -> str:
     workers = f"{count} workers" if count > 1 else "1 worker"
     single = registry.strategy(cfg.strategy).workers == "one"
     strategy = cfg.strategy if single else f"{cfg.strategy}, {workers}"
-    network = registry.parts_of(cfg.model.backbone)[2]
+    network = registry.without_folder(cfg.model.backbone)
     return f"{cfg.name}: {network} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
 
 
@@ -165,7 +165,7 @@ def prepare(cfg: Config, console: Console) -> None:
     try:
         with console.busy("preparing") as show_text:
             if cfg.model.weights != "random" and cfg.source is None:
-                show_text(f"preparing weights '{cfg.model.weights}' for {registry.parts_of(cfg.model.backbone)[2]}")
+                show_text(f"preparing weights '{cfg.model.weights}' for {registry.without_folder(cfg.model.backbone)}")
                 console.say(fetch_weights(cfg), style="dim")
             package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
             if package is not None:
@@ -185,7 +185,7 @@ def fetch_weights(cfg: Config) -> str:
     assert file is not None, "random weights have no file"
     size = file.path.stat().st_size / 1e6
     others = f"; not of it, left out: {shortened(', '.join(file.others), 200)}" if file.others else ""
-    of = f"'{model.weights}' for {registry.parts_of(model.backbone)[2]}"
+    of = f"'{model.weights}' for {registry.without_folder(model.backbone)}"
     return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
 
 

@@ -111,9 +111,10 @@ def _register_erfc() -> None:
         @classmethod
         def version_9(cls, graph: Any, node: Any, **_settings: Any) -> None:
             kind = np.float16 if graph.get_dtype(node.output[0]) == 10 else np.float32
-            node.type = "Erf"
             ones = graph.make_const(f"{node.name}/one", np.ones((), kind)).output[0]
-            graph.insert_new_node_on_output("Sub", node.output[0], inputs=[ones, node.output[0]])
+            graph.remove_node(node.name)
+            erf = graph.make_node("Erf", node.input).output[0]
+            graph.make_node("Sub", [ones, erf], outputs=node.output, name=node.name)
 
     tf_op("Erfc")(Erfc)
 

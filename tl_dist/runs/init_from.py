@@ -24,7 +24,7 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
     run = RunDir.open(cfg.source.run)
     source = config_file.load(run.config_file, imports=False)
     if _network(source) != _network(cfg):
-        names = [registry.parts_of(c.model.backbone)[2] for c in (source, cfg)]
+        names = [registry.without_folder(c.model.backbone) for c in (source, cfg)]
         what = f"trained {names[0]}, but model.backbone is {names[1]}"
         fix = f"write 'backbone: {source.model.backbone}', or name a run that trained {names[1]}"
         if names[0] == names[1]:
@@ -50,7 +50,7 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
 def _network(cfg: Config) -> tuple[str, dict[str, str]]:
     """Return what must agree for weights to mean the same: the network at any size, and the code of a function."""
     network = cfg.model.network(None)
-    return registry.parts_of(network)[2], registry.code_of_network(network) if cfg.model.is_function else {}
+    return registry.without_folder(network), registry.code_of_network(network) if cfg.model.is_function else {}
 
 
 def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:

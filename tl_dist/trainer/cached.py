@@ -138,7 +138,7 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
     """Return the frozen part of a stage's model, and what determines its outputs."""
     network = setup.cfg.network
     facts: dict[str, Any] = {
-        "backbone": registry.parts_of(network)[2],
+        "backbone": registry.without_folder(network),
         "cut": stage_input.model.cut_at,
         "frozen_sha256": stage_input.model.prefix_digest(),
         "precision": setup.precision,

@@ -66,7 +66,7 @@ def load_teacher(setup: Setup) -> Teacher | None:
         model, _ = load_run(run, cfg, parallel=setup.parallel, precision=precision)
     variables = {**model.moving, **model.frozen}
     facts = {
-        "backbone": registry.parts_of(cfg.network)[2],
+        "backbone": registry.without_folder(cfg.network),
         "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": precision,

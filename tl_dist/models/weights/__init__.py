@@ -119,7 +119,7 @@ class _Request:
     @property
     def record(self) -> Path:
         """Return the path of the record that names the converted file of this request."""
-        name = registry.parts_of(self.name)[2]
+        name = registry.without_folder(self.name)
         identity = json.dumps([_CONVERSION, self.spec, name, *self.version])
         return self.directory / f"{self.label}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 

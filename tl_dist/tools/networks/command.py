@@ -35,9 +35,9 @@ def _facts(name: str) -> dict[str, Any]:
     weights += ["a file of torch"] if record.of_torch is not None else []
     if record.function:
         weights = ["function, random or a file"]
-    images = f"mean {list(kind.mean)}, std {list(kind.std)}" if isinstance(kind, Scaling) else IMAGES[kind]
+    images = f"its own mean {list(kind.mean)}, std {list(kind.std)}" if isinstance(kind, Scaling) else IMAGES[kind]
     return {
-        "name": registry.parts_of(registry.parts_of(name)[0])[2],
+        "name": registry.without_folder(registry.parts_of(name)[0]),
         "image_size": record.input_size,
         "min_size": record.min_size,
         "imagenet_top1": record.imagenet_top1,
@@ -52,7 +52,7 @@ def show_networks(facts: Sequence[Mapping[str, Any]], console: Console) -> None:
     table = narrow_table("network", "pixels", "top-1", "stages", "weights", "images", folds=("images", "weights"))
     for row in facts:
         top1 = "-" if row["imagenet_top1"] is None else f"{row['imagenet_top1']:.3f}"
-        cells = str(row["image_size"]), top1, str(len(row["stages"])), row["weights"], row["images"]
+        cells = str(row["image_size"]), top1, str(len(row["stages"])), row["weights"], row["images"].partition(" [")[0]
         table.add_row(plain(row["name"]), *cells)
     console.print(table)
     console.say(
