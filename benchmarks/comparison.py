@@ -46,6 +46,7 @@ BENCHMARKS = (
     "calibration",
     "rank",
     "distill",
+    "lora",
     "tasks",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
