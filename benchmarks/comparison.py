@@ -27,6 +27,7 @@ BENCHMARKS = (
     "collective_vs_horovod",
     "elpv_features",
     "elpv_best",
+    "elpv_networks",
     "cifar10",
     "input_jpeg",
     "input_vs_torchvision",
