@@ -257,7 +257,7 @@ def run_variant(
         sizes = num_classes, global_batch
         objective = target_losses.TargetObjective(targets, *sizes, mixed, weights, net.spread)
         judge = target_losses.TargetObjective(targets, *sizes, spread=net.spread)
-    transforms = [dropout_masks(order, net.mask_features, 0.25)] if net.mask_features else []
+    transforms = [dropout_masks(order, net.mask_rates)] if net.mask_rates else []
     if soft_labels and source.annotations.soft is not None:
         transforms.append(soft_labels_of(order, source.annotations.soft))
 

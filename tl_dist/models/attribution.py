@@ -1,6 +1,7 @@
 """Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients; and where attention looks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -31,6 +32,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
     all maps but the deepest are first raised to tanh(2 m / max m), as its authors join layers (equation 9). Gradients
     pass through the head alone, not back through the backbone.
     """
+    as_maps = partial(networks.as_maps, patches=model.num_patches)
     feature_maps, logits_of = model.pooled_maps()
 
     @tf.function(reduce_retracing=True)
@@ -41,7 +43,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
             logits = logits_of([tf.cast(stage_maps, model.network.output.dtype) for stage_maps in maps])
             score = tf.reduce_sum(tf.gather(logits, classes, batch_dims=1))
         gradients = tape.gradient(score, maps)
-        pairs = (map(model.as_maps, pair) for pair in zip(maps, gradients, strict=True))
+        pairs = (map(as_maps, pair) for pair in zip(maps, gradients, strict=True))
         *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in pairs)
         if kind == "layercam":
             shallow = [tf.tanh(_SHALLOW * cam) for cam in shallow]
@@ -96,7 +98,8 @@ def attention_rollout(
                 total = attention if total is None else attention @ total
         pooled = networks.pool(total, kind, patches)
         rows = sum(tf.split(pooled, pooled.shape[-1] // total.shape[-1], axis=-1))
-        return _unit(tf.image.resize(model.as_maps(rows[..., None]), images.shape[1:3])[..., 0]), model(images)
+        maps = networks.as_maps(rows[..., None], patches)
+        return _unit(tf.image.resize(maps, images.shape[1:3])[..., 0]), model(images)
 
     return compute
 

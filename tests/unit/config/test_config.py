@@ -406,8 +406,8 @@ MISTAKES = {
     ),
     "batch statistics of frozen layers": (
         changed("resnet50", "resnet50\n  batch_norm: sync"),
-        "x.yaml:7: batch_norm 'sync' has no effect with train_from 'head', which trains no such layer. "
-        "Fix: remove it, or write 'train_from: all' or a stage.",
+        "x.yaml:7: batch_norm has no effect with train_from 'head', which trains no layer below the head. "
+        "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
     ),
     "sums over workers under XLA": (
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "runtime: {xla: true}\n",
