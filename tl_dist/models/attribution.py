@@ -1,7 +1,6 @@
 """Which part of an image supports a class: LayerCAM, Grad-CAM and integrated gradients; and where attention looks."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -32,8 +31,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
     all maps but the deepest are first raised to tanh(2 m / max m), as its authors join layers (equation 9). Gradients
     pass through the head alone, not back through the backbone.
     """
-    as_maps = partial(networks.as_maps, patches=model.num_patches)
-    feature_maps, logits_of = model.pooled_maps()
+    (feature_maps, logits_of), patches = model.pooled_maps(), model.num_patches
 
     @tf.function(reduce_retracing=True)
     def compute(images: Any, classes: Any) -> tuple[Any, Any]:
@@ -43,7 +41,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
             logits = logits_of([tf.cast(stage_maps, model.network.output.dtype) for stage_maps in maps])
             score = tf.reduce_sum(tf.gather(logits, classes, batch_dims=1))
         gradients = tape.gradient(score, maps)
-        pairs = (map(as_maps, pair) for pair in zip(maps, gradients, strict=True))
+        pairs = ([networks.as_maps(each, patches) for each in pair] for pair in zip(maps, gradients, strict=True))
         *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in pairs)
         if kind == "layercam":
             shallow = [tf.tanh(_SHALLOW * cam) for cam in shallow]

@@ -69,8 +69,7 @@ class Classifier:
         self.stage_names = [name for name in backbone.stages if name in pooled]
         """names of the pooled stages, from input to output; the next three have an entry for each: the position of the
         layer after its end, its channels, and the number of features pooled from it"""
-        ends = networks.stage_ends(backbone, network)
-        self.stage_ends = [ends[name] for name in self.stage_names]
+        self.stage_ends = [networks.stage_ends(backbone, network)[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
         self.num_patches = patches = networks.num_patches(backbone, network)
         self.stage_widths = [networks.pool(output, config.pooling, patches).shape[-1] for output in self._outputs]

@@ -29,8 +29,8 @@ def adopt(backbone: Backbone, network: Any, rate: float) -> dict[str, float]:
 
     The rates of blocks rise linearly from 0 to `rate`, as in timm. If that is 0, no layer changes.
     """
-    ends = {layer: re.match(backbone.residual or "$", layer.name) for layer in network.layers if rate}
-    block_of = {layer: match[1] for layer, match in ends.items() if match}
+    ends = backbone.residual if rate and backbone.residual else "$"
+    block_of = {layer: match[1] for layer in network.layers if (match := re.match(ends, layer.name))}
     blocks = [*dict.fromkeys(block_of.values())]
     for layer in block_of:
         layer.__class__ = type(type(layer).__name__, (_Branch, type(layer)), {})

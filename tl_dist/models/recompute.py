@@ -20,8 +20,7 @@ def by_block(backbone: Backbone, network: Any, start: Any, outputs: Sequence[Any
     begins = {k for k in seams(network) if depth[k] != depth[k - 1]} | {*stage_ends(backbone, network).values()}
     order = {id(tensor): k for k, op in enumerate(network.operations) for tensor in keras.tree.flatten(op.output)}
     first, *wanted = (order[id(tensor)] for tensor in (start, *outputs))
-    if min(wanted) <= first:
-        raise ValueError("an output lies below the start")
+    keras.Model(start, outputs)  # raises ValueError for an output that lies below the start
     ends = [end for k in sorted(begins) if first < order[id(end := seam(network, k))] <= max(wanted)]
     *blocks, last = (keras.Model(*pair) for pair in pairwise([start, *ends]))
 

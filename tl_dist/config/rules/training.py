@@ -24,8 +24,7 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
     ):
         if is_set and all(part == "head" for part in cfg.parts):
             what = f"{key} has no effect with train_from 'head', which trains no layer below the head."
-            fix = "remove it, or write 'train_from: all' or a stage below 'model:'."
-            yield Broken((section, key), what, fix)
+            yield Broken((section, key), what, "remove it, or write 'train_from: all' or a stage below 'model:'.")
     if optimizer.l2_sp and optimizer.weight_decay:
         yield Broken(
             ("optimizer", "l2_sp"),
