@@ -146,14 +146,15 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
         fix = "remove it ('auto' is 'sync' there), or write 'batch_norm: train'."
         yield Broken(("model", "batch_norm"), what, fix)
     syncs = mode == "sync" or (mode == "auto" and fresh is not None)
-    sync = "batch_norm 'sync'" if mode == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
+    sync = "batch_norm 'sync'" if mode == "sync" else f"batch_norm 'auto' ('sync' for {fresh or 'pruned layers'})"
     if cfg.model.batch_norm_momentum is not None and not (syncs or mode == "train" or cfg.source):
         what = "batch_norm_momentum has no effect, because no statistics change."
         yield Broken(("model", "batch_norm_momentum"), what, "remove it, or write 'batch_norm: sync'.")
     if syncs and cfg.runtime.xla == "on":
         fix = "remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'."
         yield Broken(("runtime", "xla"), f"XLA cannot compile the sums over workers that {sync} needs.", fix)
-    if syncs and cfg.runtime.recompute:
+    pruned = mode == "auto" and cfg.model.prune > 0 and registry.backbone(cfg.network).batch_norm
+    if (syncs or pruned) and cfg.runtime.recompute:
         fix = "remove it, or write 'batch_norm: train' below 'model:'."
         yield Broken(("runtime", "recompute"), f"sums over workers, as {sync} needs, cannot be computed again.", fix)
     if syncs and cfg.accumulate > 1:
