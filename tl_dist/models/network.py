@@ -110,8 +110,8 @@ def divide(
         above = [output for output in pooled if output is not between]
         trained = build(between, above) if first else None
     except ValueError:  # inside a residual block, or with a stage to pool further below
-        between = None
-    if between is None:
+        between = trained = None
+    if between is None or trained is None:
         return None, lambda images: pool(whole(images), pooling, patches), None
     num_passed = len(pooled) - len(above)
     return (
