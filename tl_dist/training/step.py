@@ -120,7 +120,7 @@ class TrainStep:
                 logits = model.suffix(batch.images, batch.masks)
                 loss = tf.reduce_sum(self.objective.losses(logits, batch))
                 scaled = loss * (scale / self.objective.global_batch)
-            # Inside: blocks may be computed again. A gradient that names rows, as of tables of positions, is made dense.
+            # Inside: blocks may be computed again. A gradient that names rows, as of relative positions, is made dense.
             gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)]
         if self.accumulate == 1:
             # The gradient of a layer that computes in bfloat16 was widened from bfloat16: narrowing it loses nothing.
