@@ -19,6 +19,7 @@ BENCHMARKS = (
     "checkpoint_stall",
     "vs_keras_fit",
     "vit_speed",
+    "recompute",
     "vs_keras_accuracy",
     "vs_pytorch",
     "vs_horovod_examples",

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 import tl_dist as tl
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, RuntimeConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.datasets import Source
@@ -32,6 +32,7 @@ def config(
     train_from: str = "all",
     batch: int = 32,
     image_size: int = 32,
+    recompute: bool = False,
 ) -> Config:
     """A config of the benchmarks: synthetic images, random weights, SGD with momentum."""
     return Config(
@@ -42,6 +43,7 @@ def config(
         data=DataConfig(name="synthetic", image_size=image_size, num_examples=1024),
         model=ModelConfig(backbone=backbone, weights="random", train_from=train_from, batch_norm="inference"),
         optimizer=OptimizerConfig(name="sgd", learning_rate=1e-4, momentum=0.9),
+        runtime=RuntimeConfig(recompute=recompute),
     )
 
 
@@ -68,6 +70,7 @@ class Trainer:
                 image_size=size,
                 num_classes=source.num_classes,
                 seed=0,
+                recomputes=cfg.runtime.recompute,
             )
             self.optimizer = optim.Optimizer(cfg.optimizer, self.model.trainable, scale_loss=False)
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})

@@ -44,15 +44,19 @@ def test_two_workers_train_as_one_does(workspace: Workspace) -> None:
     np.testing.assert_allclose(two, one, rtol=1e-3)
 
 
-def test_killed_it_ends_with_the_same_bits(workspace: Workspace) -> None:
-    short = ("steps=10", "checkpoint.every_steps=4")
-    workspace.train("whole", *short, *ONE_WORKER)
+@pytest.mark.parametrize("more", [(), ("model.drop_path=0.5", "runtime.recompute=true")], ids=["plain", "deep"])
+def test_killed_it_ends_with_the_same_bits(workspace: Workspace, more: tuple[str, ...]) -> None:
+    short, (whole, killed) = ("steps=10", "checkpoint.every_steps=4", *more), (f"{n}{len(more)}" for n in ("w", "k"))
+    workspace.train(whole, *short, *ONE_WORKER)
     process = workspace.start(
-        workspace.argv("killed", *short, *ONE_WORKER), TL_FAILPOINT="train.chunk_done:6=kill", TL_ALLOW_FAILPOINTS="1"
+        workspace.argv(killed, *short, *ONE_WORKER), TL_FAILPOINT="train.chunk_done:6=kill", TL_ALLOW_FAILPOINTS="1"
     )
     said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0 and records(workspace.run("killed"), "resumed"), said
-    assert bits(workspace.run("killed")) == bits(workspace.run("whole"))
+    assert process.returncode == 0 and records(workspace.run(killed), "resumed"), said
+    assert bits(workspace.run(killed)) == bits(workspace.run(whole))
+    if more:
+        deep, plain = (np.array(list(losses(workspace.run(name)).values())[:10]) for name in (whole, "one"))
+        assert np.abs(deep - plain).max() > 1e-4, f"no branch was dropped: {deep}, {plain}"
 
 
 def test_bfloat16_follows_float32_within_its_rounding(workspace: Workspace) -> None:

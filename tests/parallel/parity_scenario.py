@@ -150,6 +150,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "model_settings": {"backbone": "small_vit", "pooling": "both", "adapt": LoraConfig(lora=2, alpha=4)},
         "stages": (("head", 3), ("block1", 6), ("stem", 10)),
     },
+    "deep": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
+        "recomputes": True,
+    },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
@@ -207,6 +212,7 @@ def run_variant(
     num_steps: int = NUM_STEPS,
     wire: str = "auto",
     evaluated: bool = True,
+    recomputes: bool = False,
     global_batch: int = GLOBAL_BATCH,
 ) -> dict[str, Any]:
     """Steps from the same start; the losses, the final weights' checksums on each replica, an exact evaluation.
@@ -233,6 +239,7 @@ def run_variant(
             seed=1,
             loss=head,
             parts=[part for part, _ in parts],
+            recomputes=recomputes,
         )
         heads.standardize(built.scale, source.truth)
         views = [built.trained_from(train_from) for train_from, _ in parts]
@@ -257,7 +264,7 @@ def run_variant(
         sizes = num_classes, global_batch
         objective = target_losses.TargetObjective(targets, *sizes, mixed, weights, net.spread)
         judge = target_losses.TargetObjective(targets, *sizes, spread=net.spread)
-    transforms = [dropout_masks(order, net.mask_features, 0.25)] if net.mask_features else []
+    transforms = [dropout_masks(order, net.mask_rates)] if net.mask_rates else []
     if soft_labels and source.annotations.soft is not None:
         transforms.append(soft_labels_of(order, source.annotations.soft))
 

@@ -108,7 +108,7 @@ def test_an_example_is_augmented_independently_from_epoch_to_epoch_and_of_its_nu
 
 @pytest.mark.parametrize("dropout", [0.1, 0.25, 0.5])
 def test_dropout_masks_are_fair_coins_in_each_row_feature_and_seed(dropout: float) -> None:
-    masks = np.array([draws.keep_masks(seed, np.arange(600), 50, dropout).numpy() for seed in range(3)])
+    masks = np.array([draws.keep_masks(seed, np.arange(600), 50 * [dropout]).numpy() for seed in range(3)])
     rate = 1 - round(dropout * 65536) / 65536
     spread = rate * (1 - rate)
     for axes, num in (((0, 1), 1800), ((0, 2), 150), ((1, 2), 30_000)):

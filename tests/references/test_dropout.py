@@ -43,7 +43,7 @@ def test_training_gives_keras_values_each_as_often() -> None:
     net = build(dropout=dropout)
     net.trainable["head/logits/kernel"].assign(np.eye(features, 3))
     order = Order(0, 11, 11)
-    masks = dropout_masks(order, features, dropout)
+    masks = dropout_masks(order, features * [dropout])
     batches = train_batches(plain(SOURCE, 32), order, rows=range(11), steps=range(1000), transforms=[masks])
     ones = tf.ones([11, features])
     seen = np.concatenate([net.suffix(ones, batch.masks).numpy() for batch in batches]).ravel()

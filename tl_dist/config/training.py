@@ -74,6 +74,9 @@ class ModelConfig(Section):
     """width of a hidden relu layer in the head; default: a linear head"""
     dropout: Fraction = 0.0
     """on the input of the last layer; masks are drawn by (seed, position)"""
+    drop_path: Fraction = 0.0
+    """stochastic depth (arXiv 1603.09382): a step drops residual branches of the trained part, by example, at a rate
+    that rises from 0 in the first residual block to this in the last; transformers, ConvNeXt and EfficientNet only"""
 
     @property
     def is_function(self) -> bool:

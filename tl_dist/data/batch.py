@@ -15,8 +15,8 @@ class Batch(NamedTuple):
     labels    int32 [rows], or float32 [rows, targets] where examples have these
     weights   float32 [rows]; 0 marks padding, which never counts
     positions int64 [rows]; position in the infinite example stream (training) or index in the source (evaluation)
-    masks     bool [rows, features]; True keeps a feature of the head's input; of width 0 without dropout and
-              in evaluation
+    masks     bool [rows, columns]; True keeps a feature of the head's input or, in the last columns, a residual
+              branch; of width 0 without dropout and in evaluation
     others    as `labels`; of the example that was mixed in; the same as `labels` if none was
     shares    float32 [rows]; weight of `labels` in the target; `others` has the rest
     teacher   float32 [rows, classes]; logits of a teacher; of width 0 without one, and in evaluation

@@ -137,9 +137,9 @@ def example_weights(order: Order, weights: NDArray[np.float32]) -> Transform:
     return lambda batch: batch._replace(weights=tf.gather(weight_of, order.index(batch.positions)))
 
 
-def dropout_masks(order: Order, features: int, dropout: float) -> Transform:
-    """Draw a mask of so many features for each row."""
-    return lambda batch: batch._replace(masks=draws.keep_masks(order.seed, batch.positions, features, dropout))
+def dropout_masks(order: Order, rates: list[float]) -> Transform:
+    """Draw a mask for each row, with a column for each rate."""
+    return lambda batch: batch._replace(masks=draws.keep_masks(order.seed, batch.positions, rates))
 
 
 def teacher_logits(order: Order, look_up: LookUp) -> Transform:

@@ -29,11 +29,11 @@ def uniform(run_seed: int, positions: Any, purpose: str, num: int) -> Any:
     return tf.cast(tf.cast(words, tf.int32), tf.float32) * 2.0**-24
 
 
-def keep_masks(run_seed: int, positions: Any, num: int, dropout: float) -> Any:
-    """Draw masks, bool [rows, num], that are False with probability `dropout` (rounded to 1/65,536)."""
-    words = bits(run_seed, positions, "dropout", -(-num // 4))
-    draws = tf.reshape(tf.bitcast(words, tf.uint16), [-1, 4 * words.shape[1]])[:, :num]
-    return tf.cast(draws, tf.int32) >= round(dropout * 65536)
+def keep_masks(run_seed: int, positions: Any, rates: list[float]) -> Any:
+    """Draw masks, bool [rows, rates], that are False with the probability of their column (rounded to 1/65,536)."""
+    words = bits(run_seed, positions, "dropout", -(-len(rates) // 4))
+    draws = tf.reshape(tf.bitcast(words, tf.uint16), [-1, 4 * words.shape[1]])[:, : len(rates)]
+    return tf.cast(draws, tf.int32) >= [round(rate * 65536) for rate in rates]
 
 
 def _word(value: int) -> Any:

@@ -31,7 +31,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
     all maps but the deepest are first raised to tanh(2 m / max m), as its authors join layers (equation 9). Gradients
     pass through the head alone, not back through the backbone.
     """
-    feature_maps, logits_of = model.pooled_maps()
+    (feature_maps, logits_of), patches = model.pooled_maps(), model.num_patches
 
     @tf.function(reduce_retracing=True)
     def compute(images: Any, classes: Any) -> tuple[Any, Any]:
@@ -41,7 +41,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
             logits = logits_of([tf.cast(stage_maps, model.network.output.dtype) for stage_maps in maps])
             score = tf.reduce_sum(tf.gather(logits, classes, batch_dims=1))
         gradients = tape.gradient(score, maps)
-        pairs = (map(model.as_maps, pair) for pair in zip(maps, gradients, strict=True))
+        pairs = ([networks.as_maps(each, patches) for each in pair] for pair in zip(maps, gradients, strict=True))
         *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in pairs)
         if kind == "layercam":
             shallow = [tf.tanh(_SHALLOW * cam) for cam in shallow]
@@ -96,7 +96,8 @@ def attention_rollout(
                 total = attention if total is None else attention @ total
         pooled = networks.pool(total, kind, patches)
         rows = sum(tf.split(pooled, pooled.shape[-1] // total.shape[-1], axis=-1))
-        return _unit(tf.image.resize(model.as_maps(rows[..., None]), images.shape[1:3])[..., 0]), model(images)
+        maps = networks.as_maps(rows[..., None], patches)
+        return _unit(tf.image.resize(maps, images.shape[1:3])[..., 0]), model(images)
 
     return compute
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, heads, lora
+from tl_dist.models import batch_norm, drop_path, heads, lora, recompute
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.network import backbone_path
@@ -32,7 +32,8 @@ class Classifier:
 
     It is built with random weights, inside the strategy's scope; then the backbone's are loaded. `carried`: these come
     from another run, whatever the config says about weights; `loss`: its name, which has a last layer of its own for
-    grades and for numbers; `parts`: `train_from` of every view that is to be trained, if it is not the config's.
+    grades and for numbers; `parts`: `train_from` of every view that is to be trained, if it is not the config's;
+    `recomputes`: gradients keep little in memory, and compute each block again.
     `trainable`, `frozen`, `statistics` and `scale` map paths to variables. Paths are the same on every strategy and
     worker: `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
     """
@@ -48,6 +49,7 @@ class Classifier:
         carried: bool = False,
         loss: str = "cross_entropy",
         parts: Sequence[str] = (),
+        recomputes: bool = False,
     ) -> None:
         backbone = networks.narrowed(backbone, config.prune)
         before = random.getstate()
@@ -57,6 +59,8 @@ class Classifier:
         finally:
             random.setstate(before)
         batch_norm.adopt(network)
+        self._path_rates = drop_path.adopt(backbone, network, config.drop_path)
+        self._build = partial(recompute.by_block, backbone, network) if recomputes else keras.Model
         self._backbone, self.network, self._config = backbone, network, config
         self._random = config.weights == "random" and not carried
         self._train_from = config.train_from
@@ -65,10 +69,9 @@ class Classifier:
         self.stage_names = [name for name in backbone.stages if name in pooled]
         """names of the pooled stages, from input to output; the next three have an entry for each: the position of the
         layer after its end, its channels, and the number of features pooled from it"""
-        ends = networks.stage_ends(backbone, network)
-        self.stage_ends = [ends[name] for name in self.stage_names]
+        self.stage_ends = [networks.stage_ends(backbone, network)[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        patches = networks.num_patches(backbone, network)
+        self.num_patches = patches = networks.num_patches(backbone, network)
         self.stage_widths = [networks.pool(output, config.pooling, patches).shape[-1] for output in self._outputs]
         features = sum(self.stage_widths)
         self.num_features: int = config.hidden or features  # inputs of the last layer
@@ -99,8 +102,12 @@ class Classifier:
     def _start_training_at(self, first: int) -> None:
         self._first = first
         self._prefix, self._suffix, self.prefix_shape = networks.divide(
-            self._backbone, self.network, self._outputs, self._config.pooling, first
+            self._backbone, self.network, self._outputs, self._config.pooling, first, self._build
         )
+        above = [layer.name for layer in self.network.layers[first:]]
+        self.path_rates = {name: self._path_rates[name] for name in above if name in self._path_rates}
+        self.mask_rates = [self._config.dropout] * self.mask_features + [*self.path_rates.values()]
+        """shares that a training step drops: of the features of the head's input, then of residual branches"""
         self.bfloat16_paths: set[str] = set()
         """paths of trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.trainable: dict[str, Any] = {}
@@ -178,13 +185,13 @@ class Classifier:
     def suffix(self, outputs: Any, masks: Any = None) -> Any:
         """Return the logits from the outputs of `prefix`: the trained part.
 
-        `masks`, bool [rows, mask_features], are the dropout of a training step. Kept features are divided by the share
+        `masks`, bool [rows, mask_rates], are the dropout of a training step. Kept features are divided by the share
         that is kept, so that their mean over masks is the feature without one (Srivastava et al., Journal of Machine
-        Learning Research 15, 2014, section 10; keras.layers.Dropout).
+        Learning Research 15, 2014, section 10; keras.layers.Dropout). Residual branches drop out by `drop_path`.
         """
         features = self._features(outputs)
         if self.mask_features and masks is not None:
-            features = features * tf.cast(masks, features.dtype) / (1.0 - self._config.dropout)
+            features = features * tf.cast(masks[:, : self.mask_features], features.dtype) / (1.0 - self._config.dropout)
         return self._logits(features)
 
     def _features(self, outputs: Any) -> Any:
@@ -218,14 +225,6 @@ class Classifier:
         view, kind = self.trained_from("head"), self._config.pooling
         maps, pooled = networks.around_pooling(self._backbone, self.network, self._outputs, kind)
         return maps, lambda values: view.suffix(pooled(values))
-
-    def as_maps(self, values: Any) -> Any:
-        """Return the values of feature maps as they are, and those of tokens [rows, n, c] as maps of the patches."""
-        if len(values.shape) == 4:
-            return values
-        patches = networks.num_patches(self._backbone, self.network) or values.shape[1]
-        side = math.isqrt(patches)  # images are square
-        return tf.reshape(values[:, -patches:], [-1, side, side, values.shape[-1]])
 
     @property
     def moving(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The Keras network of a backbone: where it is cut, how maps are pooled, its blocks, and how it has fewer channels."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -85,21 +86,21 @@ def outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any
     return [seam(network, end) for name, end in stage_ends(backbone, network).items() if name in stages]
 
 
-def from_images(backbone: Backbone, network: Any, tensors: Any) -> Callable[[Any], Any]:
+def from_images(backbone: Backbone, network: Any, tensors: Any, build: Any = keras.Model) -> Callable[[Any], Any]:
     """Return a function images -> Keras tensors of the network, which runs in inference mode."""
-    model = keras.Model(network.inputs, tensors)
+    model = build(network.inputs, tensors)
     return lambda images: model(preprocess(backbone.preprocessing, images), training=False)
 
 
 def divide(
-    backbone: Backbone, network: Any, pooled: Sequence[Any], pooling: str, first: int
+    backbone: Backbone, network: Any, pooled: Sequence[Any], pooling: str, first: int, build: Any = keras.Model
 ) -> tuple[Any, Any, tuple[int, ...] | None]:
     """Return (images -> output of the layers before `first`, this output -> pooled features, its shape for one image).
 
     The first is None if more than one tensor leaves the frozen part; then the second takes the images. `pooled` are
-    the Keras tensors that are pooled.
+    the Keras tensors that are pooled; `build(input, outputs)` makes of tensors the model of the trained part.
     """
-    whole, patches = from_images(backbone, network, pooled), num_patches(backbone, network)
+    whole, patches = from_images(backbone, network, pooled, build), num_patches(backbone, network)
     if first >= len(network.layers):  # none of the backbone is trained: the prefix ends with pooling
         width = pool(pooled, pooling, patches).shape[-1]
         return lambda images: pool(whole(images), pooling, patches), lambda features: features, (width,)
@@ -107,16 +108,16 @@ def divide(
     try:
         between = seam(network, first) if first else None
         above = [output for output in pooled if output is not between]
-        trained = keras.Model(between, above) if first else None
+        trained = build(between, above) if first else None
     except ValueError:  # inside a residual block, or with a stage to pool further below
-        trained = None
-    if trained is None:
+        between = trained = None
+    if between is None or trained is None:
         return None, lambda images: pool(whole(images), pooling, patches), None
     num_passed = len(pooled) - len(above)
     return (
         from_images(backbone, network, between),
         lambda maps: pool([[maps] * num_passed, trained(maps, training=False)], pooling, patches),
-        tuple(trained.input_shape[1:]),
+        tuple(between.shape[1:]),
     )
 
 
@@ -143,6 +144,14 @@ def around_pooling(
 def num_patches(backbone: Backbone, network: Any) -> int:
     """Return the number of tokens of patches in the output, if there are others before them; else 0."""
     return network.output.shape[1] - backbone.leading_tokens if backbone.leading_tokens else 0
+
+
+def as_maps(values: Any, patches: int) -> Any:
+    """Return feature maps as they are, and tokens [rows, n, c], whose last or all are `patches`, as maps of these."""
+    if len(values.shape) == 4:
+        return values
+    side = math.isqrt(patches or values.shape[1])  # images are square
+    return ops.reshape(values[:, -side * side :], (-1, side, side, values.shape[-1]))
 
 
 def pool(maps: Any, kind: str, patches: int = 0) -> Any:

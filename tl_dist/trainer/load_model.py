@@ -111,6 +111,7 @@ def untrained(cfg: Config, num_classes: int, *, adapters: bool = True) -> Classi
         carried=cfg.source is not None,
         loss=cfg.loss.name,
         parts=cfg.parts,
+        recomputes=cfg.runtime.recompute,
     )
 
 

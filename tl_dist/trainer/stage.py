@@ -274,8 +274,8 @@ def _train_batches(setup: Setup, stage_input: StageInput, rows: range) -> tf.dat
     transforms = []
     if annotations.soft is not None:
         transforms.append(pipeline.soft_labels(order, annotations.soft))
-    if features := stage_input.model.mask_features:
-        transforms.append(pipeline.dropout_masks(order, features, setup.cfg.model.dropout))
+    if rates := stage_input.model.mask_rates:
+        transforms.append(pipeline.dropout_masks(order, rates))
     if annotations.weights is not None:
         transforms.append(pipeline.example_weights(order, annotations.weights))
     if stage_input.look_up is not None:

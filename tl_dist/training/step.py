@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tl_dist.data.batch import Batch
+from tl_dist.models import drop_path
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training.losses import Objective, counted
@@ -109,17 +110,18 @@ class TrainStep:
 
     def _forward_backward(self, batch: Batch, scale: Any) -> Gradients:
         model, trainable = self.model, list(self.model.trainable.values())
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(trainable)
-            # XLA fuses by itself. On CPUs a fused batch norm would change the last bits of every run, and on GPUs
-            # TensorFlow refuses its backward pass in deterministic mode, in which there is no clock either.
-            fused = self.gpu and self.clock is not no_clock and (model.sums_over_replicas or not self.xla)
-            with model.batch_statistics(self.parallel.total_in_step, fused=fused) as moments:
+        # XLA fuses by itself. On CPUs a fused batch norm would change the last bits of every run, and on GPUs
+        # TensorFlow refuses its backward pass in deterministic mode, in which there is no clock either.
+        fused = self.gpu and self.clock is not no_clock and (model.sums_over_replicas or not self.xla)
+        statistics = model.batch_statistics(self.parallel.total_in_step, fused=fused)
+        with statistics as moments, drop_path.dropping(model.path_rates, batch.masks):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(trainable)
                 logits = model.suffix(batch.images, batch.masks)
-            loss = tf.reduce_sum(self.objective.losses(logits, batch))
-            scaled = loss * (scale / self.objective.global_batch)
-        # The gradient of a table that a layer looks up, as of relative positions, names rows: it is made dense.
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)]
+                loss = tf.reduce_sum(self.objective.losses(logits, batch))
+                scaled = loss * (scale / self.objective.global_batch)
+            # Inside: blocks may be computed again. A gradient that names rows, as of relative positions, is made dense.
+            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, trainable)]
         if self.accumulate == 1:
             # The gradient of a layer that computes in bfloat16 was widened from bfloat16: narrowing it loses nothing.
             gradients = [

@@ -406,8 +406,8 @@ MISTAKES = {
     ),
     "batch statistics of frozen layers": (
         changed("resnet50", "resnet50\n  batch_norm: sync"),
-        "x.yaml:7: batch_norm 'sync' has no effect with train_from 'head', which trains no such layer. "
-        "Fix: remove it, or write 'train_from: all' or a stage.",
+        "x.yaml:7: batch_norm has no effect with train_from 'head', which trains no layer below the head. "
+        "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
     ),
     "sums over workers under XLA": (
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "runtime: {xla: true}\n",
@@ -418,6 +418,26 @@ MISTAKES = {
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "accumulate: 2\n",
         "x.yaml:11: with batch_norm 'sync' each micro-batch would have statistics of its own. "
         "Fix: write 'accumulate: 1', or 'batch_norm: inference' below 'model:'.",
+    ),
+    "sums over workers of blocks that are computed again": (
+        changed("resnet50", "resnet50\n  weights: random\n  train_from: all") + "runtime: {recompute: true}\n",
+        "x.yaml:11: sums over workers, as batch_norm 'auto' ('sync' for random weights) needs, cannot be computed "
+        "again. Fix: remove it, or write 'batch_norm: train' below 'model:'.",
+    ),
+    "blocks to compute again where none is trained": (
+        GOOD + "runtime: {recompute: true}\n",
+        "x.yaml:9: recompute has no effect with train_from 'head', which trains no layer below the head. "
+        "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
+    ),
+    "no residual branches to drop": (
+        changed("resnet50", "vgg16\n  train_from: all\n  drop_path: 0.1"),
+        "x.yaml:8: which residual branches of vgg16 drop_path might leave out is not known. "
+        "Fix: remove it, or use a transformer, ConvNeXt or EfficientNet.",
+    ),
+    "residual branches that are frozen": (
+        changed("resnet50", "convnexttiny\n  drop_path: 0.1"),
+        "x.yaml:7: drop_path has no effect with train_from 'head', which trains no layer below the head. "
+        "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
     ),
     "a class weight of zero": (
         GOOD + "loss: {class_weights: [1, 0]}\n",

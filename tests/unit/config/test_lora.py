@@ -75,7 +75,7 @@ def test_the_source_task_is_trained_without() -> None:
             "model.adapt.layers 'block5(' is no regular expression: missing ), unterminated subpattern at position 6. "
             "Fix: write a part of the names of layers, such as 'block5'.",
         ),
-        ("{lora: 8}", ["model.train_from=head"], "adapt 'lora' has no effect with train_from 'head'"),
+        ("{lora: 8}", ["model.train_from=head"], "adapt has no effect with train_from 'head'"),
         ("{lora: 8}", ["model.weights=random", "model.train_from=all"], "adapt 'lora' would leave random weights"),
         ("{lora: 8}", ["model.reinitialize=block5"], "adapt 'lora' would leave random weights as they are."),
         ("{lora: 8}", REFITTED, "source.refit: it changes kernels that model.adapt keeps. Fix: remove one of them."),

@@ -36,7 +36,7 @@ ORDER = Order(seed=5, num_examples=23, global_batch=5)
 def batches(rows: range = range(5), from_step: int = 0, to_step: int = 8, **changes: Any) -> list[Any]:
     names, mix = changes.get("augmentations", tuple(OPERATIONS)), changes.get("mix", AugmentConfig())
     read = augmented(changes.get("source", SOURCE), names, ORDER.seed, 8, mix)
-    transforms = [dropout_masks(ORDER, changes.get("mask_features", 5), changes.get("dropout", 0.5))]
+    transforms = [dropout_masks(ORDER, changes.get("mask_features", 5) * [changes.get("dropout", 0.5)])]
     if "weights" in changes:
         transforms.append(example_weights(ORDER, changes["weights"]))
     steps = range(from_step, to_step)

@@ -21,7 +21,7 @@ from tl_dist.training.losses import class_weights
 
 def train(net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, **settings: Any) -> dict[str, float]:
     source, order = memory_source(12, size=image_size), Order(0, 12, 4)
-    transforms = [dropout_masks(order, net.mask_features, 0.5)] if net.mask_features else []
+    transforms = [dropout_masks(order, net.mask_rates)] if net.mask_rates else []
     batches = train_batches(plain(source, image_size), order, rows=range(4), steps=range(steps), transforms=transforms)
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
     run = chunk.train_chunk(

@@ -39,6 +39,9 @@ def backbone(cfg: Config) -> Iterator[Broken]:
         instead = "attention" if attends else "token" if record.leading_tokens else "average"
         what = f"{record.name} has {maps}no {part} for pooling '{pooling}'."
         yield Broken(("model", "pooling"), what, f"write 'pooling: {instead}'.")
+    if cfg.model.drop_path and record.residual is None:
+        what = f"which residual branches of {record.name} drop_path might leave out is not known."
+        yield Broken(("model", "drop_path"), what, "remove it, or use a transformer, ConvNeXt or EfficientNet.")
     weights = cfg.model.weights
     if weights == "imagenet" and record.function and cfg.source is None:
         what = f"which weights {record.name} has for ImageNet is not known."
@@ -97,9 +100,6 @@ def _adapt(cfg: Config) -> Iterator[Broken]:
     if model.adapt == "all":
         return
     kind = model.adapt if isinstance(model.adapt, str) else "lora"
-    if all(part == "head" for part in cfg.parts):
-        what = f"adapt '{kind}' has no effect with train_from 'head', which trains no layer below the head."
-        yield Broken(path, what, "write 'train_from: all' or a stage below 'model:', or remove it.")
     if cfg.random_start or model.reinitialize is not None:
         what = f"adapt '{kind}' would leave random weights as they are."
         yield Broken(path, what, "start from pretrained weights, without 'reinitialize', or remove it.")
@@ -140,23 +140,23 @@ def _prune(cfg: Config) -> Iterator[Broken]:
 
 
 def _batch_norm(cfg: Config) -> Iterator[Broken]:
-    mode, idle = cfg.model.batch_norm, all(part == "head" for part in cfg.parts)
-    if mode in ("train", "sync") and idle:
-        what = f"batch_norm '{mode}' has no effect with train_from 'head', which trains no such layer."
-        yield Broken(("model", "batch_norm"), what, "remove it, or write 'train_from: all' or a stage.")
-    fresh = batch_norm.fresh(cfg)
+    mode, fresh = cfg.model.batch_norm, batch_norm.fresh(cfg)
     if mode in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
         what = f"batch_norm '{mode}' does not normalize {fresh}: they keep means of 0 and variances of 1."
         fix = "remove it ('auto' is 'sync' there), or write 'batch_norm: train'."
         yield Broken(("model", "batch_norm"), what, fix)
     syncs = mode == "sync" or (mode == "auto" and fresh is not None)
-    sync = "batch_norm 'sync'" if mode == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
+    sync = "batch_norm 'sync'" if mode == "sync" else f"batch_norm 'auto' ('sync' for {fresh or 'pruned layers'})"
     if cfg.model.batch_norm_momentum is not None and not (syncs or mode == "train" or cfg.source):
         what = "batch_norm_momentum has no effect, because no statistics change."
         yield Broken(("model", "batch_norm_momentum"), what, "remove it, or write 'batch_norm: sync'.")
     if syncs and cfg.runtime.xla == "on":
         fix = "remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'."
         yield Broken(("runtime", "xla"), f"XLA cannot compile the sums over workers that {sync} needs.", fix)
+    pruned = mode == "auto" and cfg.model.prune > 0 and registry.backbone(cfg.network).batch_norm
+    if (syncs or pruned) and cfg.runtime.recompute:
+        fix = "remove it, or write 'batch_norm: train' below 'model:'."
+        yield Broken(("runtime", "recompute"), f"sums over workers, as {sync} needs, cannot be computed again.", fix)
     if syncs and cfg.accumulate > 1:
         fix = f"write 'accumulate: 1', or 'batch_norm: {'train' if fresh else 'inference'}' below 'model:'."
         yield Broken(("accumulate",), f"with {sync} each micro-batch would have statistics of its own.", fix)

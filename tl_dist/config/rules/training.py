@@ -13,12 +13,18 @@ FEW_VIEWS = ("flip", "dihedral")
 
 
 def optimizer(cfg: Config) -> Iterator[Broken]:
-    """Yield broken rules about keys of the update rule that have no effect, or work against each other."""
+    """Yield broken rules about keys of training that have no effect, or work against each other."""
     optimizer = cfg.optimizer
-    if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
-        what = "layer_decay has no effect with train_from 'head', which trains no layer below the head."
-        fix = "remove it, or write 'train_from: all' or a stage below 'model:'."
-        yield Broken(("optimizer", "layer_decay"), what, fix)
+    for section, key, is_set in (
+        ("optimizer", "layer_decay", optimizer.layer_decay < 1),
+        ("model", "adapt", cfg.model.adapt != "all"),
+        ("model", "batch_norm", cfg.model.batch_norm in ("train", "sync")),
+        ("model", "drop_path", cfg.model.drop_path > 0),
+        ("runtime", "recompute", cfg.runtime.recompute),
+    ):
+        if is_set and all(part == "head" for part in cfg.parts):
+            what = f"{key} has no effect with train_from 'head', which trains no layer below the head."
+            yield Broken((section, key), what, "remove it, or write 'train_from: all' or a stage below 'model:'.")
     if optimizer.l2_sp and optimizer.weight_decay:
         yield Broken(
             ("optimizer", "l2_sp"),

@@ -50,6 +50,8 @@ class Backbone:
     block: str | None = None
     """regular expression for the start of a layer's name, whose group names the block of its stage (`blocks.py`);
     None if each stage is one block"""
+    residual: str | None = None
+    """regular expression for the last layer of each residual branch before it is added; its group names the block"""
     pretrained: Callable[[], Any] | None = None
     """builds the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
     adapt: Callable[[Arrays], Arrays] = lambda arrays: arrays

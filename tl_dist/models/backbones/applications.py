@@ -169,6 +169,7 @@ def _efficientnet(size: str, top1: float, input_size: int, num_blocks: int) -> B
         preprocessing="inside",
         stages={"stem": stem, "block1": block1} | blocks | {"top": "top_conv"},
         block=r"block\d([a-z]+)_",
+        residual=r"(block\d[a-z]+)_drop$",
         **more,
     )
 
@@ -246,6 +247,7 @@ def _convnext(size: str, top1: float) -> Backbone:
         preprocessing="inside",
         stages=stages | {f"stage{k}": f"{prefix}_downsampling_block_{k - 1}" for k in range(1, 4)},
         block=rf"{prefix}_stage_\d_(block_\d+)_",
+        residual=rf"{prefix}_(stage_\d_block_\d+)_identity$",
         batch_norm=False,
         of_torch=partial(convnext_of_torch, size, (3, 3, 9 if size == "Tiny" else 27, 3)),
     )

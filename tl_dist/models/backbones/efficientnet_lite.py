@@ -112,6 +112,7 @@ def _lite(number: int, width: float, depth: float, input_size: int, top1: float)
         preprocessing="tf",
         stages={"stem": "stem_conv", **firsts, "top": "top_conv"},
         block=r"(block\d+)_",
+        residual=rf"(block(?:{'|'.join(str(k) for k, block in enumerate(blocks) if block.repeat)}))_project_bn$",
         of_torch=partial(of_torch, blocks),
         imagenet_top1=top1,
     )

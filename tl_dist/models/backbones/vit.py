@@ -269,6 +269,7 @@ def record(name: str, shape: Shape, preprocessing: Preprocessing, size: int = 22
         preprocessing=preprocessing,
         stages={"stem": "patch_embed", **blocks, "top": "norm"},
         batch_norm=False,
+        residual=r"(block\d+)_(?:attention|mlp2)$",
         patch=shape.patch,
         leading_tokens=shape.leading or 1,
         attention_pool="norm" if shape.attention_pool else None,
