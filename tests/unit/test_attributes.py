@@ -10,7 +10,7 @@ ALLOWED = {
     "options.": "tf.data.Options, which is made to be filled in",
     "event.wall_time": "a protocol buffer",
     "reader.fieldnames": "csv.DictReader, whose documentation says so",
-    "_ACTIVE.moments": "threading.local",
+    "_ACTIVE.": "threading.local",
     "layer.__class__": "a Keras layer is taken over with its variables",
     "view.": "a copy that a method of the same class has just made",
 }
