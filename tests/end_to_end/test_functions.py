@@ -124,6 +124,10 @@ def argv(workspace: Workspace, name: str, of: str, *more: str) -> list[str]:
     return [TL_DIST, "train", config, f"name={name}-{of}", "steps=12", "checkpoint.every_steps=4", *more]
 
 
+QUICK = pytest.mark.parametrize("whole", ["own", pytest.param("swin", marks=pytest.mark.full)], indirect=True)
+"""of Swin, whose graph takes long to trace, in --full"""
+
+
 @pytest.fixture(scope="module", params=["own", "swin"])
 def whole(request: pytest.FixtureRequest, workspace: Workspace) -> str:
     shown(workspace, *argv(workspace, request.param, "whole", *ONE_WORKER)[1:])
@@ -136,6 +140,7 @@ def test_two_workers_train_as_one_does(whole: str, workspace: Workspace) -> None
     np.testing.assert_allclose(list(losses(two).values()), list(losses(one).values()), rtol=1e-4)
 
 
+@QUICK
 def test_a_kill_changes_no_bit(whole: str, workspace: Workspace) -> None:
     killed = workspace.start(
         argv(workspace, whole, "killed", *ONE_WORKER), TL_FAILPOINT="train.chunk_done:6=kill", TL_ALLOW_FAILPOINTS="1"
@@ -145,6 +150,7 @@ def test_a_kill_changes_no_bit(whole: str, workspace: Workspace) -> None:
     assert bits(workspace.run(f"{whole}-killed")) == bits(workspace.run(f"{whole}-whole"))
 
 
+@QUICK
 def test_a_cached_block_changes_no_curve(whole: str, workspace: Workspace) -> None:
     block = "layers_2_blocks_0" if whole == "swin" else "stage1"
     frozen = (f"source.run=runs/{whole}-whole", f"model.train_from={block}")

@@ -375,7 +375,7 @@ network = SimpleNamespace(name="tiny", weights=[SimpleNamespace(path="a/kernel",
 """
     measured = """
 try:
-    sources.safetensors_of(file, file, network)
+    sources.safetensors_of(file, file, network, SimpleNamespace(of_torch=None))
 except Refusal as refused:
     assert "does not hold the weights of tiny" in str(refused), refused
 else:
