@@ -29,12 +29,18 @@ _BLOCK = re.compile(r"(\D*\d+(?:_\D*\d+)?)[a-z]?_")
 """the start of a layer's name that names its block: block3_conv1, layers_0_blocks_1_norm1, blocks_2_0_dw_conv"""
 
 
-@lru_cache(maxsize=16)
 def record(network: str) -> Backbone:
     """Return the record of a network, as `registry.backbone` takes it, which a function returns.
 
     Refuses (64) what cannot be imported or called, and a model that cannot be trained here, saying why.
     """
+    file = extensions.code_file(registry.parts_of(network)[0])
+    return _record(network, file.read_bytes() if file and file.is_file() else b"")
+
+
+@lru_cache(maxsize=16)
+def _record(network: str, content: bytes) -> Backbone:
+    """Return the record; once in a process for each content of the function's file, which a notebook may change."""
     name, more = registry.parts_of(network)
     facts = _described(network, registry.code_of_network(network)["code"])
     side = facts["side"]
