@@ -56,6 +56,8 @@ report: {tensorboard: false}
 runtime: {threads: 1}
 """
 """lines of a config that is not CONFIG"""
+EVERY_STEP = SMALL.replace("false", "false, every_steps: 1")
+"""the same, with a record of each step; else the clock decides which have one"""
 
 
 STARTED: list[subprocess.Popen[str]] = []

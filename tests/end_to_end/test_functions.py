@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 import tl_dist as tl
-from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, records
-from tl_dist.config import extensions
+from tests.end_to_end.harness import EVERY_STEP, ONE_WORKER, TL_DIST, Workspace, bits, losses, records
+from tl_dist.config import extensions, registry
+from tl_dist.models.backbones import functions
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "extending.md"
 REST = (
-    SMALL.replace("false", "false, every_steps: 1")
+    EVERY_STEP
     + """\
 global_batch: 15
 steps: 300
@@ -158,6 +161,23 @@ def test_a_cached_block_changes_no_curve(whole: str, workspace: Workspace) -> No
         shown(workspace, *argv(workspace, whole, cache, *frozen, f"runtime.prefix_cache={cache}")[1:])
     off, on = (list(losses(workspace.run(f"{whole}-{cache}")).values()) for cache in ("off", "on"))
     np.testing.assert_allclose(on, off, rtol=1e-4)
+
+
+def test_tools_build_the_network_as_its_run_does(workspace: Workspace) -> None:
+    """Explaining it, and choosing layers and networks by features, with weights that no label has reached."""
+    Image.new("RGB", (32, 32)).save("black.png")
+    assert "black.png: " in shown(workspace, "explain", "runs/one", "black.png")
+    Path("nets/my_net.py").write_text(MY_NET)
+    network = functions.build(f"{Path('nets/my_net.py').absolute()}:build", {"width": 8}, (32, 32, 3))
+    save_file({v.path: v.numpy() for v in network.weights}, "drawn.safetensors")
+    frozen = ("model.weights=drawn.safetensors", "model.train_from=head", "steps=1", "classifier.name=logistic")
+    layers = "model.layers=[stage1, stage2]"
+    assert "stage2" in shown(workspace, "tune", "trial.yaml", *frozen, layers)
+    tiny = registry.backbone("tiny").build((32, 32, 3))
+    save_file({v.path: v.numpy() for v in tiny.weights}, "tiny.safetensors")
+    Path("choices.yaml").write_text("- my_net.py:build\n- {backbone: tiny, weights: tiny.safetensors}\n")
+    text = shown(workspace, "rank", "trial.yaml", *frozen, "--candidates", "choices.yaml", "--images", "200")
+    assert "my_net.py:build" in text and "tiny" in text
 
 
 @pytest.mark.full

@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import tl_dist as tl
-from tests.end_to_end.harness import SMALL, TL_DIST, Workspace, losses, newest
+from tests.end_to_end.harness import EVERY_STEP, SMALL, TL_DIST, Workspace, losses, newest
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import neighbours
 from tl_dist.tools.prune.command import pruned
 
 SITES = ("north", "south")
 CONFIG = (
-    SMALL.replace("tensorboard: false", "tensorboard: false, every_steps: 1")  # else the clock decides which
+    EVERY_STEP
     + """\
 global_batch: 16
 steps: 8

@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import tl_dist as tl
-from tests.end_to_end.harness import ONE_WORKER, SMALL, Workspace, bits, losses, newest, records
+from tests.end_to_end.harness import EVERY_STEP, ONE_WORKER, Workspace, bits, losses, newest, records
 from tl_dist.config import registry
 from tl_dist.data.pipeline import evaluation_batches, plain
 
 CONFIG = (
-    SMALL.replace("tensorboard: false", "tensorboard: false, every_steps: 1")
+    EVERY_STEP
     + """\
 global_batch: 15
 steps: 20

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import tl_dist as tl
-from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, newest, records
+from tests.end_to_end.harness import EVERY_STEP, ONE_WORKER, TL_DIST, Workspace, bits, losses, newest, records
 from tl_dist.config import registry
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
@@ -24,7 +24,7 @@ from tl_dist.tools.serve.served import of_export, of_run
 
 NUM = 240
 CONFIG = (
-    SMALL.replace("tensorboard: false", "tensorboard: false, every_steps: 1")
+    EVERY_STEP
     + """\
 task: multilabel
 global_batch: 15

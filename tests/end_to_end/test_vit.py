@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 import tl_dist as tl
-from tests.end_to_end.harness import ONE_WORKER, SMALL, TL_DIST, Workspace, bits, losses, newest, records
+from tests.end_to_end.harness import EVERY_STEP, ONE_WORKER, TL_DIST, Workspace, bits, losses, newest, records
 
 CONFIG = (
-    SMALL.replace("tensorboard: false", "tensorboard: false, every_steps: 1")
+    EVERY_STEP
     + """\
 global_batch: 15
 steps: 300

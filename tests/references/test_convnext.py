@@ -10,6 +10,7 @@ import timm
 import torch
 import transformers
 
+from tests.filled import filled
 from tl_dist.config import registry
 from tl_dist.models.backbones import preprocess
 from tl_dist.models.weights import torch_files
@@ -38,15 +39,6 @@ def scrambled(model: Any) -> Any:
     return model.eval()
 
 
-def filled(name: str, stored: dict[str, Any], side: int) -> Any:
-    record = registry.backbone(name)
-    network, arrays = record.build((side, side, 3)), record.of_torch(stored)  # type: ignore[misc]
-    assert {v.path for v in network.weights} == arrays.keys()
-    for variable in network.weights:
-        variable.assign(arrays[variable.path])
-    return network
-
-
 def images(side: int) -> tuple[np.ndarray, torch.Tensor]:
     """Of 0 to 255, which Keras's graph scales itself, and as torch's take them."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
@@ -64,7 +56,7 @@ def test_features_are_timm_s_and_the_norm_of_its_head(tmp_path: Path) -> None:
         pixels, scaled = images(side)
         with torch.no_grad():
             expected = model.head.norm(model.forward_features(scaled)).numpy().transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(filled("convnexttiny", stored, side)(pixels), expected, atol=1e-4)
+        np.testing.assert_allclose(filled(registry.backbone("convnexttiny"), stored, side)(pixels), expected, atol=1e-4)
     renamed = {}
     for name, array in stored.items():
         for pattern, other in AUTHORS:
@@ -88,7 +80,9 @@ def test_features_are_transformers_s() -> None:
             last, last.shape[-1:], model.convnext.layernorm.weight, model.convnext.layernorm.bias, 1e-6
         )
     for stored in (as_arrays(model), as_arrays(model.convnext) | {"classifier.bias": np.zeros(1)}):
-        np.testing.assert_allclose(filled("convnexttiny", stored, SIDES[0])(pixels), expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(
+            filled(registry.backbone("convnexttiny"), stored, SIDES[0])(pixels), expected.numpy(), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["convnext_small", "convnextv2_atto", "convnext_tiny_hnf"])

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from tests.filled import filled
 from tests.small_vit import SMALL_SIGLIP
 from tl_dist.config import Config, ModelConfig, registry, rules
 from tl_dist.models import attribution, classifier, network
@@ -72,14 +73,6 @@ def of_transformers(record: Backbone, *, text: bool = False) -> Any:
         return shuffled(getattr(transformers, f"{family}Model")(config))
     config = getattr(transformers, f"{family}VisionConfig")(**vision)
     return shuffled(getattr(transformers, f"{family}VisionModel")(config))
-
-
-def filled(record: Backbone, stored: Mapping[str, Any], side: int) -> Any:
-    built, converted = record.build((side, side, 3)), record.of_torch(stored)  # type: ignore[misc]
-    assert {v.path for v in built.weights} == converted.keys()
-    for variable in built.weights:
-        variable.assign(converted[variable.path])
-    return built
 
 
 def images_of(record: Backbone, side: int) -> np.ndarray:

@@ -3,7 +3,6 @@ positions are resized as torch does; and a run trains, resumes and exports one."
 
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.numpy import save_file
 from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import interpolate
 
+from tests.filled import filled
 from tl_dist.config import Config, ModelConfig, registry, rules
 from tl_dist.models import classifier, network, weights
 from tl_dist.models.backbones import Backbone, preprocess, seam, vit
@@ -49,14 +49,6 @@ def theirs(name: str, **more: Any) -> Any:
 
 def arrays(model: Any) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
-def filled(record: Backbone, stored: Mapping[str, Any], side: int) -> Any:
-    built, converted = record.build((side, side, 3)), record.of_torch(stored)  # type: ignore[misc]
-    assert {v.path for v in built.weights} == converted.keys()
-    for variable in built.weights:
-        variable.assign(converted[variable.path])
-    return built
 
 
 def tokens_of(model: Any, images: np.ndarray) -> np.ndarray:

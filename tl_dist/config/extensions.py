@@ -1,7 +1,8 @@
 """Data sets, backbones and strategies of other packages: by the name of an entry point, or as package.module:NAME.
 
 Either leads to a record like those in `registry`, whose module must not import a framework. It is searched for where
-workers search, which excludes the working directory. Only such a record is ever called.
+workers search, which excludes the working directory. Only such a record is ever called, and a function that returns a
+network, which is located here and called by `models/backbones/functions.py`.
 """
 
 import functools
@@ -25,8 +26,6 @@ from tl_dist.refusal import ExitCode, Refusal
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
 # Not `__main__`: importing it would start a program.
 _REFERENCE = re.compile(r"(?!.*\b__main__\b)[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
-
-
 MORE = "?"
 """between the name of a backbone and, as JSON, what else decides how it is built and fed (`ModelConfig.network`)"""
 _CODE_FILE = re.compile(r"(.*\.py):([^\W\d]\w*)", re.DOTALL)

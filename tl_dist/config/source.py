@@ -1,6 +1,7 @@
 """The configs of a source task, which is trained first, and of the run after it."""
 
 from pathlib import Path
+from typing import Any
 
 from tl_dist.config import Config, SourceConfig
 
@@ -14,7 +15,16 @@ def of_source(cfg: Config) -> Config | None:
     if source is None or source.data is None:
         return None
     optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
-    model = {"train_from": source.train_from, "reinitialize": None, "layers": (), "prune": 0.0, "adapt": "all"}
+    runtime: dict[str, Any] = {"prefix_cache": "off"}
+    model: dict[str, Any] = {
+        "train_from": source.train_from,
+        "reinitialize": None,
+        "layers": (),
+        "prune": 0.0,
+        "adapt": "all",
+    }
+    if source.train_from == "head":  # these would have nothing to act on
+        model["drop_path"], runtime["recompute"] = 0.0, False
     changes = {
         **{key: Config.model_fields[key].default for key in _OF_THE_RUN},
         **{key: getattr(source, key) for key in ("data", "epochs", "steps")},
@@ -23,7 +33,7 @@ def of_source(cfg: Config) -> Config | None:
         "optimizer": optimizer,
         "checkpoint": cfg.checkpoint.model_copy(update={"best": None, "average": None}),
         "evaluation": cfg.evaluation.model_copy(update={"views": ()}),
-        "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
+        "runtime": cfg.runtime.model_copy(update=runtime),
     }
     return cfg.model_copy(update=changes)
 

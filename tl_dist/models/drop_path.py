@@ -41,7 +41,7 @@ def adopt(backbone: Backbone, network: Any, rate: float) -> dict[str, float]:
 def dropping(rates: Mapping[str, float], masks: Any) -> Iterator[None]:
     """Drop branches where the last columns of `masks`, bool [rows, columns], are False; their means stay the same."""
     columns = tf.unstack(tf.cast(masks, tf.float32), axis=1)[-len(rates) :] if rates else []
-    _ACTIVE.factors = {name: kept / (1.0 - rates[name]) for name, kept in zip(rates, columns, strict=True)}
+    _ACTIVE.factors = {name: mask / (1.0 - rates[name]) for name, mask in zip(rates, columns, strict=True)}
     try:
         yield
     finally:

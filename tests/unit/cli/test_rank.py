@@ -40,6 +40,13 @@ def test_names_become_the_config_with_another_network(request_: Request) -> None
     assert len({one.features.name for one in (own, block, other)}) == 3
 
 
+def test_features_are_of_images_scaled_as_the_config_says_for_its_own_network_alone(request_: Request) -> None:
+    own, other = candidates(Request(Path("trial.yaml"), ["model.preprocessing=tf"]), "vgg16,vgg19")
+    for config, preprocessing in ((own, "tf"), (other, None)):
+        assert config.training.model.preprocessing == config.features.model.preprocessing == preprocessing
+    assert own.features.name != candidates(request_, "vgg16,vgg19")[0].features.name
+
+
 def test_what_only_training_uses_changes_no_features(request_: Request) -> None:
     changes = ["steps=9", "data.augment=[flip]", "optimizer.name=adam", "loss.label_smoothing=0.1"]
     first = candidates(request_, "vgg16,vgg19")[0]

@@ -13,7 +13,16 @@ import pytest
 from tl_dist.config import ModelConfig, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.models import weights
-from tl_dist.models.backbones import application, functions, preprocess, preprocessing_of, seam, seams
+from tl_dist.models.backbones import (
+    application,
+    described,
+    functions,
+    numbered_from_zero,
+    preprocess,
+    preprocessing_of,
+    seam,
+    seams,
+)
 from tl_dist.refusal import Refusal
 
 GOOD = """\
@@ -37,14 +46,14 @@ def network(file: Path, text: str, function: str = "build", **arguments: object)
 
 def refused(file: Path, text: str, **arguments: object) -> str:
     with pytest.raises(Refusal) as error:
-        functions.describe(network(file, text, **arguments))
+        described.describe(network(file, text, **arguments))
     line = str(error.value)
     assert "\n" not in line and " Fix: " in line and line.endswith(".")
     return line
 
 
 def test_blocks_begin_where_one_tensor_passes_and_bear_the_names_of_their_layers(tmp_path: Path) -> None:
-    facts = functions.describe(network(tmp_path / "net.py", GOOD, width=6))
+    facts = described.describe(network(tmp_path / "net.py", GOOD, width=6))
     assert facts["stages"] == {f"block{k}": f"block{k}_conv" for k in range(3)}
     built = functions.build(f"{tmp_path / 'net.py'}:build", {"width": 6}, (16, 16, 3))
     assert built.output.shape == (None, 16, 16, 6)
@@ -65,12 +74,12 @@ def test_seams_are_the_positions_that_seam_accepts(name: str) -> None:
 
 def test_layers_that_keras_counts_are_blocks_of_their_own_with_what_follows() -> None:
     x = inputs = keras.Input((32, 32, 3))
-    with functions.numbered_from_zero():
+    with numbered_from_zero():
         for _ in range(3):
             x = keras.layers.ZeroPadding2D()(x)
             x = keras.layers.Conv2D(4, 3)(x)
             x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    stages = functions.blocks(keras.Model(inputs, x))
+    stages = described.blocks(keras.Model(inputs, x))
     assert stages == {
         "conv2d": "zero_padding2d", "conv2d_1": "zero_padding2d_1", "conv2d_2": "zero_padding2d_2"
     }  # fmt: skip
@@ -222,7 +231,7 @@ def test_nothing_of_the_code_is_run_without_imports(tmp_path: Path) -> None:
     config_file.dump(config_file.load(tmp_path / "x.yaml", imports=False))
     assert not (tmp_path / "mark").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "tl_dist.models.backbones.functions", network(tmp_path / "y.py", GOOD)],
+        [sys.executable, "-m", "tl_dist.models.backbones.described", network(tmp_path / "y.py", GOOD)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1])["patch"] == 1

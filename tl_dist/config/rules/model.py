@@ -13,10 +13,10 @@ WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index", *TORCH_FILE
 """suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
 _WORD = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
 _PART = r"\w[\w.-]*"
-_WEIGHTS = re.compile(
-    f"imagenet|random|function|pypi:{_WORD}=={_WORD}|hf://{_PART}/{_PART}(@{_PART})?((/{_PART})*/{_PART}"
-    rf"({'|'.join(re.escape(suffix) for suffix in ('.safetensors', *TORCH_FILES))}))?"
-)
+_ONE_FILE = "|".join(re.escape(suffix) for suffix in (".safetensors", *TORCH_FILES))
+HUB = re.compile(f"hf://({_PART}/{_PART})(?:@({_PART}))?(?:/((?:{_PART}/)*{_PART}(?:{_ONE_FILE})))?")
+"""weights of the Hugging Face hub: repository, revision, file"""
+_WEIGHTS = re.compile(f"imagenet|random|function|pypi:{_WORD}=={_WORD}|{HUB.pattern}")
 
 
 def backbone(cfg: Config) -> Iterator[Broken]:

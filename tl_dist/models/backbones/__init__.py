@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -152,6 +152,16 @@ def preprocessing_of(written: Any) -> Preprocessing:
     if isinstance(written, str):
         return cast(Preprocessing, written)
     return Scaling(tuple(written["mean"]), tuple(written["std"]))
+
+
+def renamed(stored: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Arrays:
+    """Return arrays under the names that replacing each regular expression of `names` in turn gives."""
+    result = {}
+    for name, array in stored.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        result[name] = array
+    return result
 
 
 def from_torch(stored: Mapping[str, Any], places: Mapping[str, str], left_out: str) -> Arrays:

@@ -3,12 +3,11 @@
 Accuracies are of https://keras.io/api/applications, MobileNetV3's of Keras's mobilenet_v3.py; none was measured here.
 """
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from tl_dist.models.backbones import Arrays, Backbone, application, from_torch
+from tl_dist.models.backbones import Arrays, Backbone, application, from_torch, renamed
 
 
 def of_keras(constructor: str, top1: float, *, input_size: int = 224, min_size: int = 32, **more: Any) -> Backbone:
@@ -213,11 +212,7 @@ def convnext_of_torch(size: str, blocks: tuple[int, ...], stored: Mapping[str, A
 
     Raises ValueError for another network's.
     """
-    named = {}
-    for name, array in stored.items():
-        for pattern, timm in _CONVNEXT_NAMES:
-            name = re.sub(pattern, timm, name)
-        named[name] = array
+    named = renamed(stored, _CONVNEXT_NAMES)
     prefix = f"convnext_{size.lower()}"
     stem, down = f"{prefix}_stem", f"{prefix}_downsampling"
     layers = {f"{stem}/{stem}_conv": "stem.0", f"{stem}/{stem}_layernorm": "stem.1", "layer_normalization": "head.norm"}

@@ -1,14 +1,13 @@
 """Networks that a function of the user returns: `model.backbone: package.module:NAME` or `my_net.py:NAME`.
 
 The function is called in workers, and once in a child of the launcher, which checks the network, names its blocks and
-keeps what it saw in the user's cache. `python -m tl_dist.models.backbones.functions NETWORK` is that child.
+keeps what it saw in the user's cache (`described.py`).
 """
 
 import hashlib
 import importlib.util
 import inspect
 import json
-import re
 import subprocess
 import sys
 import traceback
@@ -19,14 +18,11 @@ from typing import Any
 from tl_dist.config import extensions, registry
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.packages import locked, user_cache
-from tl_dist.models.backbones import Backbone, numbered_from_zero, preprocessing_of, seams
+from tl_dist.models.backbones import Backbone, numbered_from_zero, preprocessing_of
 from tl_dist.refusal import ExitCode, Refusal, from_child
 
 _VERSION = 1  # raise it when descriptions change
-_SIDE = 224  # of images, where the config names none
 _BUILD_S = 1800.0
-_BLOCK = re.compile(r"(\D*\d+(?:_\D*\d+)?)[a-z]?_")
-"""the start of a layer's name that names its block: block3_conv1, layers_0_blocks_1_norm1, blocks_2_0_dw_conv"""
 
 
 def record(network: str) -> Backbone:
@@ -77,18 +73,18 @@ def _described(network: str, code: str) -> dict[str, Any]:
 
 def _in_child(network: str) -> dict[str, Any]:
     name = registry.parts_of(network)[0]
-    command = [sys.executable, "-P", "-m", __name__, network]
+    command = [sys.executable, "-P", "-m", f"{__package__}.described", network]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_BUILD_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise _refused(name, f"took more than {_BUILD_S:.0f} s to build", "make it return sooner") from None
+        raise refused(name, f"took more than {_BUILD_S:.0f} s to build", "make it return sooner") from None
     if done.returncode == ExitCode.DONE:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     refusal = from_child(done.returncode, done.stderr)
     last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-    raise refusal or _refused(name, f"ended its process with status {done.returncode} ({last})", "call it by itself")
+    raise refusal or refused(name, f"ended its process with status {done.returncode} ({last})", "call it by itself")
 
 
 def build(name: str, arguments: Mapping[str, Any], input_shape: tuple[int, int, int]) -> Any:
@@ -99,16 +95,28 @@ def build(name: str, arguments: Mapping[str, Any], input_shape: tuple[int, int, 
     """
     function = _imported(name)
     if not callable(function):
-        raise _refused(name, f"is no function, but of type {type(function).__name__}", "name a function")
-    try:
-        takes = inspect.signature(function.__init__ if inspect.isclass(function) else function).parameters
-    except (TypeError, ValueError):  # a builtin
-        takes = {}  # type: ignore[assignment]
+        raise refused(name, f"is no function, but of type {type(function).__name__}", "name a function")
+    takes = _parameters(function)
     sizes = {"input_shape": tuple(input_shape), "image_size": input_shape[0]}
     size = next(({key: value} for key, value in sizes.items() if key in takes and key not in arguments), {})
     with numbered_from_zero():
         model = _called(name, lambda: function(**size, **arguments))
         return _flat(name, model, input_shape)
+
+
+def _parameters(function: Any) -> set[str]:
+    """Return the names of what a function takes; of a class also what it passes on to those that it extends."""
+    initializers = [vars(base)["__init__"] for base in getattr(function, "__mro__", ()) if "__init__" in vars(base)]
+    names: set[str] = set()
+    for called in initializers or [function]:
+        try:
+            parameters = inspect.signature(called).parameters
+        except (TypeError, ValueError):  # a builtin
+            break
+        names |= parameters.keys()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def _imported(name: str) -> Any:
@@ -127,7 +135,7 @@ def _imported(name: str) -> Any:
             del sys.modules[module_name]
             raise
     if not hasattr(sys.modules[module_name], attribute):
-        raise _refused(name, f"is not in {file.name}", "correct the name after ':'")
+        raise refused(name, f"is not in {file.name}", "correct the name after ':'")
     return getattr(sys.modules[module_name], attribute)
 
 
@@ -145,7 +153,7 @@ def _called(name: str, call: Callable[[], Any]) -> Any:
         fix = "correct it, or 'arguments' below 'model:'"
         if isinstance(error, ModuleNotFoundError):
             fix = "install what it needs; of a file's own folder, only the file itself is copied into a run"
-        raise _refused(name, f"raised {type(error).__name__}{where}: {error}", fix) from error
+        raise refused(name, f"raised {type(error).__name__}{where}: {error}", fix) from error
 
 
 def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
@@ -156,21 +164,21 @@ def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
     kinds = (Functional, keras.Sequential)
     if not isinstance(model, kinds):
         kind = "a subclassed model" if isinstance(model, keras.Model) else f"a {type(model).__name__}"
-        raise _refused(name, f"returned {kind}", "make it return keras.Model(inputs, outputs), of its layers")
+        raise refused(name, f"returned {kind}", "make it return keras.Model(inputs, outputs), of its layers")
     for method in ("train_step", "compute_loss", "call"):
         if getattr(type(model), method) not in [getattr(kind, method) for kind in kinds]:
             what = f"returned a model with a {method} of its own, which would not be run"
-            raise _refused(name, what, "return keras.Model(model.inputs, model.outputs), if it is not needed")
+            raise refused(name, what, "return keras.Model(model.inputs, model.outputs), if it is not needed")
     if isinstance(model.input, Mapping) or len(model.inputs) != 1:
-        raise _refused(name, "returned a model of several or named inputs", "make it take one tensor of images")
+        raise refused(name, "returned a model of several or named inputs", "make it take one tensor of images")
     if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (3, 4):
         shapes = ", ".join(str(tuple(output.shape)) for output in model.outputs)
         what = f"returned a model with outputs {shapes}, not a feature map [n, h, w, c] or tokens [n, tokens, c]"
-        raise _refused(name, what, "leave out its pooling and classifier, such as by 'arguments: {include_top: false}'")
+        raise refused(name, what, "leave out its pooling and classifier, such as by 'arguments: {include_top: false}'")
     shape = tuple(model.inputs[0].shape[1:])
     if any(own not in (None, side) for own, side in zip(shape, input_shape, strict=True)):
         what = f"returned a model for inputs {shape}, not {tuple(input_shape)}"
-        raise _refused(name, what, f"write 'image_size: {shape[0]}' below 'data:'")
+        raise refused(name, what, f"write 'image_size: {shape[0]}' below 'data:'")
     return _wide(name, keras.Model(model.inputs[0], model.outputs[0], name=model.name))
 
 
@@ -194,123 +202,10 @@ def _wide(name: str, model: Any) -> Any:
     wide.set_weights(model.get_weights())
     for layer in filter(is_narrow, wide.layers):
         what = f"returned a model whose layer '{layer.name}' keeps its variables in 16 bits"
-        raise _refused(name, what, "create them without a dtype of their own, or write 'precision: float32'")
+        raise refused(name, what, "create them without a dtype of their own, or write 'precision: float32'")
     return wide
 
 
-def describe(network: str) -> dict[str, Any]:
-    """Build a network, check that it may be trained here, and return its blocks and the shape of its output."""
-    import keras
-
-    name, more = registry.parts_of(network)
-    side = more["side"] or _SIDE
-    model = build(name, more["arguments"], (side, side, 3))
-    _check_layers(name, model)
-    _check_outputs(name, model)
-    output = model.output.shape
-    leading, patch = 0, 1
-    if len(output) == 3:
-        grid = int(output[1] ** 0.5)
-        leading, patch = output[1] - grid**2, side // grid if side % grid == 0 else 1
-    is_norm = keras.layers.BatchNormalization
-    return {
-        "side": side,
-        "stages": blocks(model),
-        "batch_norm": any(isinstance(layer, is_norm) for layer in model.layers),
-        "patch": patch,
-        "leading_tokens": leading,
-    }
-
-
-def _check_layers(name: str, model: Any) -> None:
-    import keras
-
-    paths = [variable.path for variable in model.weights]
-    if len({*paths}) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise _refused(name, f"returned a model with two variables '{twice}'", "give its layers names of their own")
-    for layer in model.layers:
-        inner = list(layer._flatten_layers(include_self=False))
-        if any(isinstance(part, keras.layers.BatchNormalization) for part in inner):
-            what = f"returned a model whose layer '{layer.name}' hides batch norm, whose policy could not be kept"
-            raise _refused(name, what, "put the layers into the model itself, not into a layer or a nested model")
-        try:
-            if isinstance(layer, keras.layers.Lambda):
-                raise TypeError("a Lambda is code without a name")
-            type(layer).from_config(layer.get_config())
-        except Exception as error:
-            what = f"returned a model whose layer '{layer.name}' cannot be saved and loaded ({error})"
-            raise _refused(name, what, "give it a get_config that its constructor takes, or use keras.ops") from error
-
-
-def _check_outputs(name: str, model: Any) -> None:
-    """Refuse a model that answers otherwise the second time, or in other company, or that changes its variables."""
-    import numpy as np
-
-    images = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype("float32")
-    before = [variable.numpy() for variable in model.variables]
-    first, again, alone = (np.asarray(model(batch, training=False)) for batch in (images, images, images[:1]))
-    spread = float(np.abs(first).max()) or 1.0
-    why = None
-    if not np.isfinite(first).all():
-        why = "gives values that are not finite"
-    elif np.abs(first - again).max() > 1e-4 * spread:
-        why = "answers the same images differently the second time, with training=False"
-    elif np.abs(first[:1] - alone).max() > 1e-3 * spread:
-        why = "answers an image differently beside other images, with training=False"
-    elif any(not np.array_equal(old, v.numpy()) for old, v in zip(before, model.variables, strict=True)):
-        why = "changes its variables with training=False"
-    if why is not None:
-        what = f"returned a model that {why}: N workers would not compute what one computes"
-        raise _refused(name, what, "make its layers functions of an image and their weights alone")
-
-
-def blocks(model: Any) -> dict[str, str]:
-    """Return the blocks of a network, from input to output: names, and the first layer of each.
-
-    It is cut wherever a single tensor passes. Neighbours whose layers' names begin alike are one block; so are a
-    convolution, the batch norm and whatever has no weights after it, and the padding before it.
-    """
-    import keras
-    from keras.src.utils.naming import to_snake_case
-
-    layers, cuts = model.layers, seams(model)
-    pieces = [layers[start:end] for start, end in zip(cuts, [*cuts[1:], len(layers)], strict=True)]
-    stages: dict[str, str] = {}
-    padding = last = ""
-    for piece in pieces:
-        first = next((layer for layer in piece if layer.weights), None)
-        if isinstance(piece[0], keras.layers.ZeroPadding2D):
-            padding = padding or piece[0].name
-            piece = piece[1:]
-        if first is None or (stages and isinstance(piece[0], keras.layers.BatchNormalization) and len(piece) == 1):
-            continue
-        match = _BLOCK.match(first.name)
-        is_counted = re.fullmatch(rf"{to_snake_case(type(first).__name__)}(_\d+)?", first.name)  # Keras's own names
-        block = match[1] if match and not is_counted else first.name
-        if block != last:
-            block = first.name if block in stages else block
-            stages[block] = padding or piece[0].name
-        padding, last = "", block
-    return stages or {"all": layers[0].name}
-
-
-def _refused(name: str, what: str, fix: str) -> Refusal:
+def refused(name: str, what: str, fix: str) -> Refusal:
+    """Return the refusal (64) of the function `name`."""
     return Refusal(f"backbone '{name}' {what}.", fix=f"{fix}.", code=ExitCode.USAGE)
-
-
-def main() -> int:
-    """Print the description of the network that is named; for a refusal, print its line and return its code."""
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # TensorFlow takes all of their memory
-    try:
-        sys.stdout.write(f"\n{json.dumps(describe(sys.argv[1]))}\n")
-    except Refusal as refusal:
-        sys.stderr.write(f"\n{refusal}\n")
-        return refusal.code
-    return ExitCode.DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

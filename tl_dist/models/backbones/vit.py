@@ -9,13 +9,12 @@ that of the images by a fixed matrix for each axis, as the authors of each famil
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from tl_dist.models.backbones import Arrays, Backbone, Preprocessing, Scaling
+from tl_dist.models.backbones import Arrays, Backbone, Preprocessing, Scaling, renamed
 
 if TYPE_CHECKING:  # a record costs nothing until its network is built
     import numpy as np
@@ -195,11 +194,7 @@ def of_torch(shape: Shape, stored: Mapping[str, NDArray[Any]]) -> Arrays:
     """
     import numpy as np
 
-    named = {}
-    for name, array in stored.items():
-        for pattern, timm in _NAMES:
-            name = re.sub(pattern, timm, name)
-        named[name] = array
+    named = renamed(stored, _NAMES)
 
     def take(name: str) -> NDArray[Any]:
         if name not in named:

@@ -1,17 +1,16 @@
 """Weights of a repository of the Hugging Face hub, at a pinned commit, and how their authors scaled images."""
 
 import json
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tl_dist.config.rules.model import HUB
 from tl_dist.files import packages
 from tl_dist.models.backbones import IMAGENET, Preprocessing, Scaling
 from tl_dist.refusal import ExitCode, Refusal
 
-_SPEC = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?")
 _FILE = "model.safetensors"  # of timm's repositories, and of transformers'
 _MEANS = {"preprocessor_config.json": ("image_mean", "image_std"), "config.json": ("mean", "std")}
 """files of transformers and timm beside the weights, and their keys; timm's are below `pretrained_cfg`"""
@@ -27,7 +26,7 @@ def fetch(spec: str, cache: Path) -> tuple[Path, str]:
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    match = _SPEC.fullmatch(spec)
+    match = HUB.fullmatch(spec)
     assert match is not None  # a rule of the config
     repository, revision, file = match[1], match[2], match[3] or _FILE
     try:

@@ -100,7 +100,7 @@ def explained(
 
 
 def _heat_map(model: Loaded, kind: str) -> Callable[[Any, Any], tuple[Any, Any]]:
-    settings, record = model.cfg.model, registry.backbone(model.cfg.model.backbone)
+    settings, record = model.cfg.model, registry.backbone(model.cfg.network)
     if kind == "rollout":
         rollout, top = attention_rollout(model.model, record, settings.pooling), [*record.stages][-1]
         if rollout is not None and top in (settings.layers or (top,)):

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from tl_dist import tasks
+from tl_dist.config import registry
 from tl_dist.models.export import FORMATS
 from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
@@ -64,7 +65,7 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
         output=words["output"],
         uses=words["uses"],
         named=f"{named} and {more} more" if more > 0 else named,
-        backbone=_plain(cfg.model.backbone),
+        backbone=_plain(registry.without_folder(cfg.model.backbone)),
         origin=origin,
         train_from=_code(cfg.model.train_from),
         taught=f", taught by run '{_name(cfg.distill.teacher)}'" if cfg.distill else "",
@@ -127,7 +128,7 @@ def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str
     return {
         "pipeline_tag": kind,
         "library_name": FORMATS[report["to"]].library,
-        "tags": ["tl_dist", own.config.model.backbone],
+        "tags": ["tl_dist", registry.without_folder(own.config.model.backbone)],
         "model-index": [{"name": own.config.name, "results": results}],
     }
 

@@ -18,7 +18,9 @@ from tl_dist.refusal import ExitCode, Refusal
 _KEPT = (
     "seed", "strategy", "workers", "global_batch", "precision", "features", "report", "safety", "runtime",
 )  # fmt: skip
-_KEPT_OF_MODEL = ("backbone", "weights", "weights_sha256", "normalize", "layers")
+_KEPT_OF_MODEL = (
+    "backbone", "arguments", "preprocessing", "weights", "weights_sha256", "normalize", "layers",
+)  # fmt: skip
 
 
 class Entry(config.Section):
@@ -109,10 +111,10 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
 
 
 def _candidate(request: Request, cfg: config.Config, entry: Entry, where: str) -> Candidate:
-    own = entry.backbone == cfg.model.backbone
-    network = cfg.network if own else entry.backbone
+    own = registry.without_folder(entry.backbone) == registry.without_folder(cfg.model.backbone)
+    backbone, network = (cfg.model.backbone, cfg.network) if own else (entry.backbone, entry.backbone)
     weights = entry.weights or (cfg.model.weights if own else "imagenet")
-    model: dict[str, Any] = {"backbone": entry.backbone, "weights": weights}
+    model: dict[str, Any] = {"backbone": backbone, "weights": weights}
     if entry.weights is not None or not own:
         model["weights_sha256"] = entry.weights_sha256
     if not own:

@@ -53,7 +53,7 @@ def tune(
             fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
             rows = np.concatenate([rows, held_out])
     examples = cached.examples_of(source.subset(rows), stored.array()[rows], cfg)
-    record, pooling = registry.backbone(cfg.model.backbone), cfg.model.pooling
+    record, pooling = registry.backbone(cfg.network), cfg.model.pooling
     parts = [parts_of(record, stage, pooling) for stage in built.stage_names]
     candidates = search.settings(built.stage_names, built.stage_channels, pooling, parts)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
