@@ -32,6 +32,9 @@ from tl_dist.config.training import (
 from tl_dist.config.training import ScheduleConfig as ScheduleConfig
 
 
+_HEADS = {"multilabel": "binary_cross_entropy", "regression": "squared_error"}
+
+
 class Config(Section):
     """One run. The same file means the same mathematics on any number of workers; only rounding differs."""
 
@@ -127,6 +130,11 @@ class Config(Section):
     def evaluation_batch(self) -> int:
         """Return the examples in a batch of evaluation, over all workers."""
         return self.evaluation.batch or self.global_batch
+
+    @property
+    def kind_of_head(self) -> str:
+        """Return the name of the loss that decides what the last layer gives; with a loss of the user, that of most."""
+        return self.loss.name if ":" not in self.loss.name else _HEADS.get(self.task, "cross_entropy")
 
     @property
     def network(self) -> str:

@@ -13,6 +13,11 @@ Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
+FUNCTION = r"^.+:[A-Za-z_]\w*$"
+Function = Annotated[str, Field(pattern=FUNCTION)]
+"""a function of the user: package.module:NAME, or FILE.py:NAME, a file beside the config, which is copied into the run"""
+
+
 def _plain(value: Any) -> Any:
     """Return plain values with lists as tuples; ValueError for any that a config file cannot hold."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -124,10 +129,12 @@ class DataConfig(Section):
         Literal[
             "random_resized_crop", "pad_crop", "flip", "dihedral", "brightness", "colour_jitter", "rand_augment",
             "random_erasing",
-        ],
+        ]
+        | Function,
         ...,
     ] = ()  # fmt: skip
-    """applied in this order; random numbers are drawn by (seed, position)"""
+    """applied in this order; random numbers are drawn by (seed, position). A function of your own, FILE.py:NAME, gets
+    an image uint8 [size, size, 3] and a seed int32 [2] for TensorFlow's stateless operations, and returns an image"""
     augmentation: AugmentConfig = AugmentConfig()
     shuffle: Literal["full", "blocks"] = "full"
     """blocks: neighbours stay together, for storage with slow random access; how well classes are mixed is shown at the

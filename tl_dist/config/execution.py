@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tl_dist.config.data import PositiveInt, Section
+from tl_dist.config.data import Function, PositiveInt, Section
 
 
 class EvaluationConfig(Section):
@@ -16,6 +16,10 @@ class EvaluationConfig(Section):
     """global batch of evaluation; default: global_batch"""
     views: tuple[Literal["flip", "dihedral"], ...] = ()
     """average the probabilities of a held-out example over these views; default: the unchanged image alone"""
+    metrics: dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], Function] = Field(default={})
+    """figures of your own by name, such as {f2: my_metrics.py:f2}: functions of the targets of a split, class numbers
+    [examples] or values [examples, targets], and of the answers of the model, probabilities or values [examples,
+    classes]; the larger the better, where they decide"""
 
 
 class BestConfig(Section):

@@ -8,9 +8,11 @@ network, which is located here and called by `models/backbones/functions.py`.
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -28,7 +30,7 @@ FRAMEWORKS = ("tensorflow", "keras", "horovod")
 _REFERENCE = re.compile(r"(?!.*\b__main__\b)[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 MORE = "?"
 """between the name of a backbone and, as JSON, what else decides how it is built and fed (`ModelConfig.network`)"""
-_CODE_FILE = re.compile(r"(.*\.py):([^\W\d]\w*)", re.DOTALL)
+_CODE_FILE = re.compile(r"(.*\.(?:py|function|keras)):([^\W\d]\w*)", re.DOTALL)
 
 
 class Offer(NamedTuple):
@@ -69,7 +71,7 @@ def is_reference(name: str) -> bool:
 
 
 def code_file(name: str) -> Path | None:
-    """Return the path in a name of the form path/to/file.py:NAME; None for another."""
+    """Return the path in a name of the form path/to/file.py:NAME; None for another (`code.py` says which files)."""
     match = _CODE_FILE.fullmatch(name)
     return Path(match[1]) if match else None
 
@@ -183,10 +185,28 @@ def code_digest(root: Path) -> str:
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.name.endswith(suffixes))
     for path in files:
         if "__pycache__" not in path.parts:
-            total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+            total.update(path.relative_to(root).as_posix().encode() + b"\0" + code_bytes(path))
     if not files:
         raise _refused(f"the code in {root} cannot be read", "install that package as files.")
     return total.hexdigest()[:16]
+
+
+def code_bytes(file: Path) -> bytes:
+    """Return the bytes that identify a file of code; two files of one object differ in how they were written."""
+    if file.suffix == ".function":
+        return json.dumps({**json.loads(file.read_bytes()), "object": ""}, sort_keys=True).encode()
+    if file.suffix == ".keras":
+        with zipfile.ZipFile(file) as archive:
+            members = [[m.filename, m.CRC, m.file_size] for m in archive.infolist() if m.filename != "metadata.json"]
+        return json.dumps(sorted(members)).encode()
+    return file.read_bytes()
+
+
+def source_of(file: Path) -> str:
+    """Return the source of a file of code, for people: of a function that was kept, what its file has beside it."""
+    if file.suffix == ".function":
+        return str(json.loads(file.read_bytes())["source"])
+    return file.read_text(errors="replace") if file.suffix == ".py" else ""
 
 
 def _refused(what: str, fix: str) -> Refusal:

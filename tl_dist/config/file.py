@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from tl_dist.config import Config, DataConfig, Section, batch_norm, extensions, registry, yaml_text
+from tl_dist.config import Config, DataConfig, Section, batch_norm, code, extensions, registry, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
@@ -33,7 +33,7 @@ ROUNDING = {"wire", "tf32"}
 DECIDING = {
     "early_stopping": None,
     "checkpoint": {"best", "average"},
-    "evaluation": {"every_epochs", "views"},
+    "evaluation": {"every_epochs", "views", "metrics"},
 }
 """sections that decide the weights if figures of the validation split decide something, and which of their keys do"""
 
@@ -89,7 +89,7 @@ def _checked(
         _override(data, where, text)
     for dotted in _PATHS:
         _absolute(data, dotted, where)
-    _code_beside(data, where)
+    data = _with_code_beside(data, where)
     if data.get("recipe") == "auto" and choose is not None:
         with suppress(ValidationError):  # of the data section: reported below, with all others
             dataset = DataConfig.model_validate(tuples(section(data, "data")), strict=True)
@@ -158,12 +158,15 @@ def dump(cfg: Config) -> str:
 
 
 def in_run(cfg: Config, folder: str) -> str:
-    """Return `dump(cfg)` for a run whose `folder` has the Python file of its network, if it has one."""
-    file = extensions.code_file(cfg.model.backbone)
-    if file is None:
+    """Return `dump(cfg)` for a run whose `folder` has the files of the functions that the config names."""
+    values = cfg.model_dump(mode="json")
+    if not code.files(values):
         return dump(cfg)
-    name = f"{folder}/{registry.without_folder(cfg.model.backbone)}"
-    return dump(cfg.model_copy(update={"model": cfg.model.model_copy(update={"backbone": name})}))
+
+    def moved(name: str) -> str:
+        return f"{folder}/{code.short(name)}" if extensions.code_file(name) else name
+
+    return yaml_text.dump(code.with_code(values, moved))
 
 
 def trajectory(cfg: Config) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     values |= cfg.model_dump(mode="json", include={"runtime": ROUNDING})
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
-    values["model"]["backbone"] = registry.without_folder(cfg.model.backbone)
+    values = code.with_code(values, code.short)
     if values["source"] is not None:
         # The run's identity has the digest of those weights.
         values["source"] = "run, refitted" if values["source"]["refit"] else "run"
@@ -299,17 +302,21 @@ def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> No
         raise _usage(what, "write the whole path, beginning with '/'.") from None
 
 
-def _code_beside(data: dict[str, Any], where: Mapping[str, str]) -> None:
-    """Make the path of a Python file in `model.backbone` absolute: from the config's own folder, not the working one.
+def _with_code_beside(data: Mapping[str, Any], where: Mapping[str, str]) -> dict[str, Any]:
+    """Make the paths of files of functions absolute: from the config's own folder, not from the working one.
 
-    So a run's config finds the copy in the run, wherever both are moved. An override begins in the working directory.
+    So a run's config finds the copies in the run, wherever all are moved. An override begins in the working directory.
     """
-    name = section(data, "model").get("backbone")
-    if isinstance(name, str) and (file := extensions.code_file(name)) is not None:
-        overridden = where.get("model.backbone", "").startswith("override")
-        folder = Path() if overridden else Path(where[""]).parent
-        path = (folder / file.expanduser()).absolute()
-        data["model"] = {**data["model"], "backbone": f"{path}:{name.rpartition(':')[2]}"}
+    overridden = [text.partition("=")[2] for text in where.values() if text.startswith("override '")]
+
+    def absolute(name: str) -> str:
+        file = extensions.code_file(name)
+        if file is None:
+            return name
+        folder = Path() if any(name in text for text in overridden) else Path(where[""]).parent
+        return f"{(folder / file.expanduser()).absolute()}:{name.rpartition(':')[2]}"
+
+    return code.with_code(data, absolute)
 
 
 def tuples(value: Any) -> Any:

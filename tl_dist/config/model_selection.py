@@ -17,6 +17,9 @@ _SMALLER = ("log_loss", "ece", "mae", "rmse")
 FIGURES = {name: "min" if name in _SMALLER else "max" for names in OF_TASK.values() for name in names}
 """which value of each is better"""
 
+RESERVED = ("own", "main", "interval", "confusion", "threshold", "calibration", "decision", "targets", "labels", "loss")
+"""further names in the figures of an evaluation"""
+
 SPLIT = "validation"
 """the split that decides"""
 

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from tl_dist.config.data import FUNCTION
 from tl_dist.config.registry import nearest
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -281,6 +282,8 @@ def _words(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, bool]:
     if origin is Annotated:
         base, *more = get_args(annotation)
         bounds = [m for entry in more for m in getattr(entry, "metadata", [entry])]  # Field(gt=0) holds a Gt
+        if any(getattr(bound, "pattern", None) == FUNCTION for bound in bounds):
+            return "a function, FILE.py:NAME", False
         return _words(base, (*bounds, *metadata))
     if origin in (Union, UnionType):
         arms = [a for a in get_args(annotation) if a is not NoneType]

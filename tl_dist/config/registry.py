@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from tl_dist.config import extensions
+from tl_dist.config import code, extensions
 from tl_dist.config.extensions import Offer
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -243,9 +243,7 @@ def parts_of(network: str) -> tuple[str, dict[str, Any]]:
 def without_folder(network: str) -> str:
     """Return a network, or a name, without the folder of its Python file: a run has a copy of its own."""
     name = parts_of(network)[0]
-    file = extensions.code_file(name)
-    short = f"{file.name}:{name.rpartition(':')[2]}" if file else name
-    return short + network.removeprefix(name)
+    return code.short(name) + network.removeprefix(name)
 
 
 def code_of_network(network: str) -> dict[str, str]:
@@ -277,10 +275,15 @@ def code_of(kind: Registry[Any], name: str) -> dict[str, str]:
 
 
 def code_of_others(cfg: Config) -> dict[str, dict[str, str]]:
-    """Return `code_of` the data set and backbone, if of other packages: a run is bound to them, not to its strategy."""
+    """Return `code_of` the data set and backbone, if of other packages, and that of every function of the user.
+
+    A run is bound to them, not to its strategy.
+    """
     used = {DATASET.what: code_of(DATASET, cfg.data.name) if cfg.data.name not in DATASET.own else {}}
     used[BACKBONE.what] = code_of_network(cfg.network)
-    return {what: code for what, code in used.items() if code}
+    for path, name in code.beside_backbone(cfg):
+        used[".".join(path)] = {"code": extensions.code_digest(extensions.home(name))}
+    return {what: identity for what, identity in used.items() if identity}
 
 
 def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:

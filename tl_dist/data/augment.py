@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.config import AugmentConfig
+from tl_dist.config import AugmentConfig, code
 from tl_dist.data import random as draws
 from tl_dist.data.rand_augment import GREY, rand_augmented
 from tl_dist.data.resize import clipped, stretch
@@ -208,8 +208,29 @@ def augment(images: Any, names: tuple[str, ...], settings: AugmentConfig, run_se
     """Apply the named operations in order to images uint8 [rows, size, size, 3]."""
     shape = images.shape
     for name in names:
+        if name not in OPERATIONS:
+            images = _own(name, images, draws.bits(run_seed, positions, code.short(name), 1))
+            continue
         images = OPERATIONS[name](images, partial(draws.uniform, run_seed, positions, name), settings)
     return tf.ensure_shape(images, shape)
+
+
+def _own(name: str, images: Any, words: Any) -> Any:
+    """Apply a function of the user, (image uint8 [size, size, 3], seed int32 [2]) -> image, to each row.
+
+    Refuses (64) a function that raises, or returns an image of another shape.
+    """
+    who, shape = f"augmentation '{code.short(name)}'", images.shape[1:]
+    function = code.load(name, who)
+
+    def apply(row: tuple[Any, Any]) -> Any:
+        image = code.called(name, who, lambda: tf.convert_to_tensor(function(*row)))
+        if not image.shape.is_compatible_with(shape):
+            raise code.refused(who, f"returns shape {tuple(image.shape)}", f"return an image of shape {tuple(shape)}")
+        return tf.ensure_shape(image if image.dtype == tf.uint8 else clipped(tf.cast(image, tf.float32)), shape)
+
+    seeds = tf.bitcast(words[:, 0], tf.int32)
+    return tf.map_fn(apply, (images, seeds), fn_output_signature=tf.uint8)
 
 
 def _by_row(values: Any) -> Any:

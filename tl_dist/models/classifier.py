@@ -51,15 +51,15 @@ class Classifier:
         parts: Sequence[str] = (),
         recomputes: bool = False,
     ) -> None:
-        backbone = networks.narrowed(backbone, config.prune)
+        backbone = networks.with_head(networks.narrowed(backbone, config.prune), config.head, num_classes)
         before = random.getstate()
         random.seed(seed)  # Keras's initializers take their seeds from Python's generator
         try:
-            network = backbone.build((image_size, image_size, 3))
+            network, gives = networks.built(backbone, (image_size, image_size, 3))
         finally:
             random.setstate(before)
         batch_norm.adopt(network)
-        self._path_rates = drop_path.adopt(backbone, network, config.drop_path)
+        self._all_drops = drop_path.adopt(backbone, network, config.drop_path)
         self._build = partial(recompute.by_block, backbone, network) if recomputes else keras.Model
         self._backbone, self.network, self._config = backbone, network, config
         self._random = config.weights == "random" and not carried
@@ -83,7 +83,10 @@ class Classifier:
             self._hidden = dense(config.hidden, activation="relu", kernel_initializer=initial, name="hidden")
             self._hidden.build((None, features))
         # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
-        self._logits = heads.last_layer(loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
+        if backbone.head_from is None:
+            self._logits = heads.last_layer(loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
+        else:
+            self._logits = heads.Own(backbone.name, num_classes, loss, gives, dtype="float32", name="logits")
         self._logits.build((None, self.num_features))
         self.first_of_head = self._hidden or self._logits  # the layer that reads the pooled features
         self.new: set[str] = set()
@@ -91,13 +94,18 @@ class Classifier:
         if config.reinitialize is not None:
             first = networks.first_trainable_layer(backbone, network, config.reinitialize, key="model.reinitialize")
             self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
+        drawn = backbone.drawn if config.weights == "function" and not carried else ()
+        below = networks.below_head(backbone, network)
+        for position, layer in enumerate(network.layers):
+            if layer.name in drawn or (config.head and position >= below):
+                self.new |= {backbone_path(layer, v) for v in layer.weights}
         first = min(networks.first_trainable_layer(backbone, network, part) for part in parts or [config.train_from])
-        self._adapters = lora.add(network.layers[first:], config.adapt, seed)
+        self._adapters = lora.add(network.layers[first:below], config.adapt, seed)
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)
         paths = [path for path in (*self.moving, *self.frozen) if path.startswith("backbone/")]
         self.depths: dict[str, int] = {path: layer_depths[path.split("/")[1]] for path in paths}
-        """depth of each variable of the backbone, in blocks below the head"""
+        """depth of each variable of the backbone, in blocks below the head; 0 in a head that belongs to the network"""
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
@@ -105,8 +113,8 @@ class Classifier:
             self._backbone, self.network, self._outputs, self._config.pooling, first, self._build
         )
         above = [layer.name for layer in self.network.layers[first:]]
-        self.path_rates = {name: self._path_rates[name] for name in above if name in self._path_rates}
-        self.mask_rates = [self._config.dropout] * self.mask_features + [*self.path_rates.values()]
+        self.drops = {name: self._all_drops[name] for name in above if name in self._all_drops}
+        self.mask_rates = [self._config.dropout] * self.mask_features + drop_path.rates(self.drops)
         """shares that a training step drops: of the features of the head's input, then of residual branches"""
         self.bfloat16_paths: set[str] = set()
         """paths of trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
@@ -114,6 +122,7 @@ class Classifier:
         self.frozen: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}
         """moving statistics of batch norm that the training step updates; neither trainable nor frozen"""
+        below = networks.below_head(self._backbone, self.network)
         self.momentum: dict[str, float] = {}  # of each of the `statistics`
         self.scale: dict[str, Any] = {}
         """mean and spread of targets that are numbers: no step changes them, but checkpoints hold them"""
@@ -122,7 +131,8 @@ class Classifier:
             policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
             if policy == "frozen":
                 trained_ids = set()
-            trained_ids &= networks.adapted(self._config.adapt, layer)
+            if position < below:
+                trained_ids &= networks.adapted(self._config.adapt, layer)
             for variable in layer.weights:
                 table = self.trainable if id(variable) in trained_ids else self.frozen
                 path = backbone_path(layer, variable)
@@ -158,6 +168,10 @@ class Classifier:
         """Refuse (64) if a layer that keeps its random initialization is never trained."""
         untrained = [path for path in self.frozen if path in self.new and not path.endswith(MOVING)]
         if untrained:
+            if self._config.reinitialize is None:
+                layer = untrained[0].split("/")[1]
+                what = f"layer '{layer}', whose weights the function draws at random, would never be trained."
+                raise Refusal(what, fix=f"write 'train_from: {layer}', or a layer before it.", code=ExitCode.USAGE)
             raise Refusal(
                 f"model.reinitialize '{self._config.reinitialize}' reaches below train_from '{self._train_from}': "
                 f"{untrained[0]} would stay random.",
@@ -230,6 +244,15 @@ class Classifier:
     def moving(self) -> dict[str, Any]:
         """Return every variable that training changes, and the scale of targets, by path."""
         return {**self.trainable, **self.statistics, **self.scale}
+
+    def as_given(self, logits: Any) -> Any:
+        """Return what the user's model gives, from its logits; those of a head of ours as they are."""
+        return self._logits.as_given(logits) if self._backbone.head_from else logits
+
+    @property
+    def pretrained(self) -> Any:
+        """The part of the network that pretrained weights are of: all but a head that `model.head` adds."""
+        return networks.without_head(self._backbone, self.network) if self._config.head else self.network
 
     @property
     def spread(self) -> Any:

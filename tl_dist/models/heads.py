@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from tl_dist.config.training import FOR_GRADES, FOR_VALUES, LOSSES
+from tl_dist.refusal import ExitCode, Refusal
 
 _LEAST_GAP = 1e-6  # between two thresholds of coral
 
@@ -73,6 +74,49 @@ class Scaled(keras.layers.Dense):
     def call(self, features: Any, training: bool | None = None) -> Any:
         """Return the targets in the units of the data."""
         return super().call(features) * self.spread + self.mean
+
+
+class Own(keras.layers.Layer):
+    """Pass on the outputs [rows, outputs] of a network that has a head, in float32; two classes may have one output.
+
+    Where the task has numbers, it holds their scale, in which losses compare them.
+    """
+
+    def __init__(self, network: str, num_classes: int, kind: str, gives: str | None, **options: Any) -> None:
+        """`gives`: softmax or sigmoid, in which the network ended before it was left out."""
+        super().__init__(**options)
+        self._network, self._num, self._kind, self._gives = network, num_classes, kind, gives
+
+    def build(self, input_shape: Any) -> None:
+        """Check the number of outputs."""
+        width, pairs = input_shape[-1], self._num == 2 and self._kind == "cross_entropy"
+        self._is_one = width == 1
+        if width != self._num and not (width == 1 and pairs):
+            what = f"{self._network} gives {width} outputs, and the data set has {self._num} classes or targets."
+            fix = f"make its last layer one of {self._num} units{', or of 1' if pairs else ''}."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+        if self._kind in FOR_VALUES:
+            self.mean, self.spread = (
+                self.add_weight(name=name, shape=(width,), initializer=value, trainable=False)
+                for name, value in (("mean", "zeros"), ("spread", "ones"))
+            )
+
+    def call(self, outputs: Any, training: bool | None = None) -> Any:
+        """Return the logits or values."""
+        return paired(ops.cast(outputs, "float32"), "classification" if self._kind == "cross_entropy" else "")
+
+    def as_given(self, logits: Any) -> Any:
+        """Return the outputs of the network as the user wrote it, [rows, outputs]."""
+        if self._is_one and logits.shape[-1] == 2:
+            logits = logits[:, 1:] - logits[:, :1]
+        return {"softmax": ops.softmax, "sigmoid": ops.sigmoid}.get(str(self._gives), lambda values: values)(logits)
+
+
+def paired(outputs: Any, task: str) -> Any:
+    """Return the logits of two classes of the one that a network gives for the second; others as they are."""
+    if task != "classification" or outputs.shape[-1] != 1:
+        return outputs
+    return ops.concatenate([ops.zeros_like(outputs), outputs], axis=-1)
 
 
 def standardize(scale: Mapping[str, Any], targets: Any) -> None:

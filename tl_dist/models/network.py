@@ -15,7 +15,7 @@ from keras import ops
 from tl_dist.config import Config
 from tl_dist.config.lora import LoraConfig
 from tl_dist.models import heads
-from tl_dist.models.backbones import Backbone, preprocess, seam
+from tl_dist.models.backbones import Backbone, functions, preprocess, seam, seams, whole
 from tl_dist.refusal import ExitCode, Refusal
 
 MOST = 25
@@ -37,7 +37,7 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str, *, 
     """
     names = [layer.name for layer in network.layers]
     if train_from == "head":
-        return len(names)
+        return below_head(backbone, network)
     if train_from == "all":
         return 0
     first = backbone.stages.get(train_from, train_from)
@@ -46,6 +46,52 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str, *, 
         fix = f"use head, all, or one of {', '.join(backbone.stages)}."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return names.index(first)
+
+
+def below_head(backbone: Backbone, network: Any) -> int:
+    """Return the number of layers below the head: all, but for a network that has a head."""
+    names = [layer.name for layer in network.layers]
+    return len(names) if backbone.head_from is None else names.index(backbone.head_from)
+
+
+def with_head(backbone: Backbone, head: str | None, num_classes: int) -> Backbone:
+    """Return the backbone with the head that the function `head` returns for so many classes."""
+    if head is None:
+        return backbone
+    build = partial(_build_with_head, backbone.build, head, num_classes)
+    return replace(backbone, build=build, head_from=whole.HEAD, gives=None)
+
+
+def _build_with_head(build: Callable[..., Any], head: str, num_classes: int, input_shape: tuple[int, int, int]) -> Any:
+    network = build(input_shape)
+    top = functions.head(head, tuple(network.output.shape[1:]), num_classes)
+    features = _layers.Identity(name=whole.HEAD)(network.output)
+    return keras.Model(network.inputs, whole.copied(top, features), name=network.name)
+
+
+def without_head(backbone: Backbone, network: Any) -> Any:
+    """Return the network below its head, with the same layers."""
+    return keras.Model(network.inputs, seam(network, below_head(backbone, network)), name=network.name)
+
+
+def built(backbone: Backbone, input_shape: tuple[int, int, int]) -> tuple[Any, str | None]:
+    """Build the network of a backbone; of one with a head, without the softmax or sigmoid in which it may end.
+
+    Returns the name of that beside it.
+    """
+    network = backbone.build(input_shape)
+    return (network, None) if backbone.head_from is None else (whole.with_logits(network), whole.activation_of(network))
+
+
+def maps_of(network: Any) -> Any:
+    """Return the last Keras tensor of feature maps or tokens; refuse (64) a network that has none."""
+    if len(network.output.shape) > 2:
+        return network.output
+    place = whole.last_maps(network, seams(network), seam)
+    if place is None:
+        what = f"no feature map of {network.name} passes alone to the layers after it, so nothing can be shown on one."
+        raise Refusal(what, fix="use a network with convolutions.", code=ExitCode.USAGE)
+    return seam(network, place)
 
 
 _BIASES, _NORMS = ("bias", "beta"), (_layers.BatchNormalization, _layers.LayerNormalization)
@@ -129,6 +175,10 @@ def around_pooling(
     A head of the network that pools by attention counts as pooling.
     """
     patches, (*below, last) = num_patches(backbone, network), pooled
+    if backbone.head_from is not None:
+        maps = maps_of(network)
+        rest = keras.Model(maps, network.output)
+        return from_images(backbone, network, [maps]), lambda values: rest(keras.tree.flatten(values)[0], training=False)
     if backbone.attention_pool is None or last is not network.output:
         return from_images(backbone, network, list(pooled)), lambda maps: pool(maps, pooling, patches)
     tokens = network.get_layer(backbone.attention_pool).output
@@ -143,7 +193,7 @@ def around_pooling(
 
 def num_patches(backbone: Backbone, network: Any) -> int:
     """Return the number of tokens of patches in the output, if there are others before them; else 0."""
-    return network.output.shape[1] - backbone.leading_tokens if backbone.leading_tokens else 0
+    return maps_of(network).shape[1] - backbone.leading_tokens if backbone.leading_tokens else 0
 
 
 def as_maps(values: Any, patches: int) -> Any:
@@ -166,6 +216,8 @@ def pool(maps: Any, kind: str, patches: int = 0) -> Any:
 
 
 def _pool(features: Any, kind: str, patches: int) -> Any:
+    if len(features.shape) == 2:  # outputs of a head
+        return features
     if kind == "flatten":
         return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
     are_tokens = len(features.shape) == 3
@@ -216,8 +268,9 @@ def depths(backbone: Backbone, network: Any) -> dict[str, int]:
         blocks[layer.name] = stage, block
     if len({*blocks.values()}) > MOST:
         blocks = {layer: (stage, block // TOGETHER) for layer, (stage, block) in blocks.items()}
-    from_the_top = sorted({*blocks.values()}, reverse=True)
-    return {layer: 1 + from_the_top.index(place) for layer, place in blocks.items()}
+    head = [layer.name for layer in network.layers[below_head(backbone, network) :]]
+    from_the_top = sorted({place for layer, place in blocks.items() if layer not in head}, reverse=True)
+    return {layer: 0 if layer in head else 1 + from_the_top.index(place) for layer, place in blocks.items()}
 
 
 def narrowed(backbone: Backbone, share: float) -> Backbone:
@@ -282,7 +335,9 @@ def assemble(
     function, which a converter to 8 bits leaves in float32. `temperature` divides the logits.
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
-    own = narrowed(backbone, settings.prune).build((size, size, 3))
+    if settings.head is not None:
+        backbone = with_head(backbone, settings.head, network.output.shape[1])
+    own, _ = built(narrowed(backbone, settings.prune), (size, size, 3))
     own.set_weights(network.get_weights())
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     tensors = outputs(backbone, own, settings.layers)
@@ -298,18 +353,21 @@ def assemble(
     if settings.hidden:
         dense["hidden"] = keras.layers.Dense(settings.hidden, activation="relu", name="hidden")
         features = dense["hidden"](features)
-    kernel, bias = heads.as_dense(cfg.loss.name, arrays)
-    if dense_head:
+    if backbone.head_from is not None:
+        outputs_of_head = heads.paired(ops.cast(features, "float32"), cfg.task)
+    elif dense_head:
+        kernel, bias = heads.as_dense(cfg.kind_of_head, arrays)
         dense["logits"] = keras.layers.Dense(len(bias), dtype="float32", name="logits")
         outputs_of_head = dense["logits"](features)
     else:
+        kernel, bias = heads.as_dense(cfg.kind_of_head, arrays)
         wide = ops.expand_dims(ops.cast(features, "float32"), -1)
         outputs_of_head = ops.sum(wide * kernel, axis=1) + bias
-    logits = heads.log_probabilities(cfg.loss.name, outputs_of_head)
+    logits = heads.log_probabilities(cfg.kind_of_head, outputs_of_head)
     if temperature is not None:
         logits = keras.layers.Rescaling(1 / temperature, dtype="float32", name="calibration")(logits)
-    answers = heads.answers(cfg.loss.name, logits)
-    if dense_head:
+    answers = heads.answers(cfg.kind_of_head, logits)
+    if "logits" in dense:
         dense["logits"].set_weights([kernel, bias])
     if settings.hidden:
         dense["hidden"].set_weights([arrays["head/hidden/kernel"], arrays["head/hidden/bias"]])

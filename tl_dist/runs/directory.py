@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tl_dist.config import Config, extensions
+from tl_dist.config import Config, code, extensions
 from tl_dist.config import file as config_file
 from tl_dist.config.file import differences
 from tl_dist.config.registry import nearest
@@ -19,7 +20,7 @@ from tl_dist.files import limits
 from tl_dist.files.atomic import children, open_directory, reason, sweep, write_atomically
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below, unsafe
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, shortened
 from tl_dist.runs import shape
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
@@ -228,21 +229,30 @@ class RunDir:
             write_atomically(self.config_file, resolved)
 
     def _new_code(self, config: Config) -> list[Path]:
-        """Return the Python file of the config's network, if the run has no copy of it that is the same."""
-        file = extensions.code_file(config.model.backbone)
-        if file is None:
-            return []
-        with suppress(OSError):
-            if read_file(self.code / file.name, max_bytes=limits.RUN_JSON) == file.read_bytes():
-                return []
-        return [file]
+        """Return the files of the functions that the config names of which the run has no copy that is the same."""
+
+        def is_there(file: Path) -> bool:
+            with suppress(OSError, ValueError):
+                return extensions.code_bytes(self.code / file.name) == extensions.code_bytes(file)
+            return False
+
+        return [file for file in code.files(config.model_dump(mode="json")) if not is_there(file)]
+
+    def _changed_code(self, file: Path) -> str:
+        """Return in a clause how a file of code differs from the copy in the run."""
+        copy = self.code / file.name
+        if not copy.exists():
+            return f"{copy} is missing"
+        lines = [*difflib.ndiff(*(extensions.source_of(path).splitlines() for path in (copy, file)))]
+        changed = [line.strip() for line in lines if line[:2] in ("- ", "+ ")]
+        return f"{file.name} differs from {copy}: {shortened(' | '.join(changed), 160)}"
 
     def _refuse_bound(self, config: Config) -> None:
         """Refuse (78) to change the trajectory of a run that has begun, or that a process is about to start."""
         before = config_file.load(self.config_file, imports=False)
         old, new = config_file.trajectory(before), config_file.trajectory(config)
         changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING, "runtime"))
-        changes += [f"{file.name} differs from {self.code / file.name}" for file in self._new_code(config)]
+        changes += [self._changed_code(file) for file in self._new_code(config)]
         starting = None if self.begun else claimant(self.claim_file, self.attempts)
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""

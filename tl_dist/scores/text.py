@@ -58,7 +58,8 @@ def paired_test(result: Mapping[str, Any]) -> str:
 
 def summary(values: Mapping[str, Any]) -> str:
     """Write figures in one line, without the undefined ones."""
-    known = {name: values[key] for key, name in FIGURES.items() if values.get(key) is not None}
+    names = FIGURES | {name: name for name in values.get("own", ())}
+    known = {name: values[key] for key, name in names.items() if values.get(key) is not None}
     return " | ".join(f"{name} {figure(value)}" for name, value in known.items())
 
 

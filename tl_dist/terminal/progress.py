@@ -46,6 +46,7 @@ def evaluation_line(record: Record) -> str:
         line = f"{split} accuracy {correct:,} of {total:,} ({correct / max(total, 1):.4f})"
     if "loss" in record:
         line += f" | loss {float(record['loss']):.4g}"
+    line += "".join(f" | {name} {text.figure(figures[name], 4)}" for name in figures.get("own", ()))
     if "step" in record:
         line += f" | step {int(record['step']):,}"
     return line

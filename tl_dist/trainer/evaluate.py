@@ -21,7 +21,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import calibration, decision, figures, predictions
+from tl_dist.scores import calibration, decision, figures, own_metrics, predictions
 from tl_dist.scores.decision import Decision
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer.precise_statistics import PreciseStatistics
@@ -79,7 +79,7 @@ class Evaluator:
             temperature=temperature,
             decision=decision,
             trained=setup.splits["train"].labels,
-            judge=task.figures,
+            judge=own_metrics.judge_with(task.figures, setup.cfg.evaluation.metrics),
             answers=task.answers,
         )
 

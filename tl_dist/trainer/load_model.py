@@ -109,7 +109,7 @@ def untrained(cfg: Config, num_classes: int, *, adapters: bool = True) -> Classi
         num_classes=num_classes,
         seed=cfg.seed,
         carried=cfg.source is not None,
-        loss=cfg.loss.name,
+        loss=cfg.kind_of_head,
         parts=cfg.parts,
         recomputes=cfg.runtime.recompute,
     )
@@ -137,7 +137,7 @@ def load_run(
         built = untrained(cfg, len(identity_of(run)["class_names"]), adapters=False)
         variables = {**built.moving, **built.frozen}
         if parallel is None or parallel.rank == 0:
-            saved = _restore(run, cfg, built.network, variables, at)
+            saved = _restore(run, cfg, built.pretrained, variables, at)
     if parallel is not None:
         parallel.broadcast(list(variables.values()))
     return built, saved
@@ -152,7 +152,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     run, source = init_from.opened(cfg)
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
-    both = {source.loss.name, cfg.loss.name}
+    both = {source.kind_of_head, cfg.kind_of_head}
     apart = both & {*FOR_GRADES} and (len(both) > 1 or places != sorted(places))
     # Classes and grades share their last loss; labels and numbers share it with no other task.
     if heads and (apart or LOSSES[source.task][-1] != LOSSES[cfg.task][-1]):
@@ -164,7 +164,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
         weights_left = pruning.kept(load_run(run, source)[0], network)
         for path, variable in variables.items():
             variable.assign(weights_left[path])
-    for path in heads if cfg.loss.name not in FOR_GRADES else ():
+    for path in heads if cfg.kind_of_head not in FOR_GRADES else ():
         variables[path].assign(variables[path].numpy()[..., places])
     return digest({path: v.numpy() for path, v in variables.items()})
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist import tasks
-from tl_dist.config import Config
+from tl_dist.config import Config, code
 from tl_dist.config import file as config_file
 from tl_dist.config.stages import Stage, plan
 from tl_dist.data import decoded, pipeline
@@ -33,6 +33,7 @@ from tl_dist.trainer.load_model import image_size_of, refuse_changed_code, start
 from tl_dist.training import losses, monitor, optim
 from tl_dist.training.losses import Distillation, Objective
 from tl_dist.training.optim import Optimizer
+from tl_dist.training.own_loss import OwnLoss
 from tl_dist.training.state import TrainState
 from tl_dist.training.target_losses import TargetObjective, pos_weights
 
@@ -130,7 +131,7 @@ class Setup:
         if not tasks.one_class_each(cfg):
             of_labels = pos_weights(loss, train.truth, train.annotations.weights)
             self._refuse_number_of(of_labels, "loss.pos_weight", "label")
-            return TargetObjective(loss, *sizes, mixes, of_labels, self.model.spread)
+            return TargetObjective(loss, *sizes, mixes, of_labels, self.model.spread, own=self.own_loss())
         weights = train.annotations.weights
         return Objective(
             *sizes,
@@ -142,8 +143,19 @@ class Setup:
             adjustment=losses.logit_adjustment(train.labels, train.num_classes, weights, loss.tau)
             if loss.name == "logit_adjusted"
             else None,
+            own=self.own_loss(),
             cumulative=loss.name == "coral",
         )
+
+    def own_loss(self) -> OwnLoss | None:
+        """Return the loss that the user has written, tried on rows of the training split; None without one."""
+        name, train = self.cfg.loss.name, self.splits["train"]
+        if not code.is_function(name):
+            return None
+        self.beat(f"trying loss '{code.short(name)}'")
+        own = OwnLoss(name, code.load(name, f"loss '{code.short(name)}'"), self.model.as_given)
+        own.check(train.truth[:6], train.num_classes)
+        return own
 
     def _refuse_number_of(self, weights: Sequence[float] | None, key: str, what: str) -> None:
         """Refuse (64) other than one weight for each class or label."""
@@ -278,7 +290,7 @@ def _build(
         heads.standardize(whole.scale, splits["train"].truth)
         with whole.keeping_new():
             if file is not None:
-                weights.load(model.network, file)
+                weights.load(model.pretrained, file)
             if cfg.source is not None:
                 every = {**whole.moving, **whole.frozen}
                 left_out = () if cfg.source.head else ("head/",)

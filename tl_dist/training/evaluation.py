@@ -28,7 +28,7 @@ def objective_of(cfg: Config, model: Classifier, num_classes: int) -> Objective 
     """Return the loss of a task that evaluations show: without weights, smoothing and focus."""
     if "cross_entropy" in LOSSES[cfg.task]:
         return Objective(num_classes, cfg.global_batch)
-    name = "binary_cross_entropy" if cfg.loss.name == "asymmetric" else cfg.loss.name
+    name = "binary_cross_entropy" if cfg.loss.name == "asymmetric" else cfg.kind_of_head
     plain = LossConfig(name=name, delta=cfg.loss.delta)
     return TargetObjective(plain, num_classes, cfg.global_batch, spread=model.spread)
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tl_dist.data.batch import Batch
 from tl_dist.scores import figures
+from tl_dist.training.own_loss import OwnLoss
 
 _LEAST = 1e-7
 """the least 1 - p in the focal loss, whose gradient has no limit there if gamma is below 1"""
@@ -56,6 +57,8 @@ class Objective:
     """above 0 the focal loss of Lin et al., arXiv 1708.02002, section 3.2, summed over the classes of a soft target"""
     adjustment: Sequence[float] | None = None
     """[classes], added to the logits: the logit-adjusted loss of Menon et al., arXiv 2007.07314, section 4.2"""
+    own: OwnLoss | None = None
+    """instead of the cross-entropy"""
     cumulative: bool = False
     """the sum of the binary cross-entropies of exceeding each grade: the loss of Cao et al., arXiv 1901.07884"""
     most = MOST  # that one example adds to the loss of an evaluation
@@ -98,7 +101,9 @@ class Objective:
         if self.label_smoothing or self.gamma:
             on, off = 1.0 - self.label_smoothing, self.label_smoothing / self.num_classes
             targets = tf.one_hot(labels, self.num_classes) * on + off
-        if self.cumulative:
+        if self.own is not None:
+            losses = self.own(labels, logits)
+        elif self.cumulative:
             losses = _of_exceeding(tf.nn.log_softmax(logits), labels, self.num_classes)
         elif self.gamma:
             log_probabilities = tf.nn.log_softmax(logits)

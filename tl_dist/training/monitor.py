@@ -74,7 +74,7 @@ class Monitor:
         among_best = lowered = False
         figure = figure_of(self._best.metric) if self._best is not None else None
         if figure is not None and not math.isnan(figures[figure]):
-            sign = -1 if FIGURES[figure] == "max" else 1
+            sign = -1 if FIGURES.get(figure, "max") == "max" else 1
             ranked = sorted([*self.best, (step, figures[figure])], key=lambda pair: (sign * pair[1], pair[0]))
             self._state["best"] = [list(pair) for pair in ranked[: self._num_best]]
             among_best = [step, figures[figure]] in self._state["best"]
@@ -101,7 +101,7 @@ def better(figure: str, value: float, than: float | None, min_delta: float = 0.0
     """Return whether a figure has improved by more than `min_delta`; any number is better than None."""
     if than is None or math.isnan(value):
         return not math.isnan(value)
-    return value - min_delta > than if FIGURES[figure] == "max" else value + min_delta < than
+    return value - min_delta > than if FIGURES.get(figure, "max") == "max" else value + min_delta < than
 
 
 def _compare(watched: dict[str, Any], step: int, figures: Mapping[str, float], figure: str, min_delta: float) -> None:

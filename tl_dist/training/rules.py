@@ -31,7 +31,7 @@ def rules(
     new_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
     table = {}
     for path, variable in trainable.items():
-        is_head = path.startswith("head/")
+        is_head = path.startswith("head/") or (depths or {}).get(path) == 0
         is_new = is_head or path in new
         rate = head_rate if is_head else config.layer_decay ** (depths or {}).get(path, 0)
         if len(variable.shape) < 2:

@@ -114,7 +114,7 @@ class TrainStep:
         # TensorFlow refuses its backward pass in deterministic mode, in which there is no clock either.
         fused = self.gpu and self.clock is not no_clock and (model.sums_over_replicas or not self.xla)
         statistics = model.batch_statistics(self.parallel.total_in_step, fused=fused)
-        with statistics as moments, drop_path.dropping(model.path_rates, batch.masks):
+        with statistics as moments, drop_path.dropping(model.drops, batch.masks):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(trainable)
                 logits = model.suffix(batch.images, batch.masks)

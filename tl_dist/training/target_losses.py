@@ -12,6 +12,7 @@ from tl_dist.config import LossConfig
 from tl_dist.config.training import FOR_VALUES
 from tl_dist.data.batch import Batch
 from tl_dist.training.losses import counted
+from tl_dist.training.own_loss import OwnLoss
 
 _LEAST = 1e-8
 """the least probability in the asymmetric loss, as in the authors' code"""
@@ -29,6 +30,8 @@ class TargetObjective:
     """[labels], of the labels that an image has"""
     spread: Any = None
     """[targets], numbers alone: the unit in which they are compared"""
+    own: OwnLoss | None = None
+    """instead of `loss`"""
     most = float("inf")
 
     def losses(self, outputs: Any, batch: Batch) -> Any:
@@ -39,6 +42,8 @@ class TargetObjective:
         return own * batch.weights
 
     def _losses(self, outputs: Any, targets: Any) -> Any:
+        if self.own is not None:
+            return self.own(targets, outputs)
         losses = {
             "binary_cross_entropy": self._binary_cross_entropy,
             "asymmetric": self._asymmetric,
@@ -71,7 +76,7 @@ class TargetObjective:
 
     @property
     def _of_values(self) -> bool:
-        return self.loss.name in FOR_VALUES
+        return self.spread is not None
 
     def counts(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Return the number of rows whose answer is right as a whole, without padding; NaN for numbers."""

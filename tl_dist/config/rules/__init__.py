@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from tl_dist.config import Config, registry
+from tl_dist.config import Config, code, extensions, registry
 from tl_dist.config.problems import Broken
 from tl_dist.config.rules import data, model, training
 from tl_dist.config.source import of_source
@@ -42,6 +42,7 @@ def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
             if is_backbone and ":" in name and not cfg.model.is_function:
                 fix += " Or, if it is a function that returns a Keras model, write 'preprocessing: torch' or another."
             yield Broken(path, refusal.what, fix)
+    yield from _functions(cfg)
     model = cfg.model
     if model.is_function and model.preprocessing is None:
         what = f"what images the network of {registry.without_folder(model.backbone)} takes is not known."
@@ -50,6 +51,20 @@ def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     if model.arguments and not model.is_function:
         what = f"arguments are for a function that returns a network, and {model.backbone} is none."
         yield Broken(("model", "arguments"), what, "remove them.")
+
+
+def _functions(cfg: Config) -> Iterator[Broken]:
+    """Yield functions of the user that are not there; they are imported by workers alone."""
+    for path, name in code.beside_backbone(cfg):
+        try:
+            extensions.home(name)
+        except Refusal as refusal:
+            yield Broken(path, refusal.what, refusal.fix)
+    files = code.files(cfg.model_dump(mode="json"))
+    twice = [file.name for k, file in enumerate(files) if file.name in [other.name for other in files[:k]]]
+    if twice:
+        what = f"two files of functions are called {twice[0]}, and the run keeps them side by side."
+        yield Broken(("model", "backbone"), what, "rename one of them.")
 
 
 def _workers(cfg: Config) -> Iterator[Broken]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tl_dist.config import Config, batch_norm, registry
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
-from tl_dist.config.training import CLASSIFIERS
+from tl_dist.config.training import CLASSIFIERS, FOR_GRADES
 
 TORCH_FILES = (".pth", ".pt", ".bin")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index", *TORCH_FILES)
@@ -16,6 +16,7 @@ _PART = r"\w[\w.-]*"
 _ONE_FILE = "|".join(re.escape(suffix) for suffix in (".safetensors", *TORCH_FILES))
 HUB = re.compile(f"hf://({_PART}/{_PART})(?:@({_PART}))?(?:/((?:{_PART}/)*{_PART}(?:{_ONE_FILE})))?")
 """weights of the Hugging Face hub: repository, revision, file"""
+_OF_HEAD = ("hidden", "dropout", "normalize", "layers", "pooling")
 _WEIGHTS = re.compile(f"imagenet|random|function|pypi:{_WORD}=={_WORD}|{HUB.pattern}")
 
 
@@ -87,12 +88,37 @@ def model(cfg: Config) -> Iterator[Broken]:
         what = f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features."
         fix = f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'."
         yield Broken(("model", "reinitialize"), what, fix)
+    yield from _own_head(cfg)
     yield from _adapt(cfg)
     weights = cfg.loss.class_weights
     if isinstance(weights, tuple) and (len(weights) < 2 or min(weights) <= 0):
         what = "loss.class_weights must hold one number above 0 for each class."
         fix = "write 'class_weights: balanced' or one weight for each class."
         yield Broken(("loss", "class_weights"), what, fix)
+
+
+def _own_head(cfg: Config) -> Iterator[Broken]:
+    """Yield what a network that has a head, or a head that a function returns, leaves nothing for."""
+    model, record = cfg.model, registry.backbone(cfg.network)
+    if record.head_from is not None and model.head is not None:
+        what = f"{record.name} has a head already: its outputs are those of classes."
+        yield Broken(("model", "head"), what, "remove 'head', or make the function return feature maps.")
+    elif record.head_from is not None or model.head is not None:
+        fields = type(model).model_fields
+        for path, is_set in (
+            *((("model", key), getattr(model, key) != fields[key].default) for key in _OF_HEAD),
+            (("classifier", "name"), cfg.classifier.computed),
+            (("loss", "name"), cfg.loss.name in FOR_GRADES),
+            (("source",), cfg.source is not None),
+        ):
+            if is_set:
+                what = f"{'.'.join(path)} has no effect on {'a head' if model.head else 'a network with a head'} of your own."
+                yield Broken(path, what, "remove it, or 'head' below 'model:', or make the function return feature maps.")
+                return
+    fitting = {"classification": ("softmax", "sigmoid"), "multilabel": ("sigmoid",), "ordinal": ("softmax",)}
+    if record.gives is not None and record.gives not in fitting.get(cfg.task, ()):
+        what = f"{record.name} ends in {record.gives}, which does not fit task '{cfg.task}'."
+        yield Broken(("task",), what, "make its last layer linear, or name another task.")
 
 
 def _adapt(cfg: Config) -> Iterator[Broken]:

@@ -1,9 +1,9 @@
 """The rules about the optimizer, its schedules, outputs that are computed once, and what figures decide."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from tl_dist.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, registry
-from tl_dist.config.model_selection import FIGURES, OF_TASK, SPLIT, figure_of, metrics_of
+from tl_dist.config import Config, LossConfig, OptimizerConfig, ScheduleConfig, code, registry
+from tl_dist.config.model_selection import FIGURES, OF_TASK, RESERVED, SPLIT, figure_of, metrics_of
 from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
 from tl_dist.config.training import CLASSIFIERS, LOSSES, PLATEAU
@@ -88,7 +88,11 @@ def loss(cfg: Config) -> Iterator[Broken]:
 def _of_another_task(cfg: Config) -> Iterator[Broken]:
     """Yield what belongs to another task: the loss, the classifier, and keys that need one class for each image."""
     name, task = cfg.loss.name, cfg.task
-    if name not in LOSSES[task]:
+    if code.is_function(name):
+        if cfg.loss.label_smoothing:
+            what = f"label_smoothing has no effect on loss '{name}', which gets class numbers."
+            yield Broken(("loss", "label_smoothing"), what, "remove it, and smooth in the function.")
+    elif name not in LOSSES[task]:
         others = [other for other, names in LOSSES.items() if name in names]
         fix = f"write 'task: {others[0]}', or use {' or '.join(LOSSES[task])}."
         yield Broken(("loss", "name"), f"loss '{name}' does not belong to task '{task}'.", fix)
@@ -193,8 +197,12 @@ def distill(cfg: Config) -> Iterator[Broken]:
 def deciding(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about metrics that decide; whether there is a validation split is known later."""
     metrics = metrics_of(cfg)
+    own = cfg.evaluation.metrics
+    for name in own.keys() & {*FIGURES, *RESERVED}:
+        what = f"evaluation.metrics: '{name}' is a figure of every evaluation."
+        yield Broken(("evaluation", "metrics", name), what, "give yours another name.")
     for path, metric in metrics.items():
-        yield from _metric(path, metric)
+        yield from _metric(path, metric, own)
         if figure_of(metric) in FIGURES and figure_of(metric) not in OF_TASK[cfg.task]:
             what = f"{figure_of(metric)} is no figure of task '{cfg.task}'."
             theirs = next(task for task, names in OF_TASK.items() if figure_of(metric) in names)
@@ -216,13 +224,13 @@ def deciding(cfg: Config) -> Iterator[Broken]:
         )
 
 
-def _metric(path: tuple[str, ...], metric: str) -> Iterator[Broken]:
+def _metric(path: tuple[str, ...], metric: str, own: Collection[str]) -> Iterator[Broken]:
     split, dot, figure = metric.rpartition(".")
     if dot and split != SPLIT:
         why = "the test split must not decide" if split == "test" else f"only the {SPLIT} split decides"
         what = f"{'.'.join(path)} is '{metric}', but {why}."
         yield Broken(path, what, f"write 'metric: {SPLIT}.{figure}'.")
-    elif figure not in FIGURES:
-        guess = "log_loss" if figure == "loss" else nearest(figure, list(FIGURES))
+    elif figure not in FIGURES and figure not in own:
+        guess = "log_loss" if figure == "loss" else nearest(figure, [*FIGURES, *own])
         fix = f"write 'metric: {SPLIT}.{guess}'." if guess else f"use one of {', '.join(FIGURES)}."
         yield Broken(path, f"{'.'.join(path)} '{metric}' is not a figure of an evaluation.", fix)

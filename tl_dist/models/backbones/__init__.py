@@ -72,6 +72,14 @@ class Backbone:
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
     function: bool = False
     """whether a function of the user builds it (`functions.py`), which may also give it weights"""
+    head_from: str | None = None
+    """the first layer of a head that the network has, so that its outputs are [batch, classes]"""
+    gives: str | None = None
+    """softmax or sigmoid, if a network with a head ends in it; `build` returns it with that"""
+    drawn: tuple[str, ...] = ()
+    """layers of a function's network whose weights it draws at random in each call"""
+    start: tuple[str, str] = ("imagenet", "head")
+    """`weights` and `train_from` that fit what a function returns"""
     imagenet_top1: float | None = None
     """published top-1 accuracy on ImageNet of the pretrained weights; `rank` shows it as a plain baseline, and chooses
     by it among candidates that its folds cannot distinguish from the best"""

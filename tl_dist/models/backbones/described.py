@@ -4,12 +4,14 @@ It checks that the network may be trained by any number of workers and exported,
 """
 
 import json
+import math
 import re
 import sys
 from typing import Any
 
 from tl_dist.config import registry
-from tl_dist.models.backbones import seams
+from tl_dist.models.backbones import seam, seams, whole
+from tl_dist.models import drop_path as dropout
 from tl_dist.models.backbones.functions import build, refused
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -29,6 +31,8 @@ def describe(network: str) -> dict[str, Any]:
     _check_outputs(name, model)
     output = model.output.shape
     leading, patch = 0, 1
+    cuts = seams(model)
+    start = whole.start_of(model, build(name, more["arguments"], (side, side, 3)))
     if len(output) == 3:
         grid = int(output[1] ** 0.5)
         leading, patch = output[1] - grid**2, side // grid if side % grid == 0 else 1
@@ -39,6 +43,9 @@ def describe(network: str) -> dict[str, Any]:
         "batch_norm": any(isinstance(layer, is_norm) for layer in model.layers),
         "patch": patch,
         "leading_tokens": leading,
+        "head_from": whole.head_of(model, cuts, seam) if len(output) == 2 else None,
+        "gives": whole.activation_of(model) if len(output) == 2 else None,
+        **start,
     }
 
 
@@ -50,6 +57,14 @@ def _check_layers(name: str, model: Any) -> None:
         twice = next(path for path in paths if paths.count(path) > 1)
         raise refused(name, f"returned a model with two variables '{twice}'", "give its layers names of their own")
     for layer in model.layers:
+        masks = dropout.mask_shape(layer)
+        if masks is None and any(part._seed_generators for part in layer._flatten_layers()):
+            what = f"returned a model whose layer '{layer.name}' draws random numbers in training, by no position"
+            fix = "remove it: write 'augment' below 'data:', 'dropout' or 'drop_path' below 'model:', or use Dropout"
+            raise refused(name, what, fix)
+        if masks is not None and math.prod(masks) > dropout.MOST:
+            what = f"returned a model whose layer '{layer.name}' drops {math.prod(masks):,} values of an image one by one"
+            raise refused(name, what, "use SpatialDropout2D, which drops whole channels")
         inner = list(layer._flatten_layers(include_self=False))
         if any(isinstance(part, keras.layers.BatchNormalization) for part in inner):
             what = f"returned a model whose layer '{layer.name}' hides batch norm, whose policy could not be kept"

@@ -5,24 +5,23 @@ keeps what it saw in the user's cache (`described.py`).
 """
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
 
-from tl_dist.config import extensions, registry
+from tl_dist.config import code, extensions, registry
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.packages import locked, user_cache
-from tl_dist.models.backbones import Backbone, numbered_from_zero, preprocessing_of
+from tl_dist.models.backbones import Backbone, numbered_from_zero, preprocessing_of, whole
 from tl_dist.refusal import ExitCode, Refusal, from_child
 
-_VERSION = 1  # raise it when descriptions change
+_VERSION = 2  # raise it when descriptions change
 _BUILD_S = 1800.0
+_FIX = "correct it, or 'arguments' below 'model:'"
 
 
 def record(network: str) -> Backbone:
@@ -53,14 +52,18 @@ def _record(network: str, content: bytes) -> Backbone:
         patch=facts["patch"],
         leading_tokens=facts["leading_tokens"],
         function=True,
+        head_from=facts["head_from"],
+        drawn=tuple(facts["drawn"]),
+        gives=facts["gives"],
+        start=(facts["weights"], facts["train_from"]),
     )
 
 
-def _described(network: str, code: str) -> dict[str, Any]:
+def _described(network: str, digest: str) -> dict[str, Any]:
     """Return what a child saw of the network, this time or an earlier one."""
     from importlib.metadata import version
 
-    identity = json.dumps([_VERSION, registry.without_folder(network), code, version("keras")])
+    identity = json.dumps([_VERSION, registry.without_folder(network), digest, version("keras")])
     file = user_cache() / "networks" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
     with locked(file.with_suffix(".lock")):
         try:
@@ -93,15 +96,35 @@ def build(name: str, arguments: Mapping[str, Any], input_shape: tuple[int, int, 
     It gets `input_shape` [h, w, 3] or `image_size`, if it takes one of these and `arguments` have none. Refuses (64) a
     function that fails, and whatever `_flat` refuses.
     """
-    function = _imported(name)
+    function = code.load(name, f"backbone '{registry.without_folder(name)}'")
     if not callable(function):
         raise refused(name, f"is no function, but of type {type(function).__name__}", "name a function")
     takes = _parameters(function)
     sizes = {"input_shape": tuple(input_shape), "image_size": input_shape[0]}
     size = next(({key: value} for key, value in sizes.items() if key in takes and key not in arguments), {})
     with numbered_from_zero():
-        model = _called(name, lambda: function(**size, **arguments))
+        model = code.called(name, f"backbone '{registry.without_folder(name)}'", lambda: function(**size, **arguments), _FIX)
         return _flat(name, model, input_shape)
+
+
+def head(name: str, input_shape: tuple[int, ...], num_classes: int) -> Any:
+    """Call the function of `model.head`, and return the model from the backbone's output to outputs [n, k].
+
+    It gets `input_shape`, without the rows, and `num_classes`, if it takes them. Refuses (64) a function that fails,
+    and whatever cannot be saved or has hidden batch norm.
+    """
+    import keras
+
+    who = f"head '{code.short(name)}'"
+    function = code.load(name, who)
+    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    takes = _parameters(function)
+    model = code.called(name, who, lambda: function(**{key: offered[key] for key in offered if key in takes}))
+    if isinstance(model, keras.Sequential) and not model.built:
+        code.called(name, who, lambda: model.build((None, *input_shape)))
+    if not hasattr(model, "outputs") or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+        raise code.refused(who, "returned no Keras model with outputs [n, k]", "return keras.Model or keras.Sequential")
+    return model
 
 
 def _parameters(function: Any) -> set[str]:
@@ -119,43 +142,6 @@ def _parameters(function: Any) -> set[str]:
     return names
 
 
-def _imported(name: str) -> Any:
-    """Return the function, from a package or from a file, which is imported once for each content."""
-    file, attribute = extensions.code_file(name), name.rpartition(":")[2]
-    if file is None:
-        return extensions.imported(name, f"backbone '{name}'")
-    module_name = f"tl_dist_code_{extensions.code_digest(extensions.home(name))}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
-        try:
-            _called(name, partial(spec.loader.exec_module, module))
-        except Refusal:
-            del sys.modules[module_name]
-            raise
-    if not hasattr(sys.modules[module_name], attribute):
-        raise refused(name, f"is not in {file.name}", "correct the name after ':'")
-    return getattr(sys.modules[module_name], attribute)
-
-
-def _called(name: str, call: Callable[[], Any]) -> Any:
-    """Return the result of the user's code; refuse what it raises, with the line of its file."""
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        file = extensions.code_file(name)
-        steps = traceback.extract_tb(error.__traceback__) if file else []
-        lines = [step.lineno for step in steps if step.filename == str(file)]
-        if isinstance(error, SyntaxError) and error.lineno:
-            lines.append(error.lineno)
-        where = f" in line {lines[-1]} of {file.name}" if file and lines else ""
-        fix = "correct it, or 'arguments' below 'model:'"
-        if isinstance(error, ModuleNotFoundError):
-            fix = "install what it needs; of a file's own folder, only the file itself is copied into a run"
-        raise refused(name, f"raised {type(error).__name__}{where}: {error}", fix) from error
-
-
 def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
     """Return the layers of a model as a plain functional model; refuse a model whose training this would change."""
     import keras
@@ -171,15 +157,36 @@ def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
             raise refused(name, what, "return keras.Model(model.inputs, model.outputs), if it is not needed")
     if isinstance(model.input, Mapping) or len(model.inputs) != 1:
         raise refused(name, "returned a model of several or named inputs", "make it take one tensor of images")
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (3, 4):
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (2, 3, 4):
         shapes = ", ".join(str(tuple(output.shape)) for output in model.outputs)
-        what = f"returned a model with outputs {shapes}, not a feature map [n, h, w, c] or tokens [n, tokens, c]"
-        raise refused(name, what, "leave out its pooling and classifier, such as by 'arguments: {include_top: false}'")
+        what = f"returned a model with outputs {shapes}, not logits [n, k], a feature map or tokens [n, tokens, c]"
+        raise refused(name, what, "make it return one of these")
     shape = tuple(model.inputs[0].shape[1:])
     if any(own not in (None, side) for own, side in zip(shape, input_shape, strict=True)):
         what = f"returned a model for inputs {shape}, not {tuple(input_shape)}"
         raise refused(name, what, f"write 'image_size: {shape[0]}' below 'data:'")
+    if whole.is_nested(model):
+        inputs = keras.Input(shape)
+        model = keras.Model(inputs, _taken_apart(name, model, inputs), name=model.name)
     return _wide(name, keras.Model(model.inputs[0], model.outputs[0], name=model.name))
+
+
+def _taken_apart(name: str, model: Any, inputs: Any) -> Any:
+    import keras
+
+    # A saved model has a format for each layer; one that was built under mixed precision has it of this process.
+    policy = keras.config.dtype_policy().name
+    saved = policy != "float32" and all(layer.dtype_policy.name == "float32" for layer in model._flatten_layers())
+    last = whole.last_layer(model)
+
+    def change(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
+        return config | {"dtype": policy} if saved and layer is not last and "dtype" in config else config
+
+    try:
+        return whole.copied(model, inputs, change)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        what = f"returned a model whose nested models cannot be taken apart ({error})"
+        raise refused(name, what, "give layers names of their own, and a get_config that their constructors take") from error
 
 
 def _wide(name: str, model: Any) -> Any:
@@ -208,4 +215,4 @@ def _wide(name: str, model: Any) -> Any:
 
 def refused(name: str, what: str, fix: str) -> Refusal:
     """Return the refusal (64) of the function `name`."""
-    return Refusal(f"backbone '{name}' {what}.", fix=f"{fix}.", code=ExitCode.USAGE)
+    return code.refused(f"backbone '{registry.without_folder(name)}'", what, fix)

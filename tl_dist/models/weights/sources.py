@@ -137,11 +137,13 @@ def from_function(backbone: Backbone) -> Arrays:
     assert backbone.pretrained is not None
     first, second = backbone.pretrained(), backbone.pretrained()
     arrays = {v.path: v.numpy() for v in first.weights}
-    drawn = [v.path for v in second.weights if not np.array_equal(arrays[v.path], v.numpy())]
-    if drawn:
-        what = f"{backbone.name} draws its weights at random: two calls differ in {len(drawn)}, first '{drawn[0]}'."
+    differ = [v.path for v in second.weights if not np.array_equal(arrays[v.path], v.numpy())]
+    drawn = {v.path for layer in first.layers if layer.name in backbone.drawn for v in layer.weights}
+    if {*differ} - drawn or len(drawn) == len(arrays):
+        what = f"{backbone.name} draws its weights at random: two calls differ in {len(differ)}, first '{differ[0]}'."
         fix = "give it the arguments with which it loads weights, or write 'weights: random' or a file below 'model:'."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+    arrays |= {path: np.zeros_like(arrays[path]) for path in drawn}  # each run draws its own
     return fit_to_network(arrays, first, "function")
 
 
