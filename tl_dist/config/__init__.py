@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from tl_dist.config.data import RUN_NAME, DataConfig, PositiveInt, Section, with_answers
@@ -31,7 +31,9 @@ from tl_dist.config.training import (
 )
 from tl_dist.config.training import ScheduleConfig as ScheduleConfig
 
-
+GIVEN = "given"
+"""name of the data set and the backbone of a config that leaves them to `tl_dist.train`"""
+_OPTIMIZER = {"name": "adam", "learning_rate": 0.001}
 _HEADS = {"multilabel": "binary_cross_entropy", "regression": "squared_error"}
 
 
@@ -83,13 +85,18 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _filled_in(cls, data: Any) -> Any:
+    def _filled_in(cls, data: Any, info: ValidationInfo) -> Any:
         """Fill in what the task implies; for a classifier that is computed, an optimizer and a duration.
 
-        Such a classifier minimizes the cross-entropy, of grades as of classes.
+        Such a classifier minimizes the cross-entropy, of grades as of classes. Outside of a file, data and model may be
+        left to `tl_dist.train`, and the optimizer is Keras's default.
         """
         if not isinstance(data, Mapping):
             return data
+        if not (info.context or {}).get("file"):
+            for key, own in (("data", {"name": GIVEN}), ("model", {"backbone": GIVEN}), ("optimizer", _OPTIMIZER)):
+                if isinstance(data.get(key, {}), Mapping):
+                    data = {**data, key: {**own, **data.get(key, {})}}
         classifier, loss, task = data.get("classifier"), data.get("loss", {}), data.get("task")
         computed = isinstance(classifier, Mapping) and classifier.get("name", "head") != "head"
         usual = LOSSES.get(str(task), ("cross_entropy",))

@@ -5,11 +5,13 @@ FILE is Python (.py), or what `tl_dist.train` writes of an object that it gets: 
 
 import base64
 import importlib.util
+import inspect
 import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tl_dist.refusal import ExitCode, Refusal, shortened
 _PLACES = (("model", "backbone"), ("model", "head"), ("loss", "name"), ("evaluation", "metrics"), ("data", "augment"))
 """keys whose value may be, or may hold, names of functions"""
 _ROOT = Path(__file__).parents[1]
+_IMPORTING: list[str] = []
 
 
 def is_function(name: str) -> bool:
@@ -88,41 +91,58 @@ def load(name: str, who: str) -> Any:
         spec = importlib.util.spec_from_file_location(module_name, file)
         assert spec is not None and spec.loader is not None
         module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+        _IMPORTING.append(file.name)
         try:
             called(name, who, partial(spec.loader.exec_module, module))
         except Refusal:
             del sys.modules[module_name]
             raise
+        finally:
+            _IMPORTING.pop()
     if not hasattr(sys.modules[module_name], attribute):
         raise refused(who, f"is not in {file.name}", "correct the name after ':'")
     return getattr(sys.modules[module_name], attribute)
+
+
+def importing() -> str | None:
+    """Return the file of functions that is being imported, if one is."""
+    return _IMPORTING[-1] if _IMPORTING else None
 
 
 def _object(file: Path) -> Any:
     """Return the object in a .function file: one of Keras from its config, any other by cloudpickle."""
     facts = json.loads(read_file(file, max_bytes=limits.RUN_JSON))
     if "keras" in facts:
-        import keras
-
-        return keras.saving.deserialize_keras_object(facts["keras"])
-    import cloudpickle
-
+        return import_module("keras").saving.deserialize_keras_object(facts["keras"])
     here = list(sys.version_info[:2])
     if facts["python"] != here:
         there = ".".join(map(str, facts["python"]))
         raise TypeError(f"it was kept by Python {there}, whose functions Python {here[0]}.{here[1]} cannot read")
-    return cloudpickle.loads(base64.b64decode(facts["object"]))
+    return import_module("cloudpickle").loads(base64.b64decode(facts["object"]))
 
 
 def _model(file: Path, who: str) -> Any:
-    import keras
-
     try:
-        return keras.models.load_model(file, compile=False)
+        return import_module("keras").models.load_model(file, compile=False)
     except (Exception, SystemExit) as error:
         what = f"cannot be loaded from {file.name}: {shortened(str(error).strip().splitlines()[0], 200)}"
         fix = "give the function that builds it instead, or register its layers with keras.saving"
         raise refused(who, what, fix) from error
+
+
+def parameters(function: Any) -> set[str]:
+    """Return the names of what a function takes; of a class also what it passes on to those that it extends."""
+    initializers = [vars(base)["__init__"] for base in getattr(function, "__mro__", ()) if "__init__" in vars(base)]
+    names: set[str] = set()
+    for called in initializers or [function]:
+        try:
+            parameters = inspect.signature(called).parameters
+        except (TypeError, ValueError):  # a builtin
+            break
+        names |= parameters.keys()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def called(name: str, who: str, call: Callable[[], Any], fix: str = "correct it") -> Any:

@@ -15,7 +15,7 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 FUNCTION = r"^.+:[A-Za-z_]\w*$"
 Function = Annotated[str, Field(pattern=FUNCTION)]
-"""a function of the user: package.module:NAME, or FILE.py:NAME, a file beside the config, which is copied into the run"""
+"""a function of the user: package.module:NAME, or FILE.py:NAME, a file beside the config; a run keeps a copy"""
 
 
 def _plain(value: Any) -> Any:

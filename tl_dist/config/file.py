@@ -99,7 +99,7 @@ def _checked(
                 raise _usage(f"{where['']}: {what}", fix)
             data = filled(data, choose(dataset, data))
     try:
-        cfg = Config.model_validate(tuples(data), strict=True)
+        cfg = Config.model_validate(tuples(data), strict=True, context={"file": True})
     except ValidationError as error:
         raise config_problems.refusal(error, Config, where) from None
     for rule in config_rules.broken(cfg, imports=imports):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
 
 
+Listen = Callable[[Mapping[str, Any]], None]
+"""gets each record of a run as it is written"""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a command line asks for. `strategy` and `workers` are short forms of overrides."""
@@ -66,10 +70,15 @@ def resolved_here(cfg: Config) -> Config:
     return resolved(cfg, gpus=visible_gpus(os.environ), horovod=has_horovod())
 
 
-def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
-    """Train to the end with workers on this host; return the exit code. `figures`: show the run's figures then."""
+def train_config(
+    cfg: Config, runs: Path, console: Console, *, figures: bool = True, listen: Listen | None = None
+) -> int:
+    """Train to the end with workers on this host; return the exit code. `figures`: show the run's figures then.
+
+    `listen` gets each record of the run.
+    """
     code, cfg = after_source_task(with_workers(cfg), runs, console)
-    return _train(cfg, runs, console, figures=figures) if code == ExitCode.DONE else code
+    return _train(cfg, runs, console, figures=figures, listen=listen) if code == ExitCode.DONE else code
 
 
 def with_workers(cfg: Config) -> Config:
@@ -110,7 +119,7 @@ def with_trained_source(cfg: Config, runs: Path) -> Config:
     return after_source_task(cfg, runs, None)[1]
 
 
-def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
+def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True, listen: Listen | None = None) -> int:
     run = open_run(runs, cfg)
     console.say(headline(cfg, run), style="bold")
     if cfg.recipe:
@@ -121,7 +130,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
             show_end(run, console)
         return ExitCode.DONE
     prepare(cfg, console)
-    with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
+    with copying(run, cfg), Progress(console, every_s=cfg.report.every_s, listen=listen) as progress:
         code = supervise(run, cfg, partial(local_launch, cfg, run.path), progress)
     if (line := left_for_sync(run, cfg.report.track)) is not None:
         console.say(line, style="yellow")

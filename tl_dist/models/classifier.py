@@ -84,7 +84,9 @@ class Classifier:
             self._hidden.build((None, features))
         # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
         if backbone.head_from is None:
-            self._logits = heads.last_layer(loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits")
+            self._logits = heads.last_layer(
+                loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
+            )
         else:
             self._logits = heads.Own(backbone.name, num_classes, loss, gives, dtype="float32", name="logits")
         self._logits.build((None, self.num_features))

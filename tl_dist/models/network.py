@@ -14,8 +14,8 @@ from keras import ops
 
 from tl_dist.config import Config
 from tl_dist.config.lora import LoraConfig
-from tl_dist.models import heads
-from tl_dist.models.backbones import Backbone, functions, preprocess, seam, seams, whole
+from tl_dist.models import heads, whole
+from tl_dist.models.backbones import Backbone, preprocess, seam, seams
 from tl_dist.refusal import ExitCode, Refusal
 
 MOST = 25
@@ -64,7 +64,7 @@ def with_head(backbone: Backbone, head: str | None, num_classes: int) -> Backbon
 
 def _build_with_head(build: Callable[..., Any], head: str, num_classes: int, input_shape: tuple[int, int, int]) -> Any:
     network = build(input_shape)
-    top = functions.head(head, tuple(network.output.shape[1:]), num_classes)
+    top = whole.head(head, tuple(network.output.shape[1:]), num_classes)
     features = _layers.Identity(name=whole.HEAD)(network.output)
     return keras.Model(network.inputs, whole.copied(top, features), name=network.name)
 
@@ -178,7 +178,9 @@ def around_pooling(
     if backbone.head_from is not None:
         maps = maps_of(network)
         rest = keras.Model(maps, network.output)
-        return from_images(backbone, network, [maps]), lambda values: rest(keras.tree.flatten(values)[0], training=False)
+        return from_images(backbone, network, [maps]), lambda values: rest(
+            keras.tree.flatten(values)[0], training=False
+        )
     if backbone.attention_pool is None or last is not network.output:
         return from_images(backbone, network, list(pooled)), lambda maps: pool(maps, pooling, patches)
     tokens = network.get_layer(backbone.attention_pool).output

@@ -243,7 +243,8 @@ class RunDir:
         copy = self.code / file.name
         if not copy.exists():
             return f"{copy} is missing"
-        lines = [*difflib.ndiff(*(extensions.source_of(path).splitlines() for path in (copy, file)))]
+        before, after = (extensions.source_of(path).splitlines() for path in (copy, file))
+        lines = [*difflib.ndiff(before, after)]
         changed = [line.strip() for line in lines if line[:2] in ("- ", "+ ")]
         return f"{file.name} differs from {copy}: {shortened(' | '.join(changed), 160)}"
 

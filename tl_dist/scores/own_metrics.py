@@ -18,13 +18,13 @@ OWN = "own"
 def judged(judge: Judge, metrics: Mapping[str, str], truth: Any, answers: Any, groups: Groups = ()) -> dict[str, Any]:
     """Return the figures of `judge`, and those of `metrics`, functions by the names of their figures.
 
-    A function gets `truth` and the answers float64 [examples, classes or targets]; a metric of Keras is updated once.
+    A function gets `truth` and the answers float32 [examples, classes or targets]; a metric of Keras is updated once.
     Refuses (64) a function that raises or returns anything but a number. What is not finite is None.
     """
     values = judge(truth, answers, groups)
     if not metrics:
         return values
-    whole = np.array(answers[:], np.float64)
+    whole = np.array(answers[:], np.float32)
     own = {name: _value(name, function, truth.copy(), whole.copy()) for name, function in metrics.items()}
     return values | own | {OWN: [*own]}
 

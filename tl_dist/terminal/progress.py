@@ -102,8 +102,17 @@ def extraction_line(record: Record) -> str:
 class Progress:
     """Show records as they come, plain lines `every_s` apart; a context manager, which may own the last line."""
 
-    def __init__(self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        listen: Callable[[Record], None] | None = None,
+    ) -> None:
+        """`listen` gets each record after it was shown."""
         self._console = console
+        self._listen = listen
         self._every_s = every_s
         self._clock = clock
         self._last_line_at = float("-inf")
@@ -140,6 +149,8 @@ class Progress:
             self.say(str(record.get("text", "")))
         elif event == "resumed" and record.get("step"):
             self.say(f"resumed from step {record['step']:,}")
+        if self._listen is not None:
+            self._listen(record)
 
     def say(self, text: str, *, style: str = "") -> None:
         """Print a line above the live one."""

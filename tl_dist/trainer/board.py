@@ -72,7 +72,11 @@ class Board:
             return
         figures = {"accuracy": result.accuracy, **result.figures}
         curves = {f"{split}/loss": result.mean_loss}
-        curves |= {f"{split}/{name}": figures[name] for name in (*FIGURES, *figures.get("own", ())) if isinstance(figures.get(name), float)}
+        curves |= {
+            f"{split}/{name}": figures[name]
+            for name in (*FIGURES, *figures.get("own", ()))
+            if isinstance(figures.get(name), float)
+        }
         if len(names) <= MAX_CHARTS:
             for row in class_records(result, names):
                 defined = {key: row[key] for key in ("recall", "precision", "f1") if row[key] is not None}

@@ -55,7 +55,9 @@ class OwnLoss:
         if slopes is None or not np.any(slopes):
             raise code.refused(who, "has no gradient: it does not depend on the outputs", "use them in it, unrounded")
         if not np.isfinite(first).all():
-            raise code.refused(who, f"gives {first[~np.isfinite(first)][0]} for outputs around 0", "bound its logarithms")
+            raise code.refused(
+                who, f"gives {first[~np.isfinite(first)][0]} for outputs around 0", "bound its logarithms"
+            )
         if not np.array_equal(first, again):
             what = "gives another value for the same rows the second time, so no run could be resumed"
             raise code.refused(who, what, "make it depend on its arguments alone: no state, clock or random numbers")

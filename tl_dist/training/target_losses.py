@@ -9,7 +9,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.config import LossConfig
-from tl_dist.config.training import FOR_VALUES
 from tl_dist.data.batch import Batch
 from tl_dist.training.losses import counted
 from tl_dist.training.own_loss import OwnLoss

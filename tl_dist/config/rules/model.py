@@ -112,8 +112,10 @@ def _own_head(cfg: Config) -> Iterator[Broken]:
             (("source",), cfg.source is not None),
         ):
             if is_set:
-                what = f"{'.'.join(path)} has no effect on {'a head' if model.head else 'a network with a head'} of your own."
-                yield Broken(path, what, "remove it, or 'head' below 'model:', or make the function return feature maps.")
+                what = f"{'.'.join(path)} has no effect on a head of your own."
+                yield Broken(
+                    path, what, "remove it, or 'head' below 'model:', or make the function return feature maps."
+                )
                 return
     fitting = {"classification": ("softmax", "sigmoid"), "multilabel": ("sigmoid",), "ordinal": ("softmax",)}
     if record.gives is not None and record.gives not in fitting.get(cfg.task, ()):

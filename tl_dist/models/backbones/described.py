@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 from tl_dist.config import registry
-from tl_dist.models.backbones import seam, seams, whole
 from tl_dist.models import drop_path as dropout
+from tl_dist.models import whole
+from tl_dist.models.backbones import seam, seams
 from tl_dist.models.backbones.functions import build, refused
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -63,7 +64,9 @@ def _check_layers(name: str, model: Any) -> None:
             fix = "remove it: write 'augment' below 'data:', 'dropout' or 'drop_path' below 'model:', or use Dropout"
             raise refused(name, what, fix)
         if masks is not None and math.prod(masks) > dropout.MOST:
-            what = f"returned a model whose layer '{layer.name}' drops {math.prod(masks):,} values of an image one by one"
+            what = (
+                f"returned a model whose layer '{layer.name}' drops {math.prod(masks):,} values of an image one by one"
+            )
             raise refused(name, what, "use SpatialDropout2D, which drops whole channels")
         inner = list(layer._flatten_layers(include_self=False))
         if any(isinstance(part, keras.layers.BatchNormalization) for part in inner):

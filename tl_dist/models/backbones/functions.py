@@ -5,7 +5,6 @@ keeps what it saw in the user's cache (`described.py`).
 """
 
 import hashlib
-import inspect
 import json
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from typing import Any
 from tl_dist.config import code, extensions, registry
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.packages import locked, user_cache
-from tl_dist.models.backbones import Backbone, numbered_from_zero, preprocessing_of, whole
+from tl_dist.models import whole
+from tl_dist.models.backbones import Backbone, numbered_from_zero, preprocessing_of
 from tl_dist.refusal import ExitCode, Refusal, from_child
 
 _VERSION = 2  # raise it when descriptions change
@@ -99,47 +99,14 @@ def build(name: str, arguments: Mapping[str, Any], input_shape: tuple[int, int, 
     function = code.load(name, f"backbone '{registry.without_folder(name)}'")
     if not callable(function):
         raise refused(name, f"is no function, but of type {type(function).__name__}", "name a function")
-    takes = _parameters(function)
+    takes = code.parameters(function)
     sizes = {"input_shape": tuple(input_shape), "image_size": input_shape[0]}
     size = next(({key: value} for key, value in sizes.items() if key in takes and key not in arguments), {})
     with numbered_from_zero():
-        model = code.called(name, f"backbone '{registry.without_folder(name)}'", lambda: function(**size, **arguments), _FIX)
+        model = code.called(
+            name, f"backbone '{registry.without_folder(name)}'", lambda: function(**size, **arguments), _FIX
+        )
         return _flat(name, model, input_shape)
-
-
-def head(name: str, input_shape: tuple[int, ...], num_classes: int) -> Any:
-    """Call the function of `model.head`, and return the model from the backbone's output to outputs [n, k].
-
-    It gets `input_shape`, without the rows, and `num_classes`, if it takes them. Refuses (64) a function that fails,
-    and whatever cannot be saved or has hidden batch norm.
-    """
-    import keras
-
-    who = f"head '{code.short(name)}'"
-    function = code.load(name, who)
-    offered = {"input_shape": input_shape, "num_classes": num_classes}
-    takes = _parameters(function)
-    model = code.called(name, who, lambda: function(**{key: offered[key] for key in offered if key in takes}))
-    if isinstance(model, keras.Sequential) and not model.built:
-        code.called(name, who, lambda: model.build((None, *input_shape)))
-    if not hasattr(model, "outputs") or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
-        raise code.refused(who, "returned no Keras model with outputs [n, k]", "return keras.Model or keras.Sequential")
-    return model
-
-
-def _parameters(function: Any) -> set[str]:
-    """Return the names of what a function takes; of a class also what it passes on to those that it extends."""
-    initializers = [vars(base)["__init__"] for base in getattr(function, "__mro__", ()) if "__init__" in vars(base)]
-    names: set[str] = set()
-    for called in initializers or [function]:
-        try:
-            parameters = inspect.signature(called).parameters
-        except (TypeError, ValueError):  # a builtin
-            break
-        names |= parameters.keys()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            break
-    return names
 
 
 def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
@@ -155,7 +122,8 @@ def _flat(name: str, model: Any, input_shape: tuple[int, int, int]) -> Any:
         if getattr(type(model), method) not in [getattr(kind, method) for kind in kinds]:
             what = f"returned a model with a {method} of its own, which would not be run"
             raise refused(name, what, "return keras.Model(model.inputs, model.outputs), if it is not needed")
-    if isinstance(model.input, Mapping) or len(model.inputs) != 1:
+    named = isinstance(model, Functional) and isinstance(model.input, Mapping)
+    if named or len(model.inputs) != 1:
         raise refused(name, "returned a model of several or named inputs", "make it take one tensor of images")
     if len(model.outputs) != 1 or len(model.outputs[0].shape) not in (2, 3, 4):
         shapes = ", ".join(str(tuple(output.shape)) for output in model.outputs)
@@ -186,7 +154,9 @@ def _taken_apart(name: str, model: Any, inputs: Any) -> Any:
         return whole.copied(model, inputs, change)
     except (TypeError, ValueError, NotImplementedError) as error:
         what = f"returned a model whose nested models cannot be taken apart ({error})"
-        raise refused(name, what, "give layers names of their own, and a get_config that their constructors take") from error
+        raise refused(
+            name, what, "give layers names of their own, and a get_config that their constructors take"
+        ) from error
 
 
 def _wide(name: str, model: Any) -> Any:

@@ -6,6 +6,8 @@ Keras is imported on use: the launcher reads the records of networks.
 from collections.abc import Callable
 from typing import Any
 
+from tl_dist.config import code
+
 HEAD = "head_input"
 """the layer between a backbone and the head that `model.head` names"""
 
@@ -38,6 +40,24 @@ def copied(model: Any, inputs: Any, change: Callable[[Any, dict[str, Any]], Any]
         if getattr(original, "weights", ()):
             new[key].set_weights(original.get_weights())
     return output
+
+
+def head(name: str, input_shape: tuple[int, ...], num_classes: int) -> Any:
+    """Call the function of `model.head`, and return the model from the backbone's output to outputs [n, k].
+
+    It gets `input_shape`, without the rows, and `num_classes`, if it takes them. Refuses (64) a function that fails,
+    and whatever cannot be saved or has hidden batch norm.
+    """
+    who = f"head '{code.short(name)}'"
+    function = code.load(name, who)
+    offered = {"input_shape": input_shape, "num_classes": num_classes}
+    takes = code.parameters(function)
+    model = code.called(name, who, lambda: function(**{key: offered[key] for key in offered if key in takes}))
+    if hasattr(model, "build") and not getattr(model, "built", True):
+        code.called(name, who, lambda: model.build((None, *input_shape)))
+    if not hasattr(model, "outputs") or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+        raise code.refused(who, "returned no Keras model with outputs [n, k]", "return keras.Model or keras.Sequential")
+    return model
 
 
 def is_nested(model: Any) -> bool:
