@@ -102,7 +102,7 @@ def test_a_changed_file_is_refused_by_the_run_and_taken_by_a_new_one(workspace: 
     assert "this run is done" in shown(workspace, "train", "trial.yaml", "name=one")
     file.write_text(MY_NET.replace("gelu", "relu"))
     text = shown(workspace, "train", "trial.yaml", "name=one", code=78)
-    assert "my_net.py differs from runs/one/code/my_net.py. Fix: use another name=NAME" in text
+    assert "my_net.py differs from runs/one/code/my_net.py: - " in text and "Fix: use another name=NAME" in text
     (workspace.run("one").path / "code" / "my_net.py").write_text(MY_NET.replace("gelu", "relu"))
     text = shown(workspace, "eval", "runs/one", code=78)
     assert "code of other packages has changed since the run began: extensions.backbone.code" in text

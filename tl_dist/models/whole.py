@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tl_dist.config import code
+from tl_dist.models.backbones import numbered_from_zero
 
 HEAD = "head_input"
 """the layer between a backbone and the head that `model.head` names"""
@@ -52,7 +53,8 @@ def head(name: str, input_shape: tuple[int, ...], num_classes: int) -> Any:
     function = code.load(name, who)
     offered = {"input_shape": input_shape, "num_classes": num_classes}
     takes = code.parameters(function)
-    model = code.called(name, who, lambda: function(**{key: offered[key] for key in offered if key in takes}))
+    with numbered_from_zero():
+        model = code.called(name, who, lambda: function(**{key: offered[key] for key in offered if key in takes}))
     if hasattr(model, "build") and not getattr(model, "built", True):
         code.called(name, who, lambda: model.build((None, *input_shape)))
     if not hasattr(model, "outputs") or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:

@@ -46,7 +46,7 @@ def refusal_of(text: str, *overrides: str) -> str:
     return str(refused.value)
 
 
-AUGMENTATIONS = ", ".join(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0]))
+AUGMENTATIONS = ", ".join(get_args(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0])[0]))
 
 MISTAKES = {
     "images that no machine holds": (

@@ -1,0 +1,292 @@
+"""Model, head, loss, metric, augmentation, data of one's own: killed, resumed, exported; what cannot be is one line."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tl_dist as tl
+from tests.end_to_end.harness import EVERY_STEP, Workspace, bits, losses, records
+from tests.references.test_own_code import IMAGES, LABELS, config
+from tl_dist.refusal import Refusal
+
+MINE = """\
+import time
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+
+def whole(input_shape):
+    base = keras.Sequential([keras.Input(input_shape), layers.Conv2D(8, 3, strides=2, activation="relu")], name="base")
+    inputs = keras.Input(input_shape)
+    x = layers.GlobalAveragePooling2D()(base(layers.Rescaling(1 / 255)(inputs)))
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Dropout(0.2)(x)))
+
+
+def head(input_shape, num_classes):
+    return keras.Sequential(
+        [layers.GlobalMaxPooling2D(), layers.Dense(16, activation="relu"), layers.Dropout(0.1), layers.Dense(num_classes)]
+    )
+
+
+def loss(targets, outputs):
+    return keras.losses.sparse_categorical_crossentropy(targets, outputs)
+
+
+def of_logits(targets, outputs):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(targets, outputs)
+
+
+def right(targets, answers):
+    return (answers.argmax(1) == targets).mean()
+
+
+def darker(image, seed):
+    return tf.image.stateless_random_brightness(image, 0.2, seed)
+
+
+def mean(targets, outputs):
+    return tf.reduce_mean(of_logits(targets, outputs))
+
+
+def counts_calls(targets, outputs, calls=[0]):
+    calls[0] += 1
+    return of_logits(targets, outputs) * calls[0]
+
+
+def reads_the_clock(targets, outputs):
+    return of_logits(targets, outputs) * (1 + time.time() % 1)
+
+
+def looks_at_others(targets, outputs):
+    return of_logits(targets, outputs - tf.reduce_mean(outputs, axis=0))
+
+
+def is_nan(targets, outputs):
+    return of_logits(targets, outputs) * float("nan")
+
+
+def has_no_gradient(targets, outputs):
+    return tf.cast(targets, tf.float32)
+
+
+def leaves(targets, outputs):
+    raise SystemExit(3)
+
+
+def prints(targets, outputs):
+    print("of no harm")
+    return of_logits(targets, outputs)
+
+
+def many(targets, answers):
+    return answers
+
+
+def grows(image, seed):
+    return tf.image.resize(image, (40, 40))
+"""
+CONFIG = f"""\
+steps: 10
+global_batch: 15
+data: {{name: digits, image_size: 32, validation_fraction: 0.2, augment: [flip, mine.py:darker]}}
+evaluation: {{metrics: {{right: mine.py:right}}, every_epochs: 0.06}}
+checkpoint: {{every_steps: 4, best: {{metric: validation.right}}}}
+optimizer: {{name: sgd, learning_rate: 0.01}}
+{EVERY_STEP}"""
+KINDS = {
+    "whole": ["model.backbone=mine.py:whole", "model.preprocessing=inside", "loss.name=mine.py:loss"],
+    "head": ["model.backbone=tiny", "model.head=mine.py:head", "loss.name=mine.py:of_logits"],
+}
+RANDOM = ("model.weights=random", "model.train_from=all")
+TINY = ("model.backbone=tiny", *RANDOM)
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    directory = tmp_path_factory.mktemp("own")
+    (directory / "mine.py").write_text(MINE)
+    return Workspace(directory, CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def _inside(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.directory)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request: pytest.FixtureRequest, workspace: Workspace) -> str:
+    kind = str(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace.directory)
+        workspace.train(kind, *RANDOM, *KINDS[kind])
+    return kind
+
+
+def test_two_workers_train_as_one_and_a_kill_changes_no_bit(trained: str, workspace: Workspace) -> None:
+    settings = [*RANDOM, *KINDS[trained]]
+    workspace.train(f"{trained}-two", "strategy=collective", "workers=2", *settings)
+    one, two = (losses(workspace.run(name)) for name in (trained, f"{trained}-two"))
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+    assert records(workspace.run(trained), "evaluation")[0]["figures"]["right"] > 0
+    argv = workspace.argv(f"{trained}-killed", *settings)
+    killed = workspace.start(argv, TL_FAILPOINT="train.chunk_done:7=kill", TL_ALLOW_FAILPOINTS="1")
+    text, _ = killed.communicate(timeout=240)
+    assert killed.returncode == 0 and records(workspace.run(f"{trained}-killed"), "resumed"), text
+    assert bits(workspace.run(f"{trained}-killed")) == bits(workspace.run(trained))
+
+
+def test_it_is_exported_and_predicts_without_its_file(trained: str, workspace: Workspace) -> None:
+    Path("mine.py").rename("gone.py")
+    try:
+        run = tl.Run(workspace.run(trained).path)
+        images = IMAGES[:8]
+        model = run.keras_model()
+        model.save("saved.keras")
+        argv = [
+            "-c",
+            "import keras, numpy; print(keras.models.load_model('saved.keras')(numpy.load('x.npy')).numpy().tolist())",
+        ]
+        np.save("x.npy", images)
+        told = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=True).stdout
+        np.testing.assert_allclose(eval(told.strip().splitlines()[-1]), model(images).numpy(), atol=1e-6)
+        report = run.export("keras")
+        assert report["num_agreeing"] == report["num_examples"] == run.scores["test"]["num_examples"]
+    finally:
+        Path("gone.py").rename("mine.py")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("loss.name=mine.py:mean", "loss 'mine.py:mean' returns one number for all rows"),
+        ("loss.name=mine.py:counts_calls", "gives another value for the same rows the second time"),
+        ("loss.name=mine.py:reads_the_clock", "gives another value for the same rows the second time"),
+        ("loss.name=mine.py:looks_at_others", "gives a row another loss beside other rows"),
+        ("loss.name=mine.py:is_nan", "loss 'mine.py:is_nan' gives nan"),
+        ("loss.name=mine.py:has_no_gradient", "has no gradient"),
+        ("loss.name=mine.py:leaves", r"raised SystemExit in line \d+ of mine.py"),
+        ("loss.name=mine.py:absent", "loss 'mine.py:absent' is not in mine.py"),
+        ("loss.name=theirs.py:mean", "there is no file"),
+        ("evaluation.metrics.many=mine.py:many", "metric many, 'mine.py:many', returned float32"),
+        ("data.augment=[mine.py:grows]", r"augmentation 'mine.py:grows' returns shape \(40, 40, 3\)"),
+        ("evaluation.metrics.accuracy=mine.py:right", "'accuracy' is a figure of every evaluation"),
+        ("checkpoint.best.metric=validation.rihgt", "Fix: write 'metric: validation.right'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_names_it(workspace: Workspace, setting: str, said: str) -> None:
+    name = re.sub(r"\W+", "-", setting).strip("-")[:60]
+    with pytest.raises(Refusal, match=said) as refused:
+        workspace.train_here(name, *TINY, setting)
+    assert "\n" not in str(refused.value) and "Fix:" in str(refused.value)
+
+
+def test_what_prints_does_no_harm(workspace: Workspace) -> None:
+    assert workspace.train_here("prints", *TINY, "loss.name=mine.py:prints", "steps=2").done
+
+
+SCRIPT = """\
+import keras
+import numpy as np
+from keras import layers
+
+import tl_dist as tl
+
+WIDTH = 8
+
+
+def build(input_shape):
+    return keras.Sequential(
+        [keras.Input(input_shape), layers.Conv2D(WIDTH, 3, strides=2), layers.GlobalMaxPooling2D(), layers.Dense(10)]
+    )
+
+
+def stop(report):
+    if report.step > STOP:
+        raise ValueError("enough")
+
+
+STOP = 1000
+cfg = tl.Config.model_validate(
+    {"name": "script", "steps": 12, "global_batch": 30, "report": {"tensorboard": False, "every_steps": 1}}
+)
+kept = np.load("digits.npz")
+run = tl.train(cfg, model=build, data=(kept["images"], kept["labels"]), workers=2, strategy="collective", on_report=stop)
+print("done", run.done, run.config.model.weights)
+"""
+
+
+def test_a_script_is_stopped_by_its_callback_resumes_and_is_bound_to_its_functions(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez("digits.npz", images=IMAGES[:300], labels=LABELS[:300])
+    script = Path("script.py")
+
+    def played(text: str, code: int = 0) -> str:
+        script.write_text(text)
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+        assert bool(done.returncode) == bool(code), done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    told = played(SCRIPT.replace("STOP = 1000", "STOP = 3"), 1)
+    assert re.search("on_report raised ValueError in line 18: enough; the run was stopped. Fix: correct it", told)
+    assert "raise ValueError" in (workspace.run("script").logs / "callbacks.log").read_text()
+    told = played(SCRIPT)  # another line of the script has changed, but neither function that is kept
+    assert "resumed from step" in told and "done True random" in told
+    told = played(SCRIPT.replace("WIDTH = 8", "WIDTH = 9"), 1)
+    assert "Refusal" in told and "WIDTH = 8" in told
+
+
+def test_idioms_of_keras_are_answered(tmp_path: Path) -> None:
+    data = (IMAGES[:60], LABELS[:60])
+    for name, said in {
+        "epochs": "'epochs' in the config",
+        "callbacks": "on_evaluation",
+        "batch_size": "global_batch",
+    }.items():
+        with pytest.raises(Refusal, match=rf"no argument '{name}'.*{said}"):
+            tl.train(config("x"), data=data, **{name: 3})
+    with pytest.raises(Refusal, match="names no model"):
+        tl.train(config("x"), data=data)
+    with pytest.raises(Refusal, match="names no data"):
+        tl.train(config("x", model={"backbone": "tiny"}))
+
+
+def test_a_model_that_was_compiled_or_hides_what_it_does_is_refused(tmp_path: Path) -> None:
+    import keras
+
+    from tests.references.test_own_code import build
+
+    compiled = build()
+    compiled.compile("adam", "mse")
+
+    class Subclassed(keras.Model):  # type: ignore[misc]
+        def call(self, images: Any) -> Any:
+            return images
+
+    for model, said in ((compiled, "model was compiled"), (Subclassed(), "subclassed")):
+        with pytest.raises(Refusal, match=said):
+            tl.train(config("x"), model=model, data=(IMAGES[:60], LABELS[:60]), runs=tmp_path)
+
+
+def test_what_is_imported_does_not_train(tmp_path: Path) -> None:
+    from tl_dist.config import code
+
+    file = tmp_path / "trains.py"
+    file.write_text(
+        textwrap.dedent("""\
+        import tl_dist as tl
+        def loss(targets, outputs): ...
+        tl.train(None)
+        """)
+    )
+    with pytest.raises(Refusal, match=r"trains.py calls tl_dist.train when it is imported.*__main__"):
+        code.load(f"{file}:loss", "loss")
