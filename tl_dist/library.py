@@ -36,9 +36,9 @@ def load_config(path: str | Path, *overrides: str) -> Config:
 
     Raises `Refusal` for a missing file and for a wrong key or value, with its line and a fix.
     """
-    from tl_dist.launcher.auto_config import values_for
+    from tl_dist.launcher.auto_config import values_for, with_authors_images
 
-    return config_file.load(Path(path), overrides, choose=values_for)
+    return with_authors_images(config_file.load(Path(path), overrides, choose=values_for))
 
 
 def open_dataset(data: Config | DataConfig) -> Splits:
