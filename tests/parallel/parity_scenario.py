@@ -155,6 +155,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
         "recomputes": True,
     },
+    "deep_accumulated": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
+        "accumulate": 2,
+    },
+    "deep_bfloat16": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
+        "precision": "mixed_bfloat16",
+    },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
