@@ -137,10 +137,11 @@ def whole(request: pytest.FixtureRequest, workspace: Workspace) -> str:
     return str(request.param)
 
 
-def test_two_workers_train_as_one_does(whole: str, workspace: Workspace) -> None:
-    shown(workspace, *argv(workspace, whole, "two", "strategy=horovod", "workers=2")[1:])
-    one, two = (workspace.run(f"{whole}-{of}") for of in ("whole", "two"))
-    np.testing.assert_allclose(list(losses(two).values()), list(losses(one).values()), rtol=1e-4)
+@pytest.mark.parametrize("num", [2, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 4))])
+def test_workers_train_as_one_does(whole: str, num: int, workspace: Workspace) -> None:
+    shown(workspace, *argv(workspace, whole, f"by{num}", "strategy=horovod", f"workers={num}")[1:])
+    one, several = (workspace.run(f"{whole}-{of}") for of in ("whole", f"by{num}"))
+    np.testing.assert_allclose(list(losses(several).values()), list(losses(one).values()), rtol=1e-5)
 
 
 @QUICK
@@ -182,8 +183,9 @@ def test_tools_build_the_network_as_its_run_does(workspace: Workspace) -> None:
 
 @pytest.mark.full
 def test_an_export_of_layers_of_another_package_gives_what_the_run_gives(whole: str, workspace: Workspace) -> None:
-    text = shown(workspace, "export", f"runs/{whole}-whole", "--to", "savedmodel")
-    assert re.search(r"(\d+) of \1 images of 'test' have the class", text)
+    for to in ("savedmodel", "onnx"):
+        text = shown(workspace, "export", f"runs/{whole}-whole", "--to", to)
+        assert re.search(r"(\d+) of \1 images of 'test' have the class", text)
 
 
 def test_mixed_precision_keeps_all_variables_wide(whole: str, workspace: Workspace) -> None:

@@ -18,12 +18,13 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from tl_dist.config import Config, registry
+from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.launcher import train
 from tl_dist.models.backbones import preprocess
 from tl_dist.models.weights import descriptions
+from tl_dist.refusal import Refusal
 
 SIDE = 224
 HALF, IMAGENET = [0.5] * 3, [0.485, 0.456, 0.406]
@@ -99,12 +100,18 @@ def test_what_the_config_says_counts_and_what_is_unknown_is_left(tmp_path: Path)
     text = config_file.dump(cfg)
     (tmp_path / "x.yaml").write_text(text)
     assert train.Request(tmp_path / "x.yaml").load() == cfg
-    for square, words in (((0.9, "bicubic"), ")"), ((None, "bilinear"), "), but for interpolation bilinear, resize ")):
-        data = cfg.data.model_copy(update={"interpolation": square[1], "resize": "crop" if square[0] else "stretch"})
-        line = train._images(data, descriptions.beside(tmp_path / "x") or {})
-        assert line.startswith(
-            "images as its authors had them (interpolation bicubic, resize crop, crop_fraction 0.9" + words
-        )
+    words = "mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], interpolation bicubic, resize crop, crop_fraction 0.9"
+    images = descriptions.beside(tmp_path / "x") or {}
+    assert train._images(cfg.data, images).endswith(f" had them ({words})")
+    for data, differing in (
+        (DataConfig(name="digits"), "resize stretch, interpolation bilinear"),
+        (DataConfig(name="digits", resize="crop", interpolation="bicubic"), "crop_fraction 0.875"),
+    ):
+        assert train._images(data, images).endswith(f"{words}), but for {differing} here")
+    keras_s = config(tmp_path, "convnexttiny")  # whose own layers would scale once more
+    assert keras_s.model.preprocessing is None
+    with pytest.raises(Refusal, match="use weights for images of that mean and std"):
+        descriptions.refuse_other_scaling("x", "convnexttiny", "inside", images)
     for change in ({"crop_mode": "border"}, {"crop_pct": 0}, {"interpolation": "random"}, {"interpolation": 3}):
         (tmp_path / "config.json").write_text(json.dumps(described | change))
         images = descriptions.beside(tmp_path / "x") or {}

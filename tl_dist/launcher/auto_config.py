@@ -43,8 +43,8 @@ def with_authors_images(cfg: Config, *, imports: bool = True) -> Config:
     changes: dict[str, Any] = {"data": _squared(cfg.data, images)}
     if cfg.source is not None and cfg.source.data is not None:
         changes["source"] = cfg.source.model_copy(update={"data": _squared(cfg.source.data, images)})
-    own = registry.backbone(cfg.network).preprocessing
-    if model.preprocessing is None and (theirs := descriptions.scaling_if_other(own, images)):
+    own = registry.backbone(cfg.network).preprocessing if known and model.preprocessing is None else None
+    if own not in (None, "inside") and (theirs := descriptions.scaling_if_other(own, images)):
         scaling = ScalingConfig(mean=theirs.mean, std=theirs.std)
         changes["model"] = model.model_copy(update={"preprocessing": scaling})
     return cfg.model_copy(update=changes)

@@ -193,11 +193,10 @@ def fetch_weights(cfg: Config) -> str:
 
 
 def _images(data: DataConfig, theirs: Images) -> str:
-    """Say how the authors of the weights made squares of images, and how the run does if it is in another way."""
-    keys = ("interpolation", "resize", "crop_fraction")
-    known = [(key, theirs[key], getattr(data, key)) for key in keys if key in theirs]
-    text = f"images as its authors had them ({', '.join(f'{key} {value}' for key, value, _ in known)})"
-    differing = [f"{key} {own}" for key, value, own in known if own != value]
+    """Say what images were to the authors of the weights, and in what they are something else in the run."""
+    text = f"images as its authors had them ({', '.join(f'{key} {value}' for key, value in theirs.items())})"
+    own = {"resize": data.resize, **data.square._asdict()}
+    differing = [f"{key} {value}" for key, value in own.items() if value not in (None, theirs.get(key, value))]
     return f"{text}, but for {', '.join(differing)} here" if differing else text
 
 

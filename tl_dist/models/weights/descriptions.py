@@ -101,4 +101,6 @@ def refuse_other_scaling(spec: str, name: str, ours: Preprocessing, images: Imag
         what = f"the weights '{spec}' were trained on images of mean {list(theirs.mean)} and std {list(theirs.std)}, "
         what += f"but those of {name} get mean {list(own.mean)} and std {list(own.std)}."
         fix = f"write 'preprocessing: {{mean: {list(theirs.mean)}, std: {list(theirs.std)}}}' below 'model:'."
+        if ours == "inside":
+            fix = "use weights for images of that mean and std, which layers of the network itself apply."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
