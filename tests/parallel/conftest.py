@@ -24,7 +24,7 @@ LAUNCHES = {
 }
 ALL = (*VARIANTS, *METHODS)
 OF_BLOCKS = ("transformer", "adapters", "deep", "deep_accumulated", "deep_bfloat16")
-"""methods of networks of blocks, which only --full tries on three kinds of four workers"""
+"""methods of networks of blocks, which --full tries on 3 and 4 workers of each kind"""
 TRIED = {
     "single": (*ALL, *WITHOUT),
     "mirrored-2": ("plain", "overflow", "sync_batch_norm", "staged"),
@@ -41,7 +41,7 @@ the others are tried by one kind of processes, whose shares end inside a pair of
 FULL = {
     "mirrored-2": ("clipped", "accumulated", "bfloat16", "float16", *METHODS),
     "mirrored-3": OF_BLOCKS,
-    "mirrored-4": ("plain", "accumulated", "overflow", *OF_BLOCKS),
+    "mirrored-4": ("plain", "accumulated", "overflow", "transformer", "deep"),
     "horovod-gloo-2": ("clipped", "accumulated", "sync_batch_norm"),
     "horovod-gloo-3": tuple(METHODS),
     "horovod-gloo-4": (
