@@ -9,6 +9,8 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,16 @@ def remove(directory: Path) -> None:
 def program(name: str = "tl-dist") -> str:
     """Where that is, or `python`; the installed one outside of a test run."""
     return str(Path(os.environ.get(VARIABLE, Path(sys.executable).parent)) / name)
+
+
+@contextmanager
+def children() -> Iterator[None]:
+    """What this process starts by its own Python meanwhile is a fork, as of a command, where it needs TensorFlow."""
+    before, sys.executable = sys.executable, program("python")
+    try:
+        yield
+    finally:
+        sys.executable = before
 
 
 def of_module(name: str, *arguments: str, **more: str) -> dict[str, Any]:

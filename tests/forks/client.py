@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-FORKED = ("tl_dist.trainer", "tl_dist.models.weights", "tl_dist.tools.augment", "tests.")
+FORKED = ("tl_dist.trainer", "tl_dist.models", "tl_dist.tools.augment", "tests.")
 """how the names of modules begin that a server's fork runs"""
 LATE = (
     "COMP_", "HOROVOD_", "MLFLOW_", "NCCL_", "PYTEST_", "SLURM", "SRUN_", "TL_", "WANDB_", "_TL_DIST_", "_TYPER_",

@@ -38,6 +38,7 @@ OF_COMMANDS = (
 OF_WORKERS = (
     "tl_dist.trainer.attempt",
     "tl_dist.trainer.setup",
+    "sklearn.datasets",
     "sklearn.metrics",
     "sklearn.model_selection",
     "scipy.stats",
