@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist import cli, config, files, launcher, runs, terminal, tools
+from tl_dist.config import extensions, registry
 from tl_dist.files.failpoint import failpoint
 from tl_dist.trainer.__main__ import import_keras
 
@@ -164,6 +165,7 @@ def main() -> None:
         sys.executable = str(path.with_name("python"))
     for name in OF_WORKERS if kind == "worker" else OF_COMMANDS:
         import_module(name)
+    extensions.offers(registry.BACKBONE.group)  # read once, and again where a package has been installed
     gc.freeze()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
