@@ -39,6 +39,7 @@ def install(directory: Path) -> None:
         (directory / name).write_text(_PROGRAM.format(main=main, **words))
         (directory / name).chmod(0o700)
     (directory / "owner").write_text(str(os.getpid()))
+    (directory / "path").write_text(os.environ.get("PYTHONPATH", ""))  # servers begin with this one
 
 
 def first_line(executable: str) -> str:

@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ SAYING_S = 30.0
 """for a client to say what it wants"""
 
 
+def folders(environment: Mapping[str, str]) -> list[str]:
+    """Those that Python would search first."""
+    return [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
 def become(asked: dict[str, Any], given: list[int]) -> None:
     """Make this process what the client would have been."""
     os.setsid()
@@ -60,6 +66,8 @@ def become(asked: dict[str, Any], given: list[int]) -> None:
     for fd in {*given, *moved} - {*asked["files"]}:
         os.close(fd)
     os.chdir(asked["folder"])
+    known, wanted = folders(os.environ), folders(asked["environment"])
+    sys.path[:] = dict.fromkeys([*wanted, *(folder for folder in sys.path if folder not in known)])
     os.environ.clear()
     os.environ.update(asked["environment"])
     for limit, *values in asked["limits"]:
