@@ -92,9 +92,8 @@ class Workspace:
 
     def train_here(self, name: str, *overrides: str) -> RunDir:
         """The same by one worker, where the process is not the subject: this one has imported everything."""
-        with forks.children():
-            cfg = tl.load_config(self.directory / "trial.yaml", f"name={name}", *overrides, *ONE_WORKER)
-            tl.train(cfg, runs=self.directory / "runs", here=True)
+        cfg = tl.load_config(self.directory / "trial.yaml", f"name={name}", *overrides, *ONE_WORKER)
+        tl.train(cfg, runs=self.directory / "runs", here=True)
         return self.run(name)
 
     def start_up_to(

@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import tl_dist as tl
-from tests import forks
 from tests.end_to_end.harness import EVERY_STEP, ONE_WORKER, TL_DIST, Workspace, bits, losses, records
 from tl_dist.config import extensions, registry
 from tl_dist.models.backbones import functions
@@ -131,8 +130,7 @@ def argv(workspace: Workspace, name: str, of: str, *more: str) -> list[str]:
 def train_here(workspace: Workspace, *named: str) -> None:
     """The same by this process."""
     _, _, config, *overrides = argv(workspace, *named, *ONE_WORKER)
-    with forks.children():
-        tl.train(tl.load_config(config, *overrides), here=True)
+    tl.train(tl.load_config(config, *overrides), here=True)
 
 
 QUICK = pytest.mark.parametrize("whole", ["own", pytest.param("swin", marks=pytest.mark.full)], indirect=True)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tl_dist.launcher.command import SAFE_PATH, THREAD_VARIABLES
+
 ROOT = Path(__file__).parents[2]
 VARIABLE = "FORKS_OF_THE_TESTS"
 """the directory of the programs `tl-dist` and `python`; the environment takes it to every process of a test run"""
@@ -72,6 +74,10 @@ def children() -> Iterator[None]:
 
 
 def of_module(name: str, *arguments: str, **more: str) -> dict[str, Any]:
-    """`args` and `env` for subprocess: a module of the tests, by a fork of one process that has TensorFlow."""
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """`args` and `env` for subprocess: a module of the tests, by the server that forks workers of one thread."""
+    environment = {
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
+        **dict.fromkeys(("TF_CPP_MIN_LOG_LEVEL", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", SAFE_PATH), "1"),
+        "PYTHONPATH": str(ROOT),
+    }
     return {"args": [program("python"), "-P", "-m", name, *arguments], "env": os.environ | environment | more}
