@@ -8,6 +8,9 @@ run.scores["test"]["accuracy"]
 """
 
 from tl_dist.library.run import Run
+from tl_dist.library.tools import Ranked, compare, cross_validate, init, rank, tune
 from tl_dist.library.training import load_config, open_dataset, train
 
-__all__ = ["Run", "load_config", "open_dataset", "train"]
+__all__ = [
+    "Ranked", "Run", "compare", "cross_validate", "init", "load_config", "open_dataset", "rank", "train", "tune",
+]  # fmt: skip

@@ -84,6 +84,34 @@ class Run:
             known = {k: reason for reasons in unreadable(paths) for k, reason in reasons.items()}
             return predicted(model, paths, known)
 
+    def evaluate(
+        self,
+        split: str = "",
+        *,
+        data: str | Path | None = None,
+        views: Sequence[str] | None = None,
+        by: str | Sequence[str] = (),
+        corruptions: str | None = None,
+        severity: str | None = None,
+        at: str = "",
+        workers: int | None = None,
+    ) -> Mapping[str, Any]:
+        """Evaluate a checkpoint as `tl-dist eval` does, and return its record, as in `history("evaluation")`.
+
+        "accuracy", "loss", "num_examples", "figures" as in `scores`, "classes", and "groups" by each kind in `by`
+        ("any", a column or a regular expression). `split` is test by default; `data` names other labelled images or a
+        config; `views` are averaged. With `corruptions` ("all", or such as "noise,blur") the record is of corrupted
+        images: "accuracy" by name and `severity`, by default "1-5". Starts `workers`, by default one for each GPU; `at`
+        as for `keras_model`. Raises `Refusal` for a split that the run has not, and while it trains.
+        """
+        from tl_dist.launcher.task import Computation
+        from tl_dist.tools.evaluate.command import record_of
+
+        how = Computation(at, None, workers, [] if views is None else [f"evaluation.views=[{','.join(views)}]"])
+        place, kinds = None if data is None else Path(data), [by] if isinstance(by, str) else by
+        options: dict[str, Any] = {"corruptions": corruptions, "severity": severity}
+        return record_of(self.path, split or None, how, data=place, by=kinds, **options)
+
     def calibrate(self, *, unknown: bool = False, at: str = "") -> Calibration | Residuals:
         """Fit a temperature to the validation split of a checkpoint and keep it, as `tl-dist calibrate` does.
 
@@ -101,6 +129,28 @@ class Run:
             model = loaded(self._directory, at, cores=None, overrides=_HERE)
             calibrate(model, place, unknown=unknown)
             return keep(place, self._directory)
+
+    def explain(
+        self,
+        images: str | Path | Sequence[str | Path],
+        out: str | Path | None = None,
+        *,
+        method: str = "layercam",
+        of_class: str | None = None,
+        at: str = "",
+    ) -> list[Path]:
+        """Draw which parts of each image decide its class, as `tl-dist explain` does; return the paths of the pictures.
+
+        `images` as for `predict`; the pictures lie beside them, or in the folder `out`. `method` is layercam, gradcam
+        or rollout; `of_class` defaults to the predicted one. Starts workers; `at` as for `keras_model`. Raises
+        `Refusal` for an image that cannot be decoded, an unknown class, and where another picture would be replaced.
+        """
+        from tl_dist.launcher.task import Computation
+        from tl_dist.tools.explain.command import explain
+
+        names = [str(name) for name in ([images] if isinstance(images, str | Path) else images)]
+        options: dict[str, Any] = {"out": None if out is None else Path(out), "cam": method, "of_class": of_class}
+        return explain(self._directory, names, Computation(at), lambda text: None, **options)
 
     def report(
         self,
@@ -164,3 +214,23 @@ class Run:
         wanted = Request(to=to, numbers=numbers, out=target, check=check, min_agreement=min_agreement, at=at)
         with process_as_it_was():
             return export(self._directory, wanted, cores=None)
+
+    def prune(self, by: float = 0.5, *overrides: str) -> Config:
+        """Return the config of a copy with fewer channels that learns from this run, as `tl-dist prune` trains it.
+
+        `by` is the share of channels to remove, smallest filters first; `overrides`, each KEY=VALUE, take precedence.
+        Raises `Refusal` for a share out of range, and for a network that cannot be pruned.
+        """
+        from tl_dist.tools.prune.command import pruned
+
+        return pruned(self._directory, by, overrides)
+
+    def serve(self, host: str = "127.0.0.1", port: int = 8501, *, at: str = "") -> None:
+        """Serve the model over HTTP as `tl-dist serve` does, in a process of its own, until this one is interrupted.
+
+        Prints the address; `port` 0 takes a free one; `at` as for `keras_model`. Raises `Refusal` for a port that is
+        taken, and without the packages of the extra "serve".
+        """
+        from tl_dist.tools.serve.command import serve
+
+        serve(self.path, host=host, port=port, at=at)
