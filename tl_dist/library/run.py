@@ -89,7 +89,7 @@ class Run:
         split: str = "",
         *,
         data: str | Path | None = None,
-        views: Sequence[str] | None = None,
+        views: str | Sequence[str] | None = None,
         by: str | Sequence[str] = (),
         corruptions: str | None = None,
         severity: str | None = None,
@@ -107,7 +107,8 @@ class Run:
         from tl_dist.launcher.task import Computation
         from tl_dist.tools.evaluate.command import record_of
 
-        how = Computation(at, None, workers, [] if views is None else [f"evaluation.views=[{','.join(views)}]"])
+        names = views if isinstance(views, str) else ",".join(views or ())
+        how = Computation(at, None, workers, [] if views is None else [f"evaluation.views=[{names}]"])
         place, kinds = None if data is None else Path(data), [by] if isinstance(by, str) else by
         options: dict[str, Any] = {"corruptions": corruptions, "severity": severity}
         return record_of(self.path, split or None, how, data=place, by=kinds, **options)

@@ -20,6 +20,7 @@ class Ranked:
     """One network as `rank` scores it, and the config that trains from it."""
 
     candidate: str
+    """BACKBONE, or BACKBONE:BLOCK"""
     linear_probe: float
     """accuracy of a linear classifier on its frozen features, over folds of the training examples"""
     interval: Sequence[float]
