@@ -121,6 +121,7 @@ def test_cross_validate_returns_the_summary_that_the_command_shows(
     assert f"accuracy {figures['accuracy']:.4f} | mean of 2 folds x 1 seeds" in text
 
 
+@pytest.mark.full
 def test_trained_folds_are_resumed_and_merged(run: tl.Run, capfd: pytest.CaptureFixture[str]) -> None:
     cfg = tl.load_config("trial.yaml", "name=trained", "steps=2", "data.test_fraction=0", "data.validation_fraction=0")
     first = tl.cross_validate(cfg, folds=2, seeds=1)
