@@ -43,11 +43,16 @@ if TYPE_CHECKING:
 class Request:
     """What a command line asks for. `strategy` and `workers` are short forms of overrides."""
 
-    config: Path
+    config: Path | Config
     overrides: Sequence[str] = ()
     strategy: str | None = None
     workers: int | None = None
     runs: Path = Path("runs")
+
+    @property
+    def label(self) -> str:
+        """Return how messages name the config: its file, or that of which run it is."""
+        return f"the config of '{self.config.name}'" if isinstance(self.config, Config) else str(self.config)
 
     @property
     def all_overrides(self) -> list[str]:
@@ -58,8 +63,11 @@ class Request:
     def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
         """Load the config with overrides; with `resolve`, replace `strategy: auto` by the strategy for this host."""
         overrides = [*self.all_overrides, *extra]
-        cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
-        cfg = auto_config.with_authors_images(cfg, imports=imports)
+        if isinstance(self.config, Config):
+            cfg = config_file.changed(self.config, overrides)
+        else:
+            cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
+            cfg = auto_config.with_authors_images(cfg, imports=imports)
         return resolved_here(cfg) if resolve else cfg
 
 
