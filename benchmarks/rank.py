@@ -141,8 +141,9 @@ def of_data(directory: Path, listed: Path, data: str, section: str) -> list[dict
         rate = max(RATES, key=lambda rate: first[rate].scores["validation"]["accuracy"])
         of_seeds = [first[rate], *(run(rate, seed) for seed in range(1, SEEDS))]
         trained[choice.label] = [each.predictions("test") for each in of_seeds]
-    (directory / f"{data}_best.yaml").unlink(missing_ok=True)
-    ranking = rank(request, str(listed), Console(stderr=True), images=5000, out=None)
+    best = directory / f"{data}_best.yaml"
+    best.unlink(missing_ok=True)
+    ranking = rank(request, str(listed), Console(stderr=True), images=5000, out=best)
     rows = []
     for place, row in enumerate(ranking["candidates"]):
         predicted = trained[row["candidate"]]

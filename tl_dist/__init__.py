@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tl_dist.config import Config
-    from tl_dist.library import Run, load_config, open_dataset, train
+    from tl_dist.library import Ranked, Run, compare, cross_validate, init, load_config, open_dataset, rank, train, tune
     from tl_dist.refusal import Refusal
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Refusal", "Run", "load_config", "open_dataset", "train"]
+__all__ = [
+    "Config", "Ranked", "Refusal", "Run", "compare", "cross_validate", "init", "load_config", "open_dataset", "rank",
+    "train", "tune",
+]  # fmt: skip
 
 _HOMES = {"Config": "tl_dist.config", "Refusal": "tl_dist.refusal"}
 

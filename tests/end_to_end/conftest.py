@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests import forks
 from tests.end_to_end.harness import STARTED
 from tl_dist.trainer import load_model
 
@@ -17,6 +18,12 @@ def _tensorflow_as_a_worker_starts_it() -> None:
     """Runs in this process then take a third less time (`pipelines_as_traced`); test_library has one without."""
     with load_model.pipelines_as_traced():
         pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _children_are_forks() -> Iterator[None]:
+    with forks.children():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,11 +20,14 @@ import tl_dist as tl
 from tests.doubles import build, digit_files
 from tests.end_to_end.harness import TL_DIST
 from tests.image_kinds import UNUSUAL
+from tl_dist.config import registry
+from tl_dist.config.data import Square
 from tl_dist.datasets import preprocess
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.export import model_card
+from tl_dist.tools.serve import served
 
 pytestmark = [  # of Keras, as it saves, and of tf2onnx
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -96,21 +100,47 @@ def test_a_saved_model_takes_images_and_files(run: tl.Run, folder: Path, saved_m
     assert report["encoded"]["num_examples"] == 100 and report["encoded"]["largest_difference"] < 1e-5
     images, expected = from_files(run, folder, saved_model)
     loaded = tf.saved_model.load(str(saved_model / "savedmodel"))
-    served = loaded.signatures
-    found = served["serving_default"](images=tf.constant(images))
+    signatures = loaded.signatures
+    found = signatures["serving_default"](images=tf.constant(images))
     # Pillow decodes some pixels of a JPEG otherwise than TensorFlow, and rounding decides others: by one level.
     np.testing.assert_allclose(found["probabilities"].numpy(), expected, atol=0.02)
     names = run.predictions("test").class_names
     assert [one.decode() for one in found["class"].numpy()] == list(names[expected.argmax(axis=1)])
     files = [(folder / "images" / name).read_bytes() for name in run.predictions("test").ids]
-    found = served["encoded"](encoded=tf.constant(files))["probabilities"].numpy()
+    found = signatures["encoded"](encoded=tf.constant(files))["probabilities"].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     unusual = [make() for name, make in UNUSUAL.items() if name.startswith(("jpeg", "png"))]
     module = shipped(saved_model)
     images = np.stack([module.load(io.BytesIO(content)) for content in unusual])
-    expected = served["serving_default"](images=tf.constant(images))["probabilities"].numpy()
-    found = served["encoded"](encoded=tf.constant(unusual))["probabilities"].numpy()
+    expected = signatures["serving_default"](images=tf.constant(images))["probabilities"].numpy()
+    found = signatures["encoded"](encoded=tf.constant(unusual))["probabilities"].numpy()
     np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_images_are_to_the_end_what_they_were_to_the_authors_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    """By the description beside the file alone: pinned by the run, to its predictions and its export."""
+    tiny = registry.backbone("tiny").build((16, 16, 3))
+    save_file({v.path: v.numpy() for v in tiny.weights}, tmp_path / "tiny.safetensors")
+    described = {"mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bicubic", "crop_pct": 0.9}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    plainly = CONFIG.format(path=folder / "images", precision="float32", resize="").replace("weights: random, ", "")
+    (folder / "described.yaml").write_text(plainly)
+    cfg = tl.load_config(folder / "described.yaml", f"model.weights={tmp_path / 'tiny.safetensors'}", "steps=20")
+    run = tl.train(cfg, runs=folder / "runs", here=True)
+    identity = json.loads((run.path / "run.json").read_text())
+    images = {"interpolation": "bicubic", "resize": "crop", "crop_fraction": 0.9}
+    assert identity["weights_images"] == {"mean": [0.4] * 3, "std": [0.3] * 3, **images}
+    assert images.items() <= identity["trajectory"]["data"].items()
+    assert identity["trajectory"]["model"]["preprocessing"] == {"mean": [0.4] * 3, "std": [0.3] * 3}
+    report = run.export("savedmodel", tmp_path / "made")
+    assert report["num_agreeing"] == 180 and report["encoded"]["largest_difference"] < 1e-5
+    pixels, expected = from_files(run, folder, tmp_path / "made")
+    loaded = tf.saved_model.load(str(tmp_path / "made" / "savedmodel"))
+    answers = loaded.signatures["serving_default"](images=tf.constant(pixels))["probabilities"].numpy()
+    np.testing.assert_allclose(answers, expected, atol=0.02)
+    of_served = served.of_export(tmp_path / "made", cores=1).decode
+    files = [folder / "images" / name for name in run.predictions("test").ids[:20]]
+    assert np.abs(np.stack([of_served(file.read_bytes()) for file in files]).astype(int) - pixels[:20]).max() <= 1
 
 
 def test_keras_and_tensorflows_own_command_run_it_where_there_is_no_tl_dist(
@@ -206,7 +236,9 @@ def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tm
 @pytest.mark.full
 def test_a_cropped_network_in_bfloat16(run: tl.Run, folder: Path, tmp_path: Path) -> None:
     overrides = (f"source.run={run.path}", "source.head=true", "steps=20", "optimizer.learning_rate=0.001")
-    run = trained(folder, "cropped", *overrides, precision="mixed_bfloat16", resize="resize: crop")
+    run = trained(
+        folder, "cropped", *overrides, precision="mixed_bfloat16", resize="resize: crop, interpolation: bicubic"
+    )
     report = run.export("savedmodel", tmp_path / "tf")
     assert report["num_agreeing"] == 180 and report["largest_difference"] < 1e-5
     assert report["encoded"]["largest_difference"] < 1e-5
@@ -214,8 +246,11 @@ def test_a_cropped_network_in_bfloat16(run: tl.Run, folder: Path, tmp_path: Path
     assert report["num_agreeing"] >= 178 and 0 < report["largest_difference"] < 0.1
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop", [None, 0.875, 1.0])
-def test_the_shipped_resizing_is_that_of_the_pipeline(crop: float | None) -> None:
+def test_the_shipped_resizing_is_that_of_the_pipeline(
+    crop: float | None, interpolation: Literal["bilinear", "bicubic"]
+) -> None:
     from tl_dist.data.resize import resize
 
     numbers, apart, num = np.random.default_rng(0), 0, 0
@@ -225,8 +260,8 @@ def test_the_shipped_resizing_is_that_of_the_pipeline(crop: float | None) -> Non
             numbers.integers(0, 256, (height, width, 3)).astype(np.uint8),
             int(numbers.integers(8, 100)),
         )
-        expected = resize(tf.constant(image), size, crop).numpy().astype(int)
-        difference = np.abs(preprocess.resized(image, size, crop) - expected)
+        expected = resize(tf.constant(image), size, Square(crop, interpolation)).numpy().astype(int)
+        difference = np.abs(preprocess.resized(image, size, crop, interpolation) - expected)
         assert difference.max() <= 1
         apart, num = apart + int((difference > 0).sum()), num + difference.size
     assert apart / num < 0.002

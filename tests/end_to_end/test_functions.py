@@ -19,15 +19,15 @@ REST = (
     EVERY_STEP
     + """\
 global_batch: 15
-steps: 300
-data: {name: digits, image_size: 32, validation_fraction: 0.2}
-optimizer: {name: adam, learning_rate: 0.003}
+steps: 150
+data: {name: digits, image_size: 16, validation_fraction: 0.2}
+optimizer: {name: adam, learning_rate: 0.01}
 """
 )
 SWIN = """\
 model:
   backbone: zeromodels.models.swin:SwinModel
-  arguments: {embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 2, 4, 8], window_size: 2, pretrain_size: 32}
+  arguments: {embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 2, pretrain_size: 16}
   preprocessing: torch
   weights: random
   train_from: all
@@ -64,7 +64,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     file.write_text(MY_NET)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(space.directory)
-        space.train("one")
+        space.train_here("one")
         file.rename("moved.py")
         yield space
 
@@ -124,7 +124,13 @@ def test_a_later_run_starts_from_one_of_the_same_code_alone(workspace: Workspace
 def argv(workspace: Workspace, name: str, of: str, *more: str) -> list[str]:
     Path("nets/my_net.py").write_text(MY_NET)
     config = "swin.yaml" if name == "swin" else "trial.yaml"
-    return [TL_DIST, "train", config, f"name={name}-{of}", "steps=12", "checkpoint.every_steps=4", *more]
+    return [TL_DIST, "train", config, f"name={name}-{of}", "steps=9", "checkpoint.every_steps=4", *more]
+
+
+def train_here(workspace: Workspace, *named: str) -> None:
+    """The same by this process."""
+    _, _, config, *overrides = argv(workspace, *named, *ONE_WORKER)
+    tl.train(tl.load_config(config, *overrides), here=True)
 
 
 QUICK = pytest.mark.parametrize("whole", ["own", pytest.param("swin", marks=pytest.mark.full)], indirect=True)
@@ -137,10 +143,11 @@ def whole(request: pytest.FixtureRequest, workspace: Workspace) -> str:
     return str(request.param)
 
 
-def test_two_workers_train_as_one_does(whole: str, workspace: Workspace) -> None:
-    shown(workspace, *argv(workspace, whole, "two", "strategy=horovod", "workers=2")[1:])
-    one, two = (workspace.run(f"{whole}-{of}") for of in ("whole", "two"))
-    np.testing.assert_allclose(list(losses(two).values()), list(losses(one).values()), rtol=1e-4)
+@pytest.mark.parametrize("num", [2, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 4))])
+def test_workers_train_as_one_does(whole: str, num: int, workspace: Workspace) -> None:
+    shown(workspace, *argv(workspace, whole, f"by{num}", "strategy=horovod", f"workers={num}")[1:])
+    one, several = (workspace.run(f"{whole}-{of}") for of in ("whole", f"by{num}"))
+    np.testing.assert_allclose(list(losses(several).values()), list(losses(one).values()), rtol=1e-5)
 
 
 @QUICK
@@ -155,25 +162,25 @@ def test_a_kill_changes_no_bit(whole: str, workspace: Workspace) -> None:
 
 @QUICK
 def test_a_cached_block_changes_no_curve(whole: str, workspace: Workspace) -> None:
-    block = "layers_2_blocks_0" if whole == "swin" else "stage1"
+    block = "layers_1_blocks_0" if whole == "swin" else "stage1"
     frozen = (f"source.run=runs/{whole}-whole", f"model.train_from={block}")
     for cache in ("off", "on"):
-        shown(workspace, *argv(workspace, whole, cache, *frozen, f"runtime.prefix_cache={cache}")[1:])
+        train_here(workspace, whole, cache, *frozen, f"runtime.prefix_cache={cache}")
     off, on = (list(losses(workspace.run(f"{whole}-{cache}")).values()) for cache in ("off", "on"))
     np.testing.assert_allclose(on, off, rtol=1e-4)
 
 
 def test_tools_build_the_network_as_its_run_does(workspace: Workspace) -> None:
     """Explaining it, and choosing layers and networks by features, with weights that no label has reached."""
-    Image.new("RGB", (32, 32)).save("black.png")
+    Image.new("RGB", (16, 16)).save("black.png")
     assert "black.png: " in shown(workspace, "explain", "runs/one", "black.png")
     Path("nets/my_net.py").write_text(MY_NET)
-    network = functions.build(f"{Path('nets/my_net.py').absolute()}:build", {"width": 8}, (32, 32, 3))
+    network = functions.build(f"{Path('nets/my_net.py').absolute()}:build", {"width": 8}, (16, 16, 3))
     save_file({v.path: v.numpy() for v in network.weights}, "drawn.safetensors")
     frozen = ("model.weights=drawn.safetensors", "model.train_from=head", "steps=1", "classifier.name=logistic")
     layers = "model.layers=[stage1, stage2]"
     assert "stage2" in shown(workspace, "tune", "trial.yaml", *frozen, layers)
-    tiny = registry.backbone("tiny").build((32, 32, 3))
+    tiny = registry.backbone("tiny").build((16, 16, 3))
     save_file({v.path: v.numpy() for v in tiny.weights}, "tiny.safetensors")
     Path("choices.yaml").write_text("- my_net.py:build\n- {backbone: tiny, weights: tiny.safetensors}\n")
     text = shown(workspace, "rank", "trial.yaml", *frozen, "--candidates", "choices.yaml", "--images", "200")
@@ -182,13 +189,14 @@ def test_tools_build_the_network_as_its_run_does(workspace: Workspace) -> None:
 
 @pytest.mark.full
 def test_an_export_of_layers_of_another_package_gives_what_the_run_gives(whole: str, workspace: Workspace) -> None:
-    text = shown(workspace, "export", f"runs/{whole}-whole", "--to", "savedmodel")
-    assert re.search(r"(\d+) of \1 images of 'test' have the class", text)
+    for to in ("savedmodel", "onnx"):
+        text = shown(workspace, "export", f"runs/{whole}-whole", "--to", to)
+        assert re.search(r"(\d+) of \1 images of 'test' have the class", text)
 
 
 def test_mixed_precision_keeps_all_variables_wide(whole: str, workspace: Workspace) -> None:
     """Swin gives layers the dtype of their inputs."""
-    shown(workspace, *argv(workspace, whole, "narrow", "precision=mixed_bfloat16")[1:])
+    train_here(workspace, whole, "narrow", "precision=mixed_bfloat16")
     wide, narrow = (list(losses(workspace.run(f"{whole}-{of}")).values()) for of in ("whole", "narrow"))
     np.testing.assert_allclose(narrow[:4], wide[:4], rtol=0.1)
     assert narrow != wide
@@ -196,7 +204,7 @@ def test_mixed_precision_keeps_all_variables_wide(whole: str, workspace: Workspa
 
 def test_models_show_lists_the_blocks_of_a_config_and_of_a_function(workspace: Workspace) -> None:
     text = shown(workspace, "models", "show", "swin.yaml")
-    assert "layers_2_blocks_0" in text and "images of 32 x 32" in text
+    assert "layers_1_blocks_0" in text and "images of 16 x 16" in text
     Path("nets/my_net.py").write_text(MY_NET.replace("width):", "width=8):"))
     assert "stage2 stage2_conv" in shown(workspace, "models", "show", "nets/my_net.py:build", "--image-size", "32")
 

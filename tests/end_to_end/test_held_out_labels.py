@@ -38,7 +38,7 @@ COMPUTED = (
     + """\
 global_batch: 16
 data: {name: csv, path: true.csv, image_size: 16}
-model: {backbone: tiny, weights: tiny.safetensors, layers: [block1, block2, block3]}
+model: {backbone: tiny, weights: tiny.safetensors, layers: [block2, block3]}
 classifier: {name: logistic, l2: auto, layers: auto}
 loss: {class_weights: balanced}
 """

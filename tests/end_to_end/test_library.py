@@ -130,7 +130,7 @@ def test_predictions_and_the_keras_model_agree(run: tl.Run) -> None:
 def images_of_the_test_split(run: tl.Run) -> np.ndarray:
     source = tl.open_dataset(run.config)["test"]
     images, _ = source.read(tf.range(source.num_examples, dtype=tf.int64))
-    return resize(images, 16, None).numpy()
+    return resize(images, 16).numpy()
 
 
 def test_what_this_process_cannot_do_is_refused(config: Path) -> None:

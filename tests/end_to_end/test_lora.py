@@ -119,7 +119,7 @@ def test_killed_between_two_stages_it_ends_with_the_same_bits(workspace: Workspa
     workspace.train("whole", *settings, *ONE_WORKER)
     process = workspace.start(
         workspace.argv("killed", *settings, *ONE_WORKER),
-        TL_FAILPOINT="train.chunk_done:6=kill",
+        TL_FAILPOINT="train.chunk_done:7=kill",
         TL_ALLOW_FAILPOINTS="1",
     )
     said, _ = process.communicate(timeout=240)

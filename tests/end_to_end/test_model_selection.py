@@ -109,7 +109,7 @@ def said_by(run: tl.Run, at: str = "") -> np.ndarray:
     """What a model of the run says of the test split."""
     source, model = tl.open_dataset(run.config)["test"], run.keras_model(at)
     images, _ = source.read(tf.range(source.num_examples, dtype=tf.int64))
-    said: np.ndarray = model(resize(images, model.input_shape[1], None)).numpy()
+    said: np.ndarray = model(resize(images, model.input_shape[1])).numpy()
     return said
 
 

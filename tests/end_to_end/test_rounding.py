@@ -12,7 +12,7 @@ CONFIG = """\
 global_batch: 32
 epochs: 5
 precision: float32
-data: {name: digits, image_size: 32, validation_fraction: 0.1}
+data: {name: digits, image_size: 16, validation_fraction: 0.1}
 model: {backbone: tiny, weights: random, train_from: all}
 optimizer: {name: adam, learning_rate: 3e-3}
 report: {every_steps: 1, tensorboard: false}

@@ -183,7 +183,7 @@ def test_a_pruned_run_is_a_run_of_a_smaller_network(workspace: Workspace) -> Non
     assert [layer.filters for layer in model.get_layer("tiny").layers if layer.weights] == [8, 16, 32]
     kept = run.predictions("test")
     source = tl.open_dataset(run.config)["test"]
-    images = resize(source.read(tf.range(source.num_examples, dtype=tf.int64))[0], 16, None).numpy()
+    images = resize(source.read(tf.range(source.num_examples, dtype=tf.int64))[0], 16).numpy()
     np.testing.assert_allclose(model(images).numpy(), kept.probabilities, atol=1e-5)
     exported = run.export("keras", workspace.directory / "exported")
     assert exported["num_agreeing"] == exported["num_examples"] == len(images)

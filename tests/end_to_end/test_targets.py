@@ -103,8 +103,8 @@ def test_labels_and_numbers_are_learnt(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("name", ["labels", pytest.param("numbers", marks=pytest.mark.full)])
 def test_two_workers_train_as_one_does(workspace: Workspace, name: str) -> None:
-    workspace.train(f"{name}-2", *TASKS[name], "steps=20", "strategy=horovod", "workers=2")
-    one, two = (list(losses(workspace.run(each)).values())[:20] for each in (name, f"{name}-2"))
+    workspace.train(f"{name}-2", *TASKS[name], "steps=8", "strategy=horovod", "workers=2")
+    one, two = (list(losses(workspace.run(each)).values())[:8] for each in (name, f"{name}-2"))
     np.testing.assert_allclose(two, one, rtol=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_two_workers_train_as_one_does(workspace: Workspace, name: str) -> None:
 def test_killed_it_ends_with_the_same_bits(workspace: Workspace, name: str) -> None:
     """With mixed images, averages of the weights, and the decisions of the validation split."""
     more = "data.augmentation.mixup=0.3", "optimizer.ema=0.9", "evaluation.every_epochs=0.5"
-    short = (*TASKS[name], *more, "steps=14", "checkpoint.every_steps=4")
+    short = (*TASKS[name], *more, "report.tensorboard=false", "steps=9", "checkpoint.every_steps=4")
     workspace.train(f"{name}-whole", *short, *ONE_WORKER)
     process = workspace.start(
         workspace.argv(f"{name}-killed", *short, *ONE_WORKER),
@@ -139,7 +139,7 @@ def test_held_out_labels_and_numbers_reach_no_weight(workspace: Workspace) -> No
                     values = [("green", "red;blue")[k % 2]] if name == "labels" else [f"{k % 7}", f"{k % 5}"]
                 changed.append(",".join([path, *values, splits[path]]))
             (workspace.directory / "turned.csv").write_text("\n".join([f"{header},split", *changed]) + "\n")
-            official = "data.path=turned.csv", "data.validation_fraction=0", "steps=6"
+            official = "data.path=turned.csv", "data.validation_fraction=0", "steps=4", "report.tensorboard=false"
             states.append(newest(workspace.train_here(f"{name}-{turned}", *settings, *official)).read_bytes())
         assert states[0] == states[1] != states[2], name
 
@@ -235,7 +235,7 @@ def test_cross_validation_of_a_computed_classifier(workspace: Workspace, name: s
     text = "\n".join([*lines, f"classifier: {{name: {classifier}, l2: auto}}"])
     (workspace.directory / "folds.yaml").write_text(text)
     settings = [setting for setting in TASKS[name] if not setting.startswith("checkpoint")]
-    said = tl_dist(workspace, "cv", "folds.yaml", *settings, f"name={name}", "--folds", "4", "--seeds", "2")
+    said = tl_dist(workspace, "cv", "folds.yaml", *settings, f"name={name}", "--folds", "3", "--seeds", "2")
     run = workspace.directory / f"runs/{cross_validation.name_of(name)}"
     summary = json.loads((run / "DONE").read_text())["cross_validation"]
     out_of_fold = cross_validation.load(run / OUT_OF_FOLD)
@@ -247,7 +247,7 @@ def test_cross_validation_of_a_computed_classifier(workspace: Workspace, name: s
         errors = [
             np.sqrt(((answers[seed][of == k] - truth[of == k]) ** 2).mean(axis=0)).mean()
             for seed, of in enumerate(out_of_fold.fold)
-            for k in range(4)
+            for k in range(3)
         ]
         assert summary["rmse"] == pytest.approx(np.mean(errors), rel=1e-5)
     low, high = summary["interval"]

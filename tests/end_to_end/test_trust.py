@@ -192,6 +192,10 @@ def test_two_workers_corrupt_as_one_does(workspace: Workspace) -> None:
     assert not (by_one.right[0, 0] == by_one.clean).all()
     written = json.loads(Path("runs/one/evaluations/test_corruptions.json").read_text())
     assert written == record
+    run = tl.Run("runs/one")
+    assert run.evaluate(corruptions="noise", severity="3") == record
+    both = tl.compare(run, run.path, corruptions=True)
+    assert both["names"] == names and both["errors"][0] == both["errors"][1] and both["difference"] == 0
 
 
 def test_what_cannot_be_done_is_refused(workspace: Workspace) -> None:

@@ -9,8 +9,12 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tl_dist.launcher.command import SAFE_PATH, THREAD_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = "FORKS_OF_THE_TESTS"
@@ -37,6 +41,7 @@ def install(directory: Path) -> None:
         (directory / name).write_text(_PROGRAM.format(main=main, **words))
         (directory / name).chmod(0o700)
     (directory / "owner").write_text(str(os.getpid()))
+    (directory / "path").write_text(os.environ.get("PYTHONPATH", ""))  # servers begin with this one
 
 
 def first_line(executable: str) -> str:
@@ -58,7 +63,21 @@ def program(name: str = "tl-dist") -> str:
     return str(Path(os.environ.get(VARIABLE, Path(sys.executable).parent)) / name)
 
 
+@contextmanager
+def children() -> Iterator[None]:
+    """What this process starts by its own Python meanwhile is a fork, as of a command, where it needs TensorFlow."""
+    before, sys.executable = sys.executable, program("python")
+    try:
+        yield
+    finally:
+        sys.executable = before
+
+
 def of_module(name: str, *arguments: str, **more: str) -> dict[str, Any]:
-    """`args` and `env` for subprocess: a module of the tests, by a fork of one process that has TensorFlow."""
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """`args` and `env` for subprocess: a module of the tests, by the server that forks workers of one thread."""
+    environment = {
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
+        **dict.fromkeys(("TF_CPP_MIN_LOG_LEVEL", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", SAFE_PATH), "1"),
+        "PYTHONPATH": str(ROOT),
+    }
     return {"args": [program("python"), "-P", "-m", name, *arguments], "env": os.environ | environment | more}

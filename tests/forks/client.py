@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 
-FORKED = ("tl_dist.trainer", "tl_dist.models.weights", "tl_dist.tools.augment", "tests.")
+FORKED = ("tl_dist.trainer", "tl_dist.models", "tl_dist.tools.augment", "tests.")
 """how the names of modules begin that a server's fork runs"""
 LATE = (
     "COMP_", "HOROVOD_", "MLFLOW_", "NCCL_", "PYTEST_", "SLURM", "SRUN_", "TL_", "WANDB_", "_TL_DIST_", "_TYPER_",
 )  # fmt: skip
-"""Variables that a process reads after its imports, if at all; a server has one value of every other one."""
+"""Variables that a process reads after its imports, if at all, or that a server obeys for its fork; a server has one
+value of every other one."""
 LATE_NAMES = (
     "COLUMNS",
     "HOME",
@@ -28,6 +29,7 @@ LATE_NAMES = (
     "OLDPWD",
     "PATH",
     "PWD",
+    "PYTHONPATH",
     "RAN",
     "SHLVL",
     "TMPDIR",
@@ -113,8 +115,12 @@ def connection(executable: str, directory: str, kind: str) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # of a server that is no more
         argv = [executable, "-P", os.path.join(os.path.dirname(__file__), "server.py"), path, kind]
+        with open(os.path.join(directory, "path")) as file:
+            environment = os.environ | {"PYTHONPATH": file.read()}
         with open(f"{path}.log", "w") as log:
-            server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            server = subprocess.Popen(
+                argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and server.poll() is None:
             with contextlib.suppress(OSError):

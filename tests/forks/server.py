@@ -15,11 +15,13 @@ import socket
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tl_dist import cli, config, files, launcher, runs, terminal, tools
+from tl_dist.config import extensions, registry
 from tl_dist.files.failpoint import failpoint
 from tl_dist.trainer.__main__ import import_keras
 
@@ -38,6 +40,7 @@ OF_COMMANDS = (
 OF_WORKERS = (
     "tl_dist.trainer.attempt",
     "tl_dist.trainer.setup",
+    "sklearn.datasets",
     "sklearn.metrics",
     "sklearn.model_selection",
     "scipy.stats",
@@ -46,6 +49,11 @@ OF_WORKERS = (
 )
 SAYING_S = 30.0
 """for a client to say what it wants"""
+
+
+def folders(environment: Mapping[str, str]) -> list[str]:
+    """Those that Python would search first."""
+    return [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def become(asked: dict[str, Any], given: list[int]) -> None:
@@ -58,6 +66,8 @@ def become(asked: dict[str, Any], given: list[int]) -> None:
     for fd in {*given, *moved} - {*asked["files"]}:
         os.close(fd)
     os.chdir(asked["folder"])
+    known, wanted = folders(os.environ), folders(asked["environment"])
+    sys.path[:] = dict.fromkeys([*wanted, *(folder for folder in sys.path if folder not in known)])
     os.environ.clear()
     os.environ.update(asked["environment"])
     for limit, *values in asked["limits"]:
@@ -163,6 +173,7 @@ def main() -> None:
         sys.executable = str(path.with_name("python"))
     for name in OF_WORKERS if kind == "worker" else OF_COMMANDS:
         import_module(name)
+    extensions.offers(registry.BACKBONE.group)  # read once, and again where a package has been installed
     gc.freeze()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))

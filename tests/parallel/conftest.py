@@ -23,6 +23,8 @@ LAUNCHES = {
     "collective-4": ("collective", 4, "ours"),
 }
 ALL = (*VARIANTS, *METHODS)
+OF_BLOCKS = ("transformer", "adapters", "deep", "deep_accumulated", "deep_bfloat16")
+"""methods of networks of blocks, which --full tries on 3 and 4 workers of each kind"""
 TRIED = {
     "single": (*ALL, *WITHOUT),
     "mirrored-2": ("plain", "overflow", "sync_batch_norm", "staged"),
@@ -38,14 +40,18 @@ collectives what the way of the bytes could change. Of the methods only the stag
 the others are tried by one kind of processes, whose shares end inside a pair of mixed images."""
 FULL = {
     "mirrored-2": ("clipped", "accumulated", "bfloat16", "float16", *METHODS),
-    "mirrored-4": ("plain", "accumulated", "overflow"),
+    "mirrored-3": OF_BLOCKS,
+    "mirrored-4": ("plain", "accumulated", "overflow", "transformer", "deep"),
     "horovod-gloo-2": ("clipped", "accumulated", "sync_batch_norm"),
     "horovod-gloo-3": tuple(METHODS),
-    "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", "labels", "numbers", *WIRES),
+    "horovod-gloo-4": (
+        *("plain", "clipped", "accumulated", "overflow", "bfloat16", "labels", "numbers"),
+        *(*WIRES, *OF_BLOCKS),
+    ),
     "horovod-mpi-2": ("clipped", "overflow", "bfloat16"),
     "collective-2": ("clipped", "sync_batch_norm"),
-    "collective-3": tuple(VARIANTS),
-    "collective-4": ("plain", "accumulated", "overflow", "bfloat16", *WIRES),
+    "collective-3": (*VARIANTS, *OF_BLOCKS),
+    "collective-4": ("plain", "accumulated", "overflow", "bfloat16", *WIRES, *OF_BLOCKS),
 }
 """What --full adds: four workers, which reduce bfloat16 in another way than three, and the rest on the others."""
 

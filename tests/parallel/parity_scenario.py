@@ -148,12 +148,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "adapters": {
         "optimizer": OptimizerConfig(name="adam", learning_rate=0.01, ema=0.9, l2_sp=0.1),
         "model_settings": {"backbone": "small_vit", "pooling": "both", "adapt": LoraConfig(lora=2, alpha=4)},
-        "stages": (("head", 3), ("block1", 6), ("stem", 10)),
+        "stages": (("head", 4), ("stem", 10)),
     },
     "deep": {
         "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
         "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
         "recomputes": True,
+    },
+    "deep_accumulated": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
+        "accumulate": 2,
+    },
+    "deep_bfloat16": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "model_settings": {"backbone": "small_vit", "train_from": "all", "drop_path": 0.5},
+        "precision": "mixed_bfloat16",
     },
     "balanced": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "balanced": True},
     "taught": {

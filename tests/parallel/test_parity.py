@@ -38,9 +38,10 @@ def test_every_step_has_the_loss_and_the_norm_of_a_single_device(figures: Figure
 def test_every_method_computes_the_steps_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
     """Each by itself; the evaluation is of the averaged weights where there are some."""
     found, expected = figures(name)[variant], figures("single")[variant]
+    tolerance = 3e-4 if METHODS[variant].get("precision") else 1e-5
     assert len(expected["losses"]) == NUM_METHOD_STEPS
-    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
-    assert found["evaluation_loss"] == pytest.approx(expected["evaluation_loss"], rel=1e-5)
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=tolerance)
+    assert found["evaluation_loss"] == pytest.approx(expected["evaluation_loss"], rel=tolerance)
     assert found["replicas_equal"]
 
 
@@ -85,6 +86,14 @@ def test_synchronized_batch_norm_moves_to_the_statistics_of_a_single_device(
 def test_accumulation_changes_nothing_but_memory(figures: Figures) -> None:
     single = figures("single")
     np.testing.assert_allclose(single["accumulated"]["losses"], single["plain"]["losses"], rtol=1e-5)
+    np.testing.assert_allclose(single["deep_accumulated"]["losses"], single["deep"]["losses"], rtol=1e-5)
+
+
+def test_precision_changes_no_mask_of_dropped_branches(figures: Figures) -> None:
+    """Other masks would change a loss by more than its rounding does."""
+    narrow, wide = (figures("single")[variant]["losses"] for variant in ("deep_bfloat16", "deep"))
+    assert narrow != wide
+    np.testing.assert_allclose(narrow, wide, rtol=3e-4)
 
 
 def test_clipping_is_in_force(figures: Figures) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import timm
 import torch
+from keras.src.applications.convnext import ConvNeXt
 from timm.layers import DropPath
 
 from tests.one_step import LABELS, RATE, ROWS, assert_equal, batch_of, built, gradients_of
@@ -17,12 +18,19 @@ from tests.small_vit import SMALL_SIGLIP
 from tl_dist.config import registry
 from tl_dist.models import drop_path
 from tl_dist.models.backbones import Backbone, preprocess, vit
+from tl_dist.models.backbones.applications import convnext_of_torch
 
 
 def timm_s(name: str, side: int) -> tuple[Any, Backbone]:
     """A network of timm with weights by seed, none of them as it begins, and the record of ours."""
-    record = registry.backbone("convnexttiny")
-    depth: dict[str, Any] = {}
+    depths, widths = (1, 1, 2, 1), (16, 32, 64, 128)
+    options: dict[str, Any] = {"include_top": False, "weights": None, "name": "convnext_tiny"}
+    record = replace(
+        registry.backbone("convnexttiny"),
+        build=lambda shape: ConvNeXt(depths=depths, projection_dims=widths, input_shape=shape, **options),
+        of_torch=partial(convnext_of_torch, "Tiny", depths),
+    )
+    depth: dict[str, Any] = {"depths": depths, "dims": widths}
     if name.startswith("deit"):
         depth = {"depth": 3, "img_size": side}
         shape = replace(registry.backbone("deit_small").build.args[0], blocks=3, grid=side // 16)

@@ -16,8 +16,11 @@ from safetensors.torch import save as save_safetensors
 
 from tl_dist.config import ModelConfig, registry, rules
 from tl_dist.config import file as config_file
+from tl_dist.config.data import STRETCHED
+from tl_dist.config.training import ScalingConfig
+from tl_dist.launcher import train
 from tl_dist.models import weights
-from tl_dist.models.weights import hub
+from tl_dist.models.weights import descriptions
 from tl_dist.refusal import Refusal
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -150,7 +153,28 @@ def test_weights_of_images_scaled_otherwise_are_refused_with_the_key_that_agrees
     (path,) = (cache / "hub").rglob("model.safetensors")
     with pytest.raises(Refusal, match=r"0\.485"):
         weights.convert(str(path), "vit_small", cache=cache)
-    assert hub.scaling_beside(Path("nowhere/x.safetensors")) is None
+    assert descriptions.beside(Path("nowhere/x.safetensors")) is None
+
+
+def test_a_config_takes_over_a_description_alone_and_later_needs_no_hub(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    described = {"mean": [0.4] * 3, "std": [0.3] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
+    Hub.files["config.json"] = json.dumps({"pretrained_cfg": described}).encode()
+    text = "steps: 1\ndata: {name: digits}\nmodel: {backbone: vit_small, weights: hf://timm/vit}\n"
+    (tmp_path / "x.yaml").write_text(f"{text}optimizer: {{learning_rate: 0.1}}\n")
+    request = train.Request(tmp_path / "x.yaml")
+    assert request.load(imports=False).data.square == STRETCHED and not Hub.asked
+    cfg = request.load()
+    assert cfg.data.square == (0.9, "bicubic") and cfg.model.preprocessing == ScalingConfig(
+        mean=(0.4,) * 3, std=(0.3,) * 3
+    )
+    assert "GET vit config.json" in Hub.asked and "GET vit model.safetensors" not in Hub.asked
+    file = weights.convert(cfg.model.weights, cfg.network)
+    assert file is not None and file.images is not None and file.images["interpolation"] == "bicubic"
+    Hub.files, Hub.asked = {}, []
+    assert request.load() == request.load(imports=False) == cfg and not Hub.asked
 
 
 @pytest.mark.parametrize(

@@ -111,4 +111,6 @@ def test_two_workers_train_as_one_does(tmp_path: Path) -> None:
         figures = run.scores["validation"]
         assert figures["right"] == figures["accuracy"]
     assert evaluations[-1].figures["right"] == two.scores["validation"]["accuracy"]
-    assert np.allclose(one.predictions("validation").probabilities, two.predictions("validation").probabilities, atol=1e-5)
+    assert np.allclose(
+        one.predictions("validation").probabilities, two.predictions("validation").probabilities, atol=1e-5
+    )

@@ -25,6 +25,17 @@ DEPTH, WIDTH, HEADS = 2, 48, 3
 NAMES = ("siglip_base", "siglip_so400m", "clip_base16", "clip_base32")
 
 
+def at_sides(own: int, *others: int) -> list[Any]:
+    """Each tower at the side of its grid, and one of each family at others; --full adds the rest."""
+    first = ("siglip_base", "clip_base16")
+    full = pytest.mark.full
+    return [
+        pytest.param(name, side, marks=() if side == own or name in first else full)
+        for name in NAMES
+        for side in (own, *others)
+    ]
+
+
 def small(name: str, **changes: Any) -> Backbone:
     """The record of a tower with two narrow blocks and a smaller grid, so that it costs little."""
     record = registry.backbone(name)
@@ -83,8 +94,7 @@ def torch_of(images: np.ndarray) -> torch.Tensor:
     return torch.tensor(images.transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("side", [5, 7, 3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "side"), at_sides(5, 7, 3))
 @torch.no_grad()
 def test_tokens_and_the_pooled_token_are_timm_s(name: str, side: int, tmp_path: Path) -> None:
     record = small(name)
@@ -99,8 +109,7 @@ def test_tokens_and_the_pooled_token_are_timm_s(name: str, side: int, tmp_path: 
     np.testing.assert_allclose(own[:, 0], pooled, atol=1e-4)
 
 
-@pytest.mark.parametrize("side", [5, 7])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "side"), at_sides(5, 7))
 @torch.no_grad()
 def test_tokens_and_the_pooled_token_are_those_of_transformers(name: str, side: int, tmp_path: Path) -> None:
     """It resizes positions without antialiasing; the file of both towers has the same network below another name."""

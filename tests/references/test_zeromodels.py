@@ -1,12 +1,14 @@
 """Networks of ZeroModels as they are: the two halves of each, wherever it is cut, compute what its own model does."""
 
 import importlib
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from tl_dist.config import ModelConfig
+from tl_dist.models import export
 from tl_dist.models.backbones import described, functions, seam, seams
 
 SIDE = 64
@@ -39,3 +41,19 @@ def test_it_is_cut_at_each_of_its_blocks(name: str) -> None:
         below, above = keras.Model(built.inputs[0], passing), keras.Model(passing, built.output)
         halves = np.asarray(above(below(images, training=False), training=False))
         np.testing.assert_allclose(halves, whole, atol=1e-5 * np.abs(whole).max())
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
+def test_onnx_runtime_gives_what_a_network_gives_whose_layers_keep_constants(tmp_path: Path) -> None:
+    """Swin has tables of its windows, which were inputs of the exported graph."""
+    arguments = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 2}
+    network = functions.build("zeromodels.models.swin:SwinModel", arguments | {"pretrain_size": SIDE}, (SIDE, SIDE, 3))
+    pixels = keras.Input((SIDE, SIDE, 3), dtype="uint8")
+    features = keras.ops.mean(network(keras.ops.cast(pixels, "float32") / 255), axis=(1, 2))
+    model = keras.Model(pixels, keras.layers.Dense(10, activation="softmax")(features))
+    export.write(model, tmp_path / "swin.onnx", to="onnx", class_names=list("0123456789"), read=np.asarray)
+    images = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
+    expected = np.asarray(model(images, training=False))
+    assert expected.std(axis=0).max() > 1e-3  # the images matter
+    answers = export.opened("onnx", tmp_path / "swin.onnx", threads=1)(images)
+    np.testing.assert_allclose(answers, expected, atol=1e-5)

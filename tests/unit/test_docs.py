@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests import config_reference, models_page
+from tests import api_page, config_reference, models_page
 from tl_dist.cli.main import app
 from tl_dist.config import Config, problems, reference, registry
 from tl_dist.config import file as config_file
@@ -50,6 +50,11 @@ def test_the_reference_is_that_of_the_schema() -> None:
 def test_the_page_of_networks_is_that_of_the_registry() -> None:
     """`python -m tests.models_page > docs/pages/models.md` writes it again."""
     assert (DOCS / "pages" / "models.md").read_text() == models_page.page()
+
+
+def test_the_page_of_the_python_api_is_that_of_its_signatures_and_docstrings() -> None:
+    """`python -m tests.api_page > docs/pages/api.md` writes it again."""
+    assert (DOCS / "pages" / "api.md").read_text() == api_page.page()
 
 
 def test_the_reference_has_every_key() -> None:

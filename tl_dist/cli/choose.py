@@ -59,8 +59,8 @@ def rank(
     from tl_dist.tools.rank import command
 
     request = Request(config, overrides or (), strategy, workers, runs)
-    console = Console(stderr=as_json)
-    ranking = command.rank(request, candidates, console, images=images, out=out)
+    console, best = Console(stderr=as_json), out or config.with_name(f"{config.stem}_best.yaml")
+    ranking = command.rank(request, candidates, console, images=images, out=best)
     if as_json:
         print(json.dumps(ranking, indent=1))
 

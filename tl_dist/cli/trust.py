@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -38,28 +38,17 @@ def evaluate(
     from tl_dist.terminal import tables
     from tl_dist.tools.evaluate import command
 
-    console, selected = Console(), split or Split.TEST
+    console, groups = Console(), [*["any"] * by_group, *([by] if by else [])]
     how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
-    groups = [*["any"] * by_group, *([by] if by else [])]
-    if corruptions is not None and (data is not None or groups):
-        what = "--corruptions takes the run's own images, without groups."
-        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
-    if corruptions is None and severity is not None:
-        what = "--severity needs --corruptions."
-        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
+    options: dict[str, Any] = {"data": data, "by": groups, "corruptions": corruptions, "severity": severity}
+    with console.busy(f"evaluating {run}"):
+        record = command.record_of(run, split, how, **options, say=partial(console.say, style="dim"))
     if corruptions is not None:
-        names_and_severities = command.parse_corruptions(corruptions, severity or "1-5")
-        with console.busy(f"evaluating {run}"):
-            record = command.evaluate(run, selected, how, corruptions=names_and_severities)
         command.show_corrupted(record, console)
     elif data is not None:
-        with console.busy(f"evaluating {run}"):
-            record = command.evaluate_data(run, data, split, how, by=groups)
         tables.show_evaluation(record, console)
         command.show_matching(record["data"], partial(console.say, style="yellow"))
     else:
-        with console.busy(f"evaluating {run}"):
-            record = command.evaluate(run, selected, how, by=groups, say=partial(console.say, style="dim"))
         tables.show_evaluation(record, console)
         tables.show_flattered(run, console)
         if "calibration" in record["figures"]:
@@ -198,8 +187,5 @@ def cross_validate(
     from tl_dist.launcher.train import Request
     from tl_dist.tools.cross_validate import command
 
-    if by is not None and (folds or seeds):
-        what = "--by leaves out each group once, and has no other folds or seeds."
-        raise Refusal(what, fix="remove --folds and --seeds, or --by.", code=ExitCode.USAGE)
     request = Request(config, overrides or (), strategy, workers, runs)
-    return command.cross_validate(request, folds or 5, seeds or 5, Console(), by)
+    return command.cross_validate(request, folds, seeds, Console(), by)

@@ -54,11 +54,8 @@ def serve(
     at: At = "",
 ) -> int:
     """Serve a model over HTTP, by TensorFlow Serving's REST API and a page to drop images on."""
-    from tl_dist.tools.serve.command import become_server, reachable_by_others
+    from tl_dist.tools.serve.command import become_server
 
-    if reachable_by_others(host):
-        warning = f"anyone who can reach {host} can use this server: it asks for no password"
-        Console().say(warning, style="yellow")
     become_server(path, host=host, port=port, at=at)
 
 

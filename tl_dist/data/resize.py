@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist.config.data import STRETCHED, Square
+
 cv2.setNumThreads(1)  # tf.data runs many at once
 
 
@@ -15,28 +17,30 @@ def clipped(images: Any) -> Any:
     return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)
 
 
-def resize(image: Any, size: int, crop_fraction: float | None = None) -> Any:
-    """Resize uint8 [..., h, w, 3] to [..., size, size, 3], bilinear with antialiasing; no copy if the size fits.
+def resize(image: Any, size: int, square: Square = STRETCHED) -> Any:
+    """Resize uint8 [..., h, w, 3] to [..., size, size, 3] with antialiasing; no copy if the size fits.
 
-    Without `crop_fraction` the image is stretched. With it, the shorter side becomes size / crop_fraction and the
-    middle square is kept, the same as by torchvision's Resize and CenterCrop. Only the square is computed.
+    Without a crop fraction the image is stretched. With it, the shorter side becomes size / fraction and the middle
+    square is kept, the same as by torchvision's Resize and CenterCrop. Only the square is computed. Both filters are
+    Pillow's, which rounds, and clips what bicubic overshoots, between its two passes.
     """
+    crop_fraction, interpolation = square
     fits = image.shape[-3] == size and image.shape[-2] == size
     if fits and crop_fraction in (None, 1.0):
         return image
     values = tf.cast(image, tf.float32)
     if crop_fraction is None:
-        return clipped(tf.image.resize(values, (size, size), antialias=True))
+        return clipped(tf.image.resize(values, (size, size), interpolation, antialias=True))
     extent = tf.shape(image)[-3:-1]
     whole = int(size / crop_fraction) * extent // tf.reduce_min(extent)
     begin = tf.round(tf.cast(whole - size, tf.float32) / 2)
     batched = image.shape.rank == 4
-    square = tf.raw_ops.ScaleAndTranslate(
+    middle = tf.raw_ops.ScaleAndTranslate(
         images=values if batched else values[None], size=[size, size],
         scale=tf.cast(whole / extent, tf.float32), translation=-begin,
-        kernel_type="triangle", antialias=True,
+        kernel_type="triangle" if interpolation == "bilinear" else "keyscubic", antialias=True,
     )  # fmt: skip
-    return clipped(square if batched else square[0])
+    return clipped(middle if batched else middle[0])
 
 
 def stretch(crop: NDArray[np.uint8], square: NDArray[np.uint8]) -> None:

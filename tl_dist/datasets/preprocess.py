@@ -37,12 +37,13 @@ _LOW_BYTES = {
 """Pillow keeps the high byte of 16 bits a channel; read in the other byte order, that is the low byte."""
 
 
-def load(file: Any, size: int = 0, crop_fraction: float | None = None) -> np.ndarray:
-    """Load uint8 RGB [size, size, 3] from a path or an open file; by default size and crop are the model's."""
+def load(file: Any, size: int = 0, crop_fraction: float | None = None, interpolation: str = "bilinear") -> np.ndarray:
+    """Load uint8 RGB [size, size, 3] from a path or an open file; by default size, crop and filter are the model's."""
     encoded = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
     if not size:
         size, crop_fraction = _SETTINGS["image_size"], _SETTINGS["crop_fraction"]
-    return resized(rgb(encoded), size, crop_fraction)
+        interpolation = _SETTINGS.get("interpolation", interpolation)
+    return resized(rgb(encoded), size, crop_fraction, interpolation)
 
 
 def rgb(encoded: bytes, at_least: tuple[int, int] | None = None) -> np.ndarray:
@@ -180,8 +181,8 @@ def exif_orientation(block: bytes) -> int:
     return 1
 
 
-def resized(image: np.ndarray, size: int, crop_fraction: float | None) -> np.ndarray:
-    """Resize to [size, size, 3], bilinear with antialiasing as `tf.image.resize(antialias=True)`.
+def resized(image: np.ndarray, size: int, crop_fraction: float | None, interpolation: str = "bilinear") -> np.ndarray:
+    """Resize to [size, size, 3], bilinear or bicubic, as `tf.image.resize(antialias=True)`.
 
     The image is stretched; or with `crop_fraction` its shorter side becomes size / crop_fraction and the central square
     is cropped.
@@ -194,16 +195,28 @@ def resized(image: np.ndarray, size: int, crop_fraction: float | None) -> np.nda
     else:
         whole = int(size / crop_fraction) * extent // extent.min()
         begin = np.rint((whole - size) / 2).astype(np.float32)
-    rows, columns = (_weights(int(extent[k]), size, np.float32(whole[k] / extent[k]), begin[k]) for k in range(2))
+    kernel = _cubic if interpolation == "bicubic" else _triangle
+    scales = (whole / extent).astype(np.float32)
+    rows, columns = (_weights(int(extent[k]), size, scales[k], begin[k], kernel) for k in range(2))
     tall = np.einsum("yh,hwc->ywc", rows, image.astype(np.float32))
     square = np.einsum("xw,ywc->yxc", columns, tall)
     return np.clip(np.rint(square), 0, 255).astype(np.uint8)
 
 
-def _weights(length: int, size: int, scale: np.float32, begin: np.float32) -> np.ndarray:
-    """Return float32 [size, length]: the weights of input pixels in each output pixel of a line, a triangle filter."""
+def _triangle(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - distance)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
+
+
+def _weights(length: int, size: int, scale: np.float32, begin: np.float32, kernel: Any) -> np.ndarray:
+    """Return float32 [size, length]: the weights of input pixels in each output pixel of a line."""
     centre = (np.arange(size, dtype=np.float32) + np.float32(0.5) + begin) / scale
     width = max(np.float32(1), 1 / scale)
     distance = np.abs(np.arange(length, dtype=np.float32) + np.float32(0.5) - centre[:, None]) / width
-    weights = np.maximum(0, 1 - distance)
+    weights = kernel(distance)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)

@@ -20,6 +20,7 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
+from tl_dist.config.data import STRETCHED, Square
 from tl_dist.data.pipeline import as_written
 from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
@@ -52,14 +53,13 @@ class Prefix:
     facts: Mapping[str, Any]
     """everything else that determines the outputs: frozen weights, backbone, cut, precision"""
     dtype: str = "computed"  # the number format in which outputs are stored; "computed": as they are computed
-    crop_fraction: float | None = None  # how images become squares, as in `resize`
+    square: Square = STRETCHED  # how images become squares
     shape: tuple[int, ...] | None = None  # of the features of one image, if it is known without computing any
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """Return how images become squares, for a key or a manifest; without `crop_fraction` if they are stretched."""
-        cropped = {} if self.crop_fraction is None else {"crop_fraction": self.crop_fraction}
-        return {"image_size": self.image_size, **cropped}
+        """Return how images become squares, for a key or a manifest; without what is as by default."""
+        return {"image_size": self.image_size, **self.square.changes()}
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ class Extraction:
         shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
         compute = tf.function(self.prefix.compute, autograph=False, reduce_retracing=True)
         at_once = GPU_ROWS_AT_ONCE if tf.config.get_visible_devices("GPU") else ROWS_AT_ONCE
-        size, crop = self.prefix.image_size, self.prefix.crop_fraction
+        size, square = self.prefix.image_size, self.prefix.square
 
         @tf.autograph.experimental.do_not_convert
         def every_view(index: Any) -> Any:
-            image = tf.ensure_shape(resize(self.source.read(index)[0], size, crop), [size, size, 3])
+            image = tf.ensure_shape(resize(self.source.read(index)[0], size, square), [size, size, 3])
             copies = tf.tile(image[None], [self.num_views, 1, 1, 1])
             return apply_views(copies, self.augmentations, tf.range(self.num_views))
 

@@ -42,6 +42,7 @@ class Facts(_Part):
     cut: Text | None = None
     image_size: Count | None = None
     crop_fraction: float | None = None
+    interpolation: Text | None = None
     views: Annotated[list[Text], Field(max_length=100)] = []
 
 

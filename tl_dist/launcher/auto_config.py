@@ -1,14 +1,18 @@
-"""Resolve `recipe: auto` once, on the login node, from the data set; the resolved config holds the choices."""
+"""Fill in, once and on the login node, what the data set or the weights decide; the config then holds the choices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tl_dist.config import Config, DataConfig, ModelConfig, auto, registry
 from tl_dist.config import file as config_file
+from tl_dist.config.data import Interpolation
+from tl_dist.config.training import ScalingConfig
+from tl_dist.models import weights
+from tl_dist.models.weights import descriptions
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
@@ -25,6 +29,35 @@ def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     model = ModelConfig.model_validate(config_file.tuples(config_file.section(written, "model")), strict=True)
     backbone = registry.backbone(model.network(data.image_size))
     return auto.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
+
+
+def with_authors_images(cfg: Config, *, imports: bool = True) -> Config:
+    """Return the config with what the description beside the weights says of images, for the keys that it leaves out.
+
+    Without `imports`, a description that is still on the hub is left out, as is that for a network of other code.
+    """
+    model, known = cfg.model, cfg.model.backbone in registry.BACKBONES
+    images = weights.images_of(model.weights, cfg.network, fetch=imports) if imports or known else None
+    if images is None:
+        return cfg
+    changes: dict[str, Any] = {"data": _squared(cfg.data, images)}
+    if cfg.source is not None and cfg.source.data is not None:
+        changes["source"] = cfg.source.model_copy(update={"data": _squared(cfg.source.data, images)})
+    own = registry.backbone(cfg.network).preprocessing if known and model.preprocessing is None else None
+    if own not in (None, "inside") and (theirs := descriptions.scaling_if_other(own, images)):
+        scaling = ScalingConfig(mean=theirs.mean, std=theirs.std)
+        changes["model"] = model.model_copy(update={"preprocessing": scaling})
+    return cfg.model_copy(update=changes)
+
+
+def _squared(data: DataConfig, images: descriptions.Images) -> DataConfig:
+    """Return a section with the authors' way to make squares, as far as it leaves that open and we have it."""
+    written, keys = data.model_fields_set, ["resize", "crop_fraction"]
+    if written & {*keys}:
+        keys = []
+    if "interpolation" not in written and images.get("interpolation") in get_args(Interpolation):
+        keys.append("interpolation")
+    return data.model_copy(update={key: images[key] for key in keys if key in images})
 
 
 def line(cfg: Config) -> str:

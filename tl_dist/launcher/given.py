@@ -48,6 +48,9 @@ def with_objects(
     what it has frozen. Refuses (64) what cannot travel to workers, and what a config refuses.
     """
     values, written = cfg.model_dump(mode="json"), cfg.model.model_fields_set
+    names = cfg.data.name, cfg.model.backbone
+    if GIVEN not in names and all(item is None for item in (model, head, loss, metrics, augment, data)):
+        return cfg
     if data is not None:
         values["data"] |= {"name": "packed", "path": str(data[0])}
     if model is not None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tl_dist.config import Config, registry
+from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
 from tl_dist.files import downloads, packages
@@ -28,6 +28,7 @@ from tl_dist.launcher.companion import copying, left_for_sync, require_trackers
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.supervise import supervise
 from tl_dist.models import weights
+from tl_dist.models.weights.descriptions import Images
 from tl_dist.refusal import ExitCode, Refusal, shortened
 from tl_dist.runs import init_from
 from tl_dist.runs.directory import RunDir
@@ -46,11 +47,16 @@ Listen = Callable[[Mapping[str, Any]], None]
 class Request:
     """What a command line asks for. `strategy` and `workers` are short forms of overrides."""
 
-    config: Path
+    config: Path | Config
     overrides: Sequence[str] = ()
     strategy: str | None = None
     workers: int | None = None
     runs: Path = Path("runs")
+
+    @property
+    def label(self) -> str:
+        """Return how messages name the config: its file, or that of which run it is."""
+        return f"the config of '{self.config.name}'" if isinstance(self.config, Config) else str(self.config)
 
     @property
     def all_overrides(self) -> list[str]:
@@ -61,7 +67,11 @@ class Request:
     def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
         """Load the config with overrides; with `resolve`, replace `strategy: auto` by the strategy for this host."""
         overrides = [*self.all_overrides, *extra]
-        cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
+        if isinstance(self.config, Config):
+            cfg = config_file.changed(self.config, overrides)
+        else:
+            cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
+            cfg = auto_config.with_authors_images(cfg, imports=imports)
         return resolved_here(cfg) if resolve else cfg
 
 
@@ -195,7 +205,16 @@ def fetch_weights(cfg: Config) -> str:
     size = file.path.stat().st_size / 1e6
     others = f"; not of it, left out: {shortened(', '.join(file.others), 200)}" if file.others else ""
     of = f"'{model.weights}' for {registry.without_folder(model.backbone)}"
-    return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
+    images = f"; {_images(cfg.data, file.images)}" if file.images is not None else ""
+    return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}{images}"
+
+
+def _images(data: DataConfig, theirs: Images) -> str:
+    """Say what images were to the authors of the weights, and in what they are something else in the run."""
+    text = f"images as its authors had them ({', '.join(f'{key} {value}' for key, value in theirs.items())})"
+    own = {"resize": data.resize, **data.square._asdict()}
+    differing = [f"{key} {value}" for key, value in own.items() if value not in (None, theirs.get(key, value))]
+    return f"{text}, but for {', '.join(differing)} here" if differing else text
 
 
 def data_source(cfg: Config, kind: Literal["package", "archive"]) -> Any:

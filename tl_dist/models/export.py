@@ -87,12 +87,9 @@ def write(
     elif to == "savedmodel":
         _write_saved_model(model, target, class_names if one_class else None, read)
     elif to == "onnx":
-        import keras
         import onnx
 
-        _register_erfc()
-        images = keras.InputSpec(shape=model.input_shape, dtype="uint8", name="images")
-        model.export(str(target), format="onnx", input_signature=[images], verbose=False)
+        _write_onnx(model, target)
         exported = onnx.load(str(target))
         onnx.helper.set_model_props(exported, {"class_names": json.dumps(list(class_names))})
         onnx.save(exported, str(target))
@@ -101,6 +98,25 @@ def write(
         # Where TensorFlow Lite's metadata has labels: `unzip` shows them. A line break would make one name two.
         with zipfile.ZipFile(target, "a") as labels:
             labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
+
+
+def _write_onnx(model: Any, target: Path) -> None:
+    """Write a graph of images alone: what layers have made of their settings, as Swin its windows, becomes constant.
+
+    Keras's own export leaves that to tf2onnx, which makes an input of each such tensor.
+    """
+    import tensorflow as tf
+    import tf2onnx
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    patch_tf2onnx()
+    _register_erfc()
+    images = [tf.TensorSpec(model.input_shape, tf.uint8, name="images")]
+    call = tf.function(lambda images: model(images, training=False), input_signature=images, autograph=False)
+    alone = convert_variables_to_constants_v2(call.get_concrete_function(), lower_control_flow=False)
+    answer = tf.function(lambda images: alone(images)[0], autograph=False)
+    tf2onnx.convert.from_function(answer, images, output_path=str(target))
 
 
 def _register_erfc() -> None:

@@ -74,6 +74,7 @@ def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
         ("image_size", *sizes),
         ("resize", teacher.data.resize, cfg.data.resize),
         ("crop_fraction", teacher.data.crop_fraction, cfg.data.crop_fraction),
+        ("interpolation", teacher.data.interpolation, cfg.data.interpolation),
     ):
         if theirs != ours:
             what = f"{named} was trained with data.{key} {theirs}, but {how} it sees images of {ours}"

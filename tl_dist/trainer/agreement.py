@@ -74,6 +74,8 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
         facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
     if setup.weights is not None and setup.weights.revision is not None:
         facts["weights_revision"] = setup.weights.revision
+    if setup.weights is not None and setup.weights.images is not None:
+        facts["weights_images"] = setup.weights.images
     if setup.origin_sha256 is not None:
         facts["source_sha256"] = setup.origin_sha256
     if teacher_sha256 is not None:

@@ -150,7 +150,7 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
         setup.image_size,
         facts,
         setup.cfg.features.dtype,
-        setup.cfg.data.kept_fraction,
+        setup.cfg.data.square,
         stage_input.model.prefix_shape,
     )
 

@@ -71,7 +71,8 @@ def load_teacher(setup: Setup) -> Teacher | None:
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": precision,
         "image_size": image_size_of(cfg),
-        "crop_fraction": cfg.data.kept_fraction,
+        "crop_fraction": cfg.data.square.crop_fraction,
+        **cfg.data.square.changes(),
     }
     teacher = Teacher(run, cfg, model, places, facts)
     began_with = (setup.run.read_identity() or {}).get("teacher_sha256", teacher.sha256)
@@ -96,7 +97,7 @@ def add_teacher(teacher: Teacher | None, setup: Setup, stage_input: StageInput, 
         teacher.model,
         image_size_of(teacher.cfg),
         {"cut": "logits", **teacher.facts},
-        crop_fraction=teacher.cfg.data.kept_fraction,
+        square=teacher.cfg.data.square,
         shape=(len(teacher.columns),),
     )
     share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)

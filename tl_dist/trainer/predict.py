@@ -116,7 +116,7 @@ def _rounds(
 def _batches(model: Loaded, source: Source, rows: range) -> Any:
     data, views = model.cfg.data, model.cfg.evaluation.views
     return pipeline.evaluation_batches(
-        in_views(pipeline.plain(source, model.image_size, data.kept_fraction), views),
+        in_views(pipeline.plain(source, model.image_size, data.square), views),
         source.num_examples,
         rows=rows,
         global_batch=model.cfg.evaluation_batch,

@@ -54,13 +54,13 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
 def _sums(setup: Setup, fit: pruning.Fit, num_images: int) -> dict[str, Any]:
     """Return the sums over all images that determine the solution, and whether to stop."""
     parallel, source = setup.parallel, setup.splits["train"]
-    size, crop = setup.image_size, setup.cfg.data.kept_fraction
+    size, square = setup.image_size, setup.cfg.data.square
     chosen = np.linspace(0, source.num_examples - 1, num_images).round().astype(np.int64)
     at_once = max(1, min(32, _GROUP_BYTES // (4 * fit.rows * fit.num_inputs)))
     groups = rows_of(parallel.rank, parallel.world_size, -(-num_images // at_once))
     mine = chosen[groups.start * at_once : groups.stop * at_once]
     images = tf.data.Dataset.from_tensor_slices(mine).map(
-        lambda index: resize(source.read(index)[0], size, crop), num_parallel_calls=setup.threads
+        lambda index: resize(source.read(index)[0], size, square), num_parallel_calls=setup.threads
     )
     of_group = compiled(partial(fit.sums, num_images=num_images), reduce_retracing=True)
     squares = np.zeros((fit.num_inputs, fit.num_inputs))

@@ -205,13 +205,13 @@ class StageInput:
 def from_images(setup: Setup, stage: Stage) -> StageInput:
     """Return the input of a stage that reads images; training images are augmented."""
     cfg, size = setup.cfg, setup.image_size
-    data, crop = cfg.data, cfg.data.kept_fraction
+    data, square = cfg.data, cfg.data.square
     return StageInput(
         stage,
         setup.model.trained_from(stage.train_from),
-        pipeline.augmented(setup.splits["train"], data.augment, cfg.seed, size, data.augmentation, crop),
+        pipeline.augmented(setup.splits["train"], data.augment, cfg.seed, size, data.augmentation, square),
         {
-            name: feature_views.in_views(pipeline.plain(source, size, crop), cfg.evaluation.views)
+            name: feature_views.in_views(pipeline.plain(source, size, square), cfg.evaluation.views)
             for name, source in setup.splits.items()
         },
     )
@@ -243,8 +243,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     statistics = moving_statistics(model)
     if cfg.runtime.decoded_images != "off":
         with readable.naming_bad("train", lambda: range(readable.splits["train"].num_examples)):
-            crop = cfg.data.kept_fraction
-            splits = decoded.in_memory(readable.splits, image_size_of(cfg), threads, crop_fraction=crop)
+            splits = decoded.in_memory(readable.splits, image_size_of(cfg), threads, square=cfg.data.square)
         readable = replace(readable, splits=splits)
     state = TrainState({**model.moving, **optimizer.variables})
     return Setup(

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tl_dist.config import Config
 from tl_dist.datasets.division import groups_of, open_splits
 from tl_dist.files.npz import save_npz
 from tl_dist.launcher.train import Request
@@ -14,6 +16,8 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.tasks import classification
+from tl_dist.terminal.console import Console
+from tl_dist.tools.cross_validate import command
 from tl_dist.tools.cross_validate.command import _fold_request, _folds_by_group, _merge
 from tl_dist.tools.curate.split import split as divide_table
 
@@ -110,3 +114,19 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(request_: R
     assert kept.ids.tolist() == [f"{n:02d}" for n in range(12)] and (kept.fold == fold).all()
     assert (kept.labels == labels).all()
     assert found["num_examples"] == 12 and found["seed_accuracies"] == pytest.approx([11 / 12, 10 / 12])
+
+
+def test_a_stop_is_a_refusal_that_says_how_to_go_on(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of a config as Python has it, without a file: its folds are those of the file."""
+    names: list[str] = []
+
+    def stopped(cfg: Config, *_: Any, **__: Any) -> ExitCode:
+        names.append(cfg.name)
+        return ExitCode.REQUEUE
+
+    monkeypatch.setattr(command.train, "train_config", stopped)
+    for each in (request_, Request(request_.load(), runs=request_.runs)):
+        with pytest.raises(Refusal, match=r"the cross-validation was stopped\. Fix: run the same") as caught:
+            command.cross_validate(each, 2, 1, Console())
+        assert caught.value.code == ExitCode.REQUEUE
+    assert names == ["trial-cv-0-0"] * 2

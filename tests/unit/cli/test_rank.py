@@ -110,7 +110,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(request_: Request, text: str
 def test_what_leaves_nothing_to_rank_is_refused_before_a_worker_starts(request_: Request) -> None:
     def ranked(*overrides: str) -> None:
         request = Request(Path("trial.yaml"), overrides)
-        rank.rank(request, "vgg16,vgg19", Console(), images=100, out=None)
+        rank.rank(request, "vgg16,vgg19", Console(), images=100, out=Path("best.yaml"))
 
     with pytest.raises(Refusal, match=r"no weights '/none\.h5' for vgg16: No such file") as caught:
         ranked("model.weights=/none.h5")

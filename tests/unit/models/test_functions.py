@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from keras.src.applications.densenet import DenseNet
 
+from tests import forks
 from tl_dist.config import ModelConfig, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.models import weights
@@ -24,6 +27,13 @@ from tl_dist.models.backbones import (
     seams,
 )
 from tl_dist.refusal import Refusal
+
+
+@pytest.fixture(autouse=True)
+def _children_are_forks() -> Iterator[None]:
+    with forks.children():
+        yield
+
 
 GOOD = """\
 import keras
@@ -59,9 +69,13 @@ def test_blocks_begin_where_one_tensor_passes_and_bear_the_names_of_their_layers
     assert built.output.shape == (None, 16, 16, 6)
 
 
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2", "ConvNeXtTiny", "DenseNet121"])
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50", "MobileNetV2", "ConvNeXtTiny", "DenseNet of ten blocks"])
 def test_seams_are_the_positions_that_seam_accepts(name: str) -> None:
-    built = application(name, (32, 32, 3))
+    shape = (32, 32, 3)
+    if name.startswith("DenseNet"):
+        built = DenseNet([3, 3, 3, 1], include_top=False, weights=None, input_shape=shape)
+    else:
+        built = application(name, shape)
     accepted = []
     for position in range(1, len(built.layers)):
         try:
@@ -231,7 +245,7 @@ def test_nothing_of_the_code_is_run_without_imports(tmp_path: Path) -> None:
     config_file.dump(config_file.load(tmp_path / "x.yaml", imports=False))
     assert not (tmp_path / "mark").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "tl_dist.models.backbones.described", network(tmp_path / "y.py", GOOD)],
+        [sys.executable, "-P", "-m", "tl_dist.models.backbones.described", network(tmp_path / "y.py", GOOD)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1])["patch"] == 1

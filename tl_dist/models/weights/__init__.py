@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,12 @@ from tl_dist.config import registry
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.files import atomic, limits
 from tl_dist.files.packages import locked, user_cache
-from tl_dist.models import backbones
 from tl_dist.models.backbones import Backbone
-from tl_dist.models.weights import hub, sources
+from tl_dist.models.weights import descriptions, hub, sources
+from tl_dist.models.weights.descriptions import Images
 from tl_dist.refusal import ExitCode, Refusal, from_child
 
-_CONVERSION = 2  # raise it when every source has to be converted again
+_CONVERSION = 3  # raise it when every source has to be converted again
 _CONVERT_S = 3600.0
 _TYPES = {"F32": "float32", "I32": "int32", "I64": "int64"}  # safetensors' names
 
@@ -39,6 +40,8 @@ class WeightsFile:
     """layers of the source that are no part of the backbone, and so were left out"""
     revision: str | None = None
     """commit of the hub's repository that it came from"""
+    images: Images | None = None
+    """what images were to the authors, where the source is described"""
 
 
 def resolve(spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None) -> WeightsFile | None:
@@ -59,6 +62,20 @@ def convert(spec: str, backbone: str, *, sha256: str | None = None, cache: Path 
     """Do as `resolve`, but in this process, which imports TensorFlow if a network has to be built."""
     request = _request(spec, backbone, sha256, cache)
     return None if request is None else _recall(request) or _convert(request)
+
+
+def images_of(spec: str, backbone: str, *, fetch: bool = True, cache: Path | None = None) -> Images | None:
+    """Return what images were to the authors of weights; None if no description says so.
+
+    A description on the hub is fetched, unless `resolve` has converted the weights; without `fetch`, it is unknown.
+    """
+    if not spec.startswith("hf://"):
+        return None if spec.startswith("pypi:") or not spec.endswith(WEIGHTS_FILES) else descriptions.beside(Path(spec))
+    request = _request(spec, backbone, None, cache)
+    assert request is not None
+    if (record := request.recorded()) is not None or not fetch:
+        return record and record["images"]
+    return descriptions.beside(hub.fetch(spec, request.cache, described_only=True)[0])
 
 
 def load(network: Any, file: WeightsFile) -> None:
@@ -119,9 +136,18 @@ class _Request:
     @property
     def record(self) -> Path:
         """Return the path of the record that names the converted file of this request."""
-        name = registry.without_folder(self.name)
-        identity = json.dumps([_CONVERSION, self.spec, name, *self.version])
+        name, more = registry.parts_of(registry.without_folder(self.name))
+        more.pop("preprocessing", None)
+        identity = json.dumps([_CONVERSION, self.spec, name, more, *self.version])
         return self.directory / f"{self.label}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
+
+    def recorded(self) -> dict[str, Any] | None:
+        """Return the record; None if it is missing or wrong."""
+        keys = {"source_sha256", "sha256", "file", "bytes", "others", "revision", "images"}
+        with suppress(OSError, ValueError):
+            record: dict[str, Any] = json.loads(self.record.read_bytes())
+            return record if isinstance(record, dict) and keys <= record.keys() else None
+        return None
 
     def check_digest(self, digest: str) -> None:
         if self.sha256 not in (None, digest):
@@ -170,19 +196,17 @@ def _no_such(spec: str, backbone: str, why: str, fix: str) -> Refusal:
 
 def _recall(request: _Request) -> WeightsFile | None:
     """Return the file that an earlier conversion wrote for this request; None if its record is missing or wrong."""
+    if (record := request.recorded()) is None:
+        return None
+    path, sha256, images = request.directory / Path(record["file"]).name, record["sha256"], record["images"]
     try:
-        record = json.loads(request.record.read_bytes())
-        source_sha256, sha256 = record["source_sha256"], record["sha256"]
-        path = request.directory / Path(record["file"]).name
-        others, revision = tuple(map(str, record["others"])), record["revision"]
-        scaling = None if record["scaling"] is None else backbones.Scaling(*map(tuple, record["scaling"]))
         if path.stat().st_size != record["bytes"]:
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return None
-    request.check_digest(source_sha256 or sha256)
-    hub.refuse_other_scaling(request.spec, request.backbone.name, request.backbone.preprocessing, scaling)
-    return WeightsFile(path, sha256, request.spec, others, revision)
+    request.check_digest(record["source_sha256"] or sha256)
+    descriptions.refuse_other_scaling(request.spec, request.backbone.name, request.backbone.preprocessing, images)
+    return WeightsFile(path, sha256, request.spec, tuple(record["others"]), record["revision"], images)
 
 
 def _convert(request: _Request) -> WeightsFile:
@@ -202,7 +226,7 @@ def _obtain(request: _Request) -> WeightsFile:
 
     source_sha256: str | None = None
     others: tuple[str, ...] = ()
-    revision = scaling = None
+    revision = images = None
     if request.kind == "built":
         arrays = (sources.from_function if request.backbone.function else sources.from_keras)(request.backbone)
     elif request.kind == "pypi":
@@ -212,8 +236,8 @@ def _obtain(request: _Request) -> WeightsFile:
         path = Path(request.spec)
         if request.kind == "hub":
             path, revision = hub.fetch(request.spec, request.cache)
-        scaling = hub.scaling_beside(path)
-        hub.refuse_other_scaling(request.spec, request.backbone.name, request.backbone.preprocessing, scaling)
+        images = descriptions.beside(path)
+        descriptions.refuse_other_scaling(request.spec, request.backbone.name, request.backbone.preprocessing, images)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
             arrays, source_sha256, others = sources.read(
                 sources.files_of(path), request.backbone, request.check_digest, Path(scratch)
@@ -224,10 +248,9 @@ def _obtain(request: _Request) -> WeightsFile:
     path = request.directory / f"{request.label}-{sha256[:12]}.safetensors"
     atomic.write_atomically(path, data)
     record = {"spec": request.spec, "file": path.name, "bytes": len(data), "sha256": sha256}
-    record |= {"source_sha256": source_sha256, "others": others, "revision": revision}
-    record["scaling"] = None if scaling is None else [scaling.mean, scaling.std]
+    record |= {"source_sha256": source_sha256, "others": others, "revision": revision, "images": images}
     atomic.write_atomically(request.record, json.dumps(record, indent=1).encode())
-    return WeightsFile(path, sha256, request.spec, others, revision)
+    return WeightsFile(path, sha256, request.spec, others, revision, images)
 
 
 def _convert_in_child(request: _Request) -> WeightsFile:

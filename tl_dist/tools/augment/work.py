@@ -44,11 +44,11 @@ def preview(cfg: Config, rows: int) -> np.ndarray:
     source = open_splits(cfg.data)[0]["train"]
     size = cfg.data.image_size or registry.backbone(cfg.network).input_size
     indices = np.linspace(0, source.num_examples - 1, min(rows, source.num_examples)).astype(np.int64)
-    crop = cfg.data.kept_fraction
-    read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation, crop)
+    square = cfg.data.square
+    read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation, square)
     strips = []
     for row, index in enumerate(indices.tolist()):
-        original = _images(plain(source, size, crop), np.full(1, index), np.zeros(1, np.int64))
+        original = _images(plain(source, size, square), np.full(1, index), np.zeros(1, np.int64))
         positions = np.arange(COLUMNS, dtype=np.int64) + row * COLUMNS
         # Examples that are mixed in pairs are shown with the images that follow them.
         following = np.where(positions % 2 == 0, 0, 1 + positions // 2) if read.mixing else 0 * positions

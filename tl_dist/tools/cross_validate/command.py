@@ -27,14 +27,30 @@ from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_
 from tl_dist.tools.cross_validate import Request
 
 
-def cross_validate(request: train.Request, folds: int, seeds: int, console: Console, by: str | None = None) -> int:
-    """Run the folds that are missing, and show the figures; the same command resumes after a stop.
+def cross_validate(
+    request: train.Request, folds: int | None, seeds: int | None, console: Console, by: str | None = None
+) -> int:
+    """Run the folds that are missing, and show the figures; the same command resumes after a stop."""
+    run, summary = cross_validated(request, folds, seeds, console, by)
+    show(summary, console)
+    console.say(f"out-of-fold predictions: {relative(run.path / OUT_OF_FOLD)}")
+    return ExitCode.DONE
+
+
+def cross_validated(
+    request: train.Request, folds: int | None, seeds: int | None, console: Console, by: str | None = None
+) -> tuple[RunDir, dict[str, Any]]:
+    """Run the folds that are missing, 5 in each of 5 divisions by default; return the merged run and its summary.
 
     A classifier that is computed from features takes one extraction and one process. Any other config is trained once
     per fold, each as a run of its own: NAME-cv-SEED-FOLD. With `by`, a kind of group as in
-    `datasets.division.groupings`, each group is held out once instead, and the runs are called NAME-cv-by-BY.
+    `datasets.division.groupings`, each group is held out once instead, and the runs are called NAME-cv-by-BY. Refuses
+    (75) to go on after a stop.
     """
-    cfg = request.load()
+    if by is not None and (folds or seeds):
+        what = "--by leaves out each group once, and has no other folds or seeds."
+        raise Refusal(what, fix="remove --folds and --seeds, or --by.", code=ExitCode.USAGE)
+    folds, seeds, cfg = folds or 5, seeds or 5, request.load()
     if by is not None:
         tasks.refuse_others(cfg, "--by compares the accuracies of groups", "leave out --by: groups stay together")
     seen.flattered(cfg, request.runs, "cv")
@@ -42,24 +58,19 @@ def cross_validate(request: train.Request, folds: int, seeds: int, console: Cons
     if cfg.classifier.computed:
         task = Request(folds=folds, seeds=seeds, by=by)
         run = run_shown(request, request.load(f"name={json.dumps(name)}"), task, "cross-validation", console)
-        summary = (run.done or {})["cross_validation"]
-    else:
-        groups, held_out = None, None
-        if by is not None:
-            groups, names = _folds_by_group(request, cfg, name, by)
-            folds, seeds, held_out = len(names), 1, (by, names)
-        requests = [
-            _fold_request(request, cfg, name, folds, seed, fold, groups)
-            for seed in range(seeds)
-            for fold in range(folds)
-        ]
-        code = _train(requests, cfg, name, console)
-        if code != ExitCode.DONE:
-            return code
-        summary = _merge(request, name, folds, seeds, held_out, tasks.of(cfg))
-    show(summary, console)
-    console.say(f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
-    return ExitCode.DONE
+        return run, (run.done or {})["cross_validation"]
+    groups, held_out = None, None
+    if by is not None:
+        groups, names = _folds_by_group(request, cfg, name, by)
+        folds, seeds, held_out = len(names), 1, (by, names)
+    requests = [
+        _fold_request(request, cfg, name, folds, seed, fold, groups) for seed in range(seeds) for fold in range(folds)
+    ]
+    code = _train(requests, cfg, name, console)
+    if code != ExitCode.DONE:
+        what = "the cross-validation was stopped."
+        raise Refusal(what, fix="run the same command again.", code=ExitCode(code))
+    return RunDir(request.runs / name), _merge(request, name, folds, seeds, held_out, tasks.of(cfg))
 
 
 def _folds_by_group(request: train.Request, cfg: Config, name: str, by: str) -> tuple[Path, list[str]]:
@@ -67,7 +78,7 @@ def _folds_by_group(request: train.Request, cfg: Config, name: str, by: str) -> 
     whole = cfg.data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
     splits = open_splits(whole)[0]
     if set(splits) != {"train"}:
-        what = f"the data set of {request.config} is already divided into splits, so its groups cannot be held out."
+        what = f"the data set of {request.label} is already divided into splits, so its groups cannot be held out."
         fix = "use a data set without official splits, and no data.split; or a computed classifier."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     fold, names = one_fold_each(splits["train"], by)

@@ -23,6 +23,31 @@ from tl_dist.tools.evaluate import Request
 _MAX_NAMES = 8
 
 
+def record_of(
+    path: Path,
+    split: str | None,
+    how: Computation,
+    *,
+    data: Path | None = None,
+    by: Sequence[str] = (),
+    corruptions: str | None = None,
+    severity: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Record:
+    """Evaluate a split (default: test), another data set, or corrupted images of a split, and return the record."""
+    if corruptions is not None and (data is not None or by):
+        what = "--corruptions takes the run's own images, without groups."
+        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+    if corruptions is None and severity is not None:
+        what = "--severity needs --corruptions."
+        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
+    if corruptions is not None:
+        return evaluate(path, split or "test", how, corruptions=parse_corruptions(corruptions, severity or "1-5"))
+    if data is not None:
+        return evaluate_data(path, data, split, how, by=by)
+    return evaluate(path, split or "test", how, by=by, say=say)
+
+
 def evaluate(
     path: Path,
     split: str,

@@ -104,7 +104,7 @@ def evaluate_corrupted(
         )
     corruptions.prepare(names)
     evaluator, _ = evaluate.of_checkpoint(setup, split, at)
-    plain = pipeline.plain(source, size, cfg.data.kept_fraction)
+    plain = pipeline.plain(source, size, cfg.data.square)
 
     def hits(read: Read) -> np.ndarray:
         """Return which examples are classified correctly: bool [examples], complete on rank 0."""

@@ -34,8 +34,8 @@ def explain(
     out: Path | None = None,
     cam: str = "layercam",
     of_class: str | None = None,
-) -> None:
-    """Write a picture for each image, and print its predicted class and where the picture is.
+) -> list[Path]:
+    """Write a picture for each image, and print its predicted class and where the picture is, which is returned.
 
     `of_class` is the class to explain, by default the one that is predicted.
     """
@@ -75,6 +75,7 @@ def explain(
         if maps.gaps[k] > _LARGE_GAP:
             line += f" | integrated gradients miss their sum by {maps.gaps[k]:.1%}"
         say(line)
+    return targets
 
 
 def ask(run: RunDir, how: Computation, **fields: Any) -> Explained:

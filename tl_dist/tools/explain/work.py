@@ -70,7 +70,7 @@ def explained(
 ) -> Explained:
     """Explain examples of a source in this process alone; a class below 0 stands for the one that is predicted."""
     size, num = model.image_size, len(examples)
-    read = plain(source, size, model.cfg.data.kept_fraction)
+    read = plain(source, size, model.cfg.data.square)
     activation = _heat_map(model, request.cam)
     gradients = integrated_gradients(model.model)
     images = np.empty((num, size, size, 3), np.uint8)

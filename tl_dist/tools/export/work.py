@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tl_dist import tasks
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.config.data import Square
 from tl_dist.data import pipeline
 from tl_dist.data.resize import resize
 from tl_dist.datasets import preprocess
@@ -83,8 +84,8 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
 
 def _write(directory: Path, form: Format, own: Restored, request: Request) -> None:
     """Write the model, the names of its classes, and how an image becomes its input."""
-    size, crop = own.model.input_shape[1], own.config.data.kept_fraction
-    settings = {"class_names": list(own.class_names), "image_size": size, "crop_fraction": crop}
+    size, square = own.model.input_shape[1], own.config.data.square
+    settings = {"class_names": list(own.class_names), "image_size": size, **square._asdict()}
     settings["task"] = own.config.task
     if own.decision is not None:
         settings["decision"] = asdict(own.decision)
@@ -95,20 +96,20 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         directory / form.file,
         to=request.to,
         class_names=own.class_names,
-        read=partial(_decoded, size=size, crop=crop),
+        read=partial(_decoded, size=size, square=square),
         numbers=request.numbers,
         one_class=tasks.one_class_each(own.config),
     )
 
 
-def _decoded(encoded: Any, *, size: int, crop: float | None) -> Any:
+def _decoded(encoded: Any, *, size: int, square: Square) -> Any:
     """Decode a JPEG or PNG to uint8 [size, size, 3] in a graph, with operations that TensorFlow Serving has too."""
     image = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
         lambda: decode_jpeg(encoded),
         lambda: decode_png(encoded),
     )
-    return tf.ensure_shape(resize(image, size, crop), [size, size, 3])
+    return tf.ensure_shape(resize(image, size, square), [size, size, 3])
 
 
 def _compared(data: Setup, request: Request, own: Restored, file: Path) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _images(data: Setup, split: str, examples: list[int] | None = None) -> Itera
     """Yield the images of a split, or some examples, as the run evaluates them: uint8 [up to BATCH, size, size, 3]."""
     source = data.splits[split] if examples is None else data.splits[split].subset(np.array(examples))
     batches = pipeline.evaluation_batches(
-        pipeline.plain(source, data.image_size, data.cfg.data.kept_fraction),
+        pipeline.plain(source, data.image_size, data.cfg.data.square),
         source.num_examples,
         rows=range(BATCH),
         global_batch=BATCH,

@@ -66,7 +66,8 @@ def show(feature_sets: Sequence[FeatureSetOnDisk], console: Console) -> None:
             facts, shape = known.facts, " x ".join(map(str, known.shape))
             size = facts.image_size and f"{facts.image_size} pixels"
             crop = facts.crop_fraction and f"middle {facts.crop_fraction:g}"
-            what = [str(part) for part in (facts.backbone, facts.cut, size, crop, *facts.views) if part]
+            parts = facts.backbone, facts.cut, size, facts.interpolation, crop, *facts.views
+            what = [str(part) for part in parts if part]
             content = "\n".join(what), f"{known.rows:,}", f"{shape}\n{known.dtype}"
         num_mb = f"{feature_set.num_bytes / 1e6:,.1f}"
         table.add_row(feature_set.path.name[:12], *content, num_mb, ago(feature_set.unused_s))

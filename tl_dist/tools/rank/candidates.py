@@ -58,7 +58,7 @@ def candidates(request: Request, text: str) -> list[Candidate]:
     """
     cfg = request.load()
     if cfg.source is not None:
-        what = f"{request.config} starts from another run ('source'), so there is no network to choose."
+        what = f"{request.label} starts from another run ('source'), so there is no network to choose."
         raise _mistake(what, "rank a config without 'source'.")
     entries = _from_file(Path(text)) if text.endswith((".yaml", ".yml")) else _from_names(text)
     if not entries:

@@ -37,15 +37,26 @@ WORTH = (
 )
 
 
-def rank(request: train.Request, names: str, console: Console, *, images: int, out: Path | None) -> dict[str, Any]:
+def rank(request: train.Request, names: str, console: Console, *, images: int, out: Path) -> dict[str, Any]:
     """Score every candidate, show them best first, and write the config of the best. Returns the ranking, for JSON."""
+    order = ranked(request, names, console, images=images)
+    rows = [row for _, row in order]
+    show(rows, console)
+    _write(*order[0], out, console)
+    return {"candidates": rows, "sorted_by": SORTED_BY, "best": str(out)}
+
+
+def ranked(
+    request: train.Request, names: str, console: Console, *, images: int
+) -> list[tuple[Candidate, dict[str, Any]]]:
+    """Score every candidate on at most `images` training examples; return each with its scores, best first."""
     tasks.refuse_others(request.load(), "rank compares networks by how well they separate classes")
     choices = candidates(request, names)
     splits = open_splits(choices[0].training.data)[0]
     labels = np.asarray(splits["train"].labels)
     if len(np.unique(labels)) < 2:
         raise Refusal(
-            f"all {len(labels):,} training examples of {request.config} are of one class: there is nothing to rank by.",
+            f"all {len(labels):,} training examples of {request.label} are of one class: there is nothing to rank by.",
             fix="add images of another class.",
             code=ExitCode.DATA,
         )
@@ -55,11 +66,7 @@ def rank(request: train.Request, names: str, console: Console, *, images: int, o
         seen.flattered(candidate.features, request.runs, "rank", splits)
         scores = _scores(request, candidate, sample, console)
         rows.append({"candidate": candidate.label, "accuracy": candidate.accuracy, **scores})
-    order = preferred(rows)
-    rows = [rows[k] for k in order]
-    show(rows, console)
-    best = _write(request, choices[order[0]], rows[0], out, console)
-    return {"candidates": rows, "sorted_by": SORTED_BY, "best": str(best)}
+    return [(choices[k], rows[k]) for k in preferred(rows)]
 
 
 def _scores(
@@ -80,9 +87,8 @@ def _scores(
     return {key: value for key, value in record.items() if key != "request"}
 
 
-def _write(request: train.Request, best: Candidate, row: Mapping[str, Any], out: Path | None, console: Console) -> Path:
+def _write(best: Candidate, row: Mapping[str, Any], target: Path, console: Console) -> None:
     """Write the config of the best as YAML; refuses (73) to replace a file with other content."""
-    target = out or request.config.with_name(f"{request.config.stem}_best.yaml")
     cfg = best.training.model_copy(update={"name": f"{best.training.name[:59]}-best"})
     probe = f"{text.figure(row['linear_probe'], 4)} ({text.span(row['interval'])})"
     content = f"# {best.label}, by tl-dist rank: linear probe {probe}\n{config_file.dump(cfg)}".encode()
@@ -93,7 +99,6 @@ def _write(request: train.Request, best: Candidate, row: Mapping[str, Any], out:
         fix = "name another file with --out (the scores are kept)."
         raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
     console.say(f"best: tl-dist train {relative(target)}", style="bold")
-    return target
 
 
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

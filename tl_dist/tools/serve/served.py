@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tl_dist import tasks
 from tl_dist.config import file as config_file
+from tl_dist.config.data import Square
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS, first_line
 from tl_dist.datasets.decoding import BY_PILLOW, decode_rgb
@@ -65,8 +66,8 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         mean = tf.reduce_mean([model(batch, training=False) for batch in inputs], axis=0)
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
-    shape, kept = own.model.input_shape, cfg.data.kept_fraction
-    decode = decoder(int(shape[1]), kept)
+    shape, square = own.model.input_shape, cfg.data.square
+    decode = decoder(int(shape[1]), square)
     answer, calibrated = compiled(predict, shape), temperature is not None
     return _checked(
         Served(
@@ -94,7 +95,7 @@ def of_export(directory: Path, *, cores: int) -> Served:
         form.require()
         size, names = int(settings["image_size"]), [str(name) for name in settings["class_names"]]
         predict = opened(report["to"], directory / form.file, threads=cores)
-        decode = decoder(size, settings["crop_fraction"])
+        decode = decoder(size, Square(settings["crop_fraction"], settings.get("interpolation", "bilinear")))
         calibrated, rule = report.get("temperature") is not None, settings.get("decision")
         if rule is not None:
             rule = Decision.of_json(json.dumps(rule).encode(), len(names))
@@ -116,12 +117,12 @@ def _checked(served: Served) -> Served:
     return served
 
 
-def decoder(size: int, crop: float | None) -> Callable[[bytes], NDArray[np.uint8]]:
+def decoder(size: int, square: Square) -> Callable[[bytes], NDArray[np.uint8]]:
     """Return a function that reads the bytes of a request as `tl-dist predict` reads a file."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
     def fitted(pixels: tf.Tensor) -> tf.Tensor:
-        return resize(pixels, size, crop)
+        return resize(pixels, size, square)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def read(encoded: tf.Tensor) -> tf.Tensor:

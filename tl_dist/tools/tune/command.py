@@ -1,6 +1,7 @@
 """`tl-dist tune`: find the best classifier on the cached features of a config, and write its config."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +25,16 @@ SHOWN = 10
 
 def tune(request: train.Request, folds: int, console: Console) -> int:
     """Search, show the best settings, and write the config of the best to NAME-tune/best.yaml."""
+    best, settings = tuned(request, folds, console)
+    show(settings, console)
+    if config_file.load(best, imports=False).loss.class_weights is not None:
+        console.say("ranked by accuracy and log loss weighted by loss.class_weights, as in the fit")
+    console.say(f"best setting: tl-dist train {relative(best)}")
+    return ExitCode.DONE
+
+
+def tuned(request: train.Request, folds: int, console: Console) -> tuple[Path, list[dict[str, Any]]]:
+    """Search, and return the config of the best setting, NAME-tune/best.yaml, and all settings, best first."""
     cfg = request.load()
     tasks.refuse_others(cfg, "tune ranks classifiers by accuracy", "write 'l2: auto' below 'classifier:' instead")
     if not cfg.classifier.computed or cfg.model.normalize or cfg.model.pooling == "flatten":
@@ -34,9 +45,6 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
     run = run_shown(request, cfg, Request(folds=folds), "tuning", console)
     settings = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
-    show(settings, console)
-    if cfg.loss.class_weights is not None:
-        console.say("ranked by accuracy and log loss weighted by loss.class_weights, as in the fit")
     # The config of the run, since it names the source run that was trained first.
     values = config_file.load(run.config_file).model_dump(mode="json")
     values["name"] = f"{cfg.name.removesuffix('-tune')}-best"
@@ -47,8 +55,7 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
         del values["classifier"]["l2"]
     best = run.path / "best.yaml"
     write_atomically(best, yaml_text.dump(values).encode())
-    console.say(f"best setting: tl-dist train {relative(best)}")
-    return ExitCode.DONE
+    return best, settings
 
 
 def show(settings: list[dict[str, Any]], console: Console) -> None:

@@ -1,137 +1,24 @@
-"""Offer in Python what the command line does, as `import tl_dist`. Importing this module imports no framework.
-
-import tl_dist as tl
-
-cfg = tl.load_config("configs/quickstart.yaml", "epochs=4")
-run = tl.train(cfg)
-run.scores["test"]["accuracy"]
-"""
+"""Give access to a run on disk from Python, and do with it what the command line does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.config import Config, DataConfig, registry
+from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher import callbacks
-from tl_dist.launcher.callbacks import CheckpointReport, EvaluationReport, StepReport
-from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
 from tl_dist.scores import predictions
-from tl_dist.terminal.console import Console
 
 if TYPE_CHECKING:
-    from tl_dist.datasets import Splits
     from tl_dist.scores.calibration import Calibration
     from tl_dist.scores.decision import Decision
     from tl_dist.scores.predictions import Predicted, Predictions
     from tl_dist.scores.residuals import Residuals
 
 _HERE = ("strategy=single", "workers=1")
-
-
-def load_config(path: str | Path, *overrides: str) -> Config:
-    """Load the config of a YAML file; `overrides`, each KEY=VALUE, take precedence, as on the command line.
-
-    Raises `Refusal` for a missing file and for a wrong key or value, with its line and a fix.
-    """
-    from tl_dist.launcher.auto_config import values_for
-
-    return config_file.load(Path(path), overrides, choose=values_for)
-
-
-def open_dataset(data: Config | DataConfig) -> Splits:
-    """Return the splits of a data set by name: always "train", and "validation" and "test" where it has them.
-
-    Each has `num_examples`, `class_names`, `ids`, `labels` int32 [N], and `read(index)`, which tf.data can trace.
-    Raises `Refusal` for data that is missing or not in its format.
-    """
-    from tl_dist.datasets.division import open_splits
-
-    return open_splits(data.data if isinstance(data, Config) else data)[0]
-
-
-def train(
-    cfg: Config,
-    *,
-    runs: str | Path = "runs",
-    here: bool = False,
-    model: Any = None,
-    head: Any = None,
-    loss: Any = None,
-    metrics: Mapping[str, Any] | None = None,
-    augment: Any = None,
-    data: Any = None,
-    classes: Sequence[str] = (),
-    workers: int | None = None,
-    strategy: str | None = None,
-    on_report: Callable[[StepReport], None] | None = None,
-    on_evaluation: Callable[[EvaluationReport], None] | None = None,
-    on_checkpoint: Callable[[CheckpointReport], None] | None = None,
-    **of_keras: Any,
-) -> Run:
-    """Train a config to its end, or resume it, in the directory `runs`, as `tl-dist train` does.
-
-    What is given here stands for its section of the config, and is kept in the run:
-    `model` and `head`, functions that return a Keras model, or a functional model with its weights; `loss(targets,
-    outputs)`, the loss of each row [rows]; `metrics` by name, functions of all targets and answers of a split, or
-    metrics of Keras; `augment(image, seed)`; `data`, a split for training or splits by name (`train`, `validation`,
-    `test`), each a pair of arrays (images uint8, labels), a tf.data.Dataset, a keras.utils.PyDataset or a pair (read,
-    length); `classes`, their names.
-
-    With `here` this process is the only worker: `strategy` must be single. Callbacks are called here with what rank 0
-    records; one that raises stops the run. If interrupted, it returns a run whose `done` is False; the same call
-    resumes it. Raises `Refusal` for any other end.
-    """
-    from tl_dist.datasets.given import packed
-    from tl_dist.launcher import given
-    from tl_dist.launcher.train import train_config
-    from tl_dist.tasks import one_class_each
-
-    given.refuse_import()
-    callbacks.refuse_idioms(of_keras)
-    cfg, console = callbacks.with_workers(cfg, workers, strategy), Console()
-    if data is not None:
-        with console.busy("keeping data") as show:
-            data = packed(data, given.place(), of_classes=one_class_each(cfg), class_names=classes, show=show)
-    cfg = given.with_objects(cfg, model=model, head=head, loss=loss, metrics=metrics, augment=augment, data=data)
-    listen = callbacks.Listener(Path(runs) / cfg.name, on_report, on_evaluation, on_checkpoint)
-    code = _train_here(cfg, Path(runs), listen) if here else train_config(cfg, Path(runs), console, listen=listen)
-    listen.raise_refusal()
-    if code not in (ExitCode.DONE, ExitCode.REQUEUE):
-        fix = f"see the lines above, and {Path(runs) / cfg.name / 'logs'}."
-        raise Refusal(f"run '{cfg.name}' ended with exit code {code}.", fix=fix, code=ExitCode(code))
-    return Run(Path(runs) / cfg.name)
-
-
-def _train_here(cfg: Config, runs: Path, listen: Callable[[Mapping[str, Any]], None]) -> int:
-    from tl_dist.launcher.train import open_run, resolved_here, with_trained_source
-
-    cfg = resolved_here(cfg)
-    if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
-        setting = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
-        what = f"{setting} needs processes of its own, and here=True has only this one."
-        fix = "train it without here=True, or with strategy=single and runtime.deterministic=false."
-        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-    from tl_dist.launcher.companion import copying
-    from tl_dist.terminal.progress import Progress
-    from tl_dist.trainer import attempt
-    from tl_dist.trainer.load_model import process_as_it_was
-    from tl_dist.trainer.setup import setup
-
-    with process_as_it_was():
-        run = open_run(runs, with_trained_source(cfg, runs))
-        if run.done is not None:
-            return ExitCode.DONE
-        run.clear_stop()
-        try:
-            with copying(run, cfg), Progress(Console(), every_s=cfg.report.every_s, listen=listen) as progress:
-                return attempt.train(setup(run, cores=None), listen=progress.show)
-        except KeyboardInterrupt:
-            return ExitCode.REQUEUE
 
 
 class Run:
@@ -197,6 +84,35 @@ class Run:
             known = {k: reason for reasons in unreadable(paths) for k, reason in reasons.items()}
             return predicted(model, paths, known)
 
+    def evaluate(
+        self,
+        split: str = "",
+        *,
+        data: str | Path | None = None,
+        views: str | Sequence[str] | None = None,
+        by: str | Sequence[str] = (),
+        corruptions: str | None = None,
+        severity: str | None = None,
+        at: str = "",
+        workers: int | None = None,
+    ) -> Mapping[str, Any]:
+        """Evaluate a checkpoint as `tl-dist eval` does, and return its record, as in `history("evaluation")`.
+
+        "accuracy", "loss", "num_examples", "figures" as in `scores`, "classes", and "groups" by each kind in `by`
+        ("any", a column or a regular expression). `split` is test by default; `data` names other labelled images or a
+        config; `views` are averaged. With `corruptions` ("all", or such as "noise,blur") the record is of corrupted
+        images: "accuracy" by name and `severity`, by default "1-5". Starts `workers`, by default one for each GPU; `at`
+        as for `keras_model`. Raises `Refusal` for a split that the run has not, and while it trains.
+        """
+        from tl_dist.launcher.task import Computation
+        from tl_dist.tools.evaluate.command import record_of
+
+        names = views if isinstance(views, str) else ",".join(views or ())
+        how = Computation(at, None, workers, [] if views is None else [f"evaluation.views=[{names}]"])
+        place, kinds = None if data is None else Path(data), [by] if isinstance(by, str) else by
+        options: dict[str, Any] = {"corruptions": corruptions, "severity": severity}
+        return record_of(self.path, split or None, how, data=place, by=kinds, **options)
+
     def calibrate(self, *, unknown: bool = False, at: str = "") -> Calibration | Residuals:
         """Fit a temperature to the validation split of a checkpoint and keep it, as `tl-dist calibrate` does.
 
@@ -214,6 +130,28 @@ class Run:
             model = loaded(self._directory, at, cores=None, overrides=_HERE)
             calibrate(model, place, unknown=unknown)
             return keep(place, self._directory)
+
+    def explain(
+        self,
+        images: str | Path | Sequence[str | Path],
+        out: str | Path | None = None,
+        *,
+        method: str = "layercam",
+        of_class: str | None = None,
+        at: str = "",
+    ) -> list[Path]:
+        """Draw which parts of each image decide its class, as `tl-dist explain` does; return the paths of the pictures.
+
+        `images` as for `predict`; the pictures lie beside them, or in the folder `out`. `method` is layercam, gradcam
+        or rollout; `of_class` defaults to the predicted one. Starts workers; `at` as for `keras_model`. Raises
+        `Refusal` for an image that cannot be decoded, an unknown class, and where another picture would be replaced.
+        """
+        from tl_dist.launcher.task import Computation
+        from tl_dist.tools.explain.command import explain
+
+        names = [str(name) for name in ([images] if isinstance(images, str | Path) else images)]
+        options: dict[str, Any] = {"out": None if out is None else Path(out), "cam": method, "of_class": of_class}
+        return explain(self._directory, names, Computation(at), lambda text: None, **options)
 
     def report(
         self,
@@ -277,3 +215,23 @@ class Run:
         wanted = Request(to=to, numbers=numbers, out=target, check=check, min_agreement=min_agreement, at=at)
         with process_as_it_was():
             return export(self._directory, wanted, cores=None)
+
+    def prune(self, by: float = 0.5, *overrides: str) -> Config:
+        """Return the config of a copy with fewer channels that learns from this run, as `tl-dist prune` trains it.
+
+        `by` is the share of channels to remove, smallest filters first; `overrides`, each KEY=VALUE, take precedence.
+        Raises `Refusal` for a share out of range, and for a network that cannot be pruned.
+        """
+        from tl_dist.tools.prune.command import pruned
+
+        return pruned(self._directory, by, overrides)
+
+    def serve(self, host: str = "127.0.0.1", port: int = 8501, *, at: str = "") -> None:
+        """Serve the model over HTTP as `tl-dist serve` does, in a process of its own, until this one is interrupted.
+
+        Prints the address; `port` 0 takes a free one; `at` as for `keras_model`. Raises `Refusal` for a port that is
+        taken, and without the packages of the extra "serve".
+        """
+        from tl_dist.tools.serve.command import serve
+
+        serve(self.path, host=host, port=port, at=at)
