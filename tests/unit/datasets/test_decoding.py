@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.image_kinds import KINDS, TIFF, exif, fading, photograph, saved, seen
 from tl_dist.config import DataConfig, registry
+from tl_dist.config.data import STRETCHED, load, rgb
 from tl_dist.data import crop
 from tl_dist.data.augment import crop_boxes
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain
@@ -21,7 +22,6 @@ from tl_dist.datasets.curation import images
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.files import unlabelled
 from tl_dist.datasets.headers import checked, fault
-from tl_dist.datasets.preprocess import load, rgb
 from tl_dist.datasets.store import Location
 from tl_dist.tools.export import work as export
 from tl_dist.tools.serve.served import decoder
@@ -76,7 +76,7 @@ def test_training_evaluation_prediction_serving_and_packing_see_one_image(kinds:
         by_hand = resize(tf.constant(seen(make()), tf.uint8), SIZE).numpy().astype(int)
         assert np.abs(by_hand - square).max() <= 2
     np.testing.assert_array_equal(squares(unlabelled([str(file) for file in files], ("a",))), expected)
-    serve = decoder(SIZE, None)
+    serve = decoder(SIZE, STRETCHED)
     np.testing.assert_array_equal([serve(file.read_bytes()) for file in files], expected)
     packing.pack({"train": train}, tmp_path / "packed")
     packed = opened("packed", tmp_path / "packed")
