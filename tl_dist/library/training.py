@@ -42,8 +42,10 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
     With `here` this process is the only worker, as in a notebook: `strategy` must be single. If interrupted, it returns
     a run whose `done` is False; the same call resumes it. Raises `Refusal` for any other end.
     """
+    from tl_dist.launcher.auto_config import with_authors_images
     from tl_dist.launcher.train import train_config
 
+    cfg = with_authors_images(cfg)
     code = _train_here(cfg, Path(runs)) if here else train_config(cfg, Path(runs), Console())
     if code not in (ExitCode.DONE, ExitCode.REQUEUE):
         fix = f"see the lines above, and {Path(runs) / cfg.name / 'logs'}."
