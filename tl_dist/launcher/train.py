@@ -64,10 +64,10 @@ class Request:
         """Load the config with overrides; with `resolve`, replace `strategy: auto` by the strategy for this host."""
         overrides = [*self.all_overrides, *extra]
         if isinstance(self.config, Config):
-            cfg = config_file.changed(auto_config.with_authors_images(self.config, imports=imports), overrides)
+            cfg = config_file.changed(self.config, overrides)
         else:
             cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
-            cfg = auto_config.with_authors_images(cfg, imports=imports)
+        cfg = auto_config.with_authors_images(cfg, imports=imports)
         return resolved_here(cfg) if resolve else cfg
 
 
