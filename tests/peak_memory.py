@@ -1,12 +1,13 @@
 """What a piece of Python takes, in a process of its own: the high-water mark of this one is that of all tests."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
-from tests import forks
-
+ROOT = Path(__file__).parents[1]
 LIMIT_MB = 4096  # of address space: a fault that is back fails, and takes no machine with it
 
 _AROUND = """
@@ -21,25 +22,29 @@ def peak_mb():
 {setup}
 before, began = peak_mb(), time.process_time()
 {measured}
-print(json.dumps([time.process_time() - began, peak_mb() - before]))
+print(json.dumps([time.process_time() - began, peak_mb() - before, peak_mb()]))
 """
 
 
 class Taken(NamedTuple):
-    """Seconds of processor time, and by how many megabytes of resident memory the peak grew."""
+    """Seconds of processor time and megabytes of resident memory: what the peak grew by, and the peak."""
 
     seconds: float
     grown_mb: float
+    peak_mb: float
 
 
 def taken_by(measured: str, *, setup: str = "") -> Taken:
     """What the statements `measured` take after the statements `setup`."""
     code = _AROUND.format(limit=LIMIT_MB << 20, setup=setup, measured=measured)
-    process = forks.of_module(__name__, code)
-    done = subprocess.run(**process, capture_output=True, text=True, timeout=200, check=False)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), TF_CPP_MIN_LOG_LEVEL="2", OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return Taken(*json.loads(done.stdout.splitlines()[-1]))
-
-
-if __name__ == "__main__":
-    exec(sys.argv[1])

@@ -186,7 +186,9 @@ def test_init_writes_what_the_command_writes(
 
 def served() -> tuple[subprocess.Popen[str], str]:
     """A process in which `Run.serve` serves, and the address of its server."""
-    code = "import tl_dist as tl; tl.Run('runs/one').serve(port=0); print('returned', flush=True)"
+    # A job in the background of a shell, and all that it starts, ignores SIGINT.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "import tl_dist as tl; tl.Run('runs/one').serve(port=0); print('returned', flush=True)"
     process = subprocess.Popen([sys.executable, "-P", "-c", code], text=True, stdout=subprocess.PIPE)
     STARTED.append(process)
     assert process.stdout is not None

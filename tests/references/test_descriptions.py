@@ -18,6 +18,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+import tl_dist as tl
 from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
@@ -25,6 +26,7 @@ from tl_dist.launcher import train
 from tl_dist.models.backbones import preprocess
 from tl_dist.models.weights import descriptions
 from tl_dist.refusal import Refusal
+from tl_dist.tools.augment import work as preview
 
 SIDE = 224
 HALF, IMAGENET = [0.5] * 3, [0.485, 0.456, 0.406]
@@ -86,6 +88,25 @@ def test_inputs_are_those_of_timm_s_evaluation(name: str, photograph: np.ndarray
     evaluated = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     theirs = evaluated(Image.fromarray(photograph)).numpy().transpose(1, 2, 0)
     assert_close(inputs(cfg, photograph, SIDE), theirs, min(model.pretrained_cfg["std"]))
+
+
+def test_every_way_to_a_run_takes_them_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config of Python, a tool's request with one, training from Python, and the preview of augmentations."""
+    described = {"mean": HALF, "std": HALF, "crop_pct": 0.9, "interpolation": "bicubic"}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    values = config(tmp_path, "deit_small", "data.augment=[flip]").model_dump(
+        include={"name": ..., "steps": ..., "model": {"backbone", "weights"}, "data": {"name", "augment"}}
+    )
+    cfg = Config.model_validate(values | {"optimizer": {"learning_rate": 0.1}})
+    met: list[Config] = []
+    monkeypatch.setattr(train, "train_config", lambda cfg, *others, **more: met.append(cfg) or 0)
+    monkeypatch.setattr(preview, "preview", lambda cfg, rows: met.append(cfg) or np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(Refusal, match="is not a run"):
+        tl.train(cfg, runs=tmp_path)
+    assert preview.main([str(tmp_path / "x.yaml"), str(tmp_path / "grid.png"), "1"]) == 0
+    for each in (*met, train.Request(cfg).load()):
+        assert each.data.square == (0.9, "bicubic") and each.model.preprocessing is not None
+    assert len(met) == 2 and train.Request(cfg, ["data.resize=stretch"]).load().data.square == (None, "bicubic")
 
 
 def test_what_the_config_says_counts_and_what_is_unknown_is_left(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def load(
 
 
 def changed(cfg: Config, overrides: Sequence[str]) -> Config:
-    """Return `cfg` with `overrides` applied, checked like a config file."""
-    return _checked(cfg.model_dump(mode="json"), {"": f"the config of '{cfg.name}'"}, overrides)
+    """Return `cfg` with `overrides` applied, checked like a config file; what it leaves open stays open."""
+    return _checked(cfg.model_dump(mode="json", exclude_unset=True), {"": f"the config of '{cfg.name}'"}, overrides)
 
 
 def _checked(

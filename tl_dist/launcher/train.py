@@ -71,7 +71,7 @@ class Request:
             cfg = config_file.changed(self.config, overrides)
         else:
             cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
-            cfg = auto_config.with_authors_images(cfg, imports=imports)
+        cfg = auto_config.with_authors_images(cfg, imports=imports)
         return resolved_here(cfg) if resolve else cfg
 
 

@@ -73,6 +73,7 @@ def train(
     """
     from tl_dist.datasets.given import packed
     from tl_dist.launcher import given
+    from tl_dist.launcher.auto_config import with_authors_images
     from tl_dist.launcher.train import train_config
     from tl_dist.tasks import one_class_each
 
@@ -83,6 +84,7 @@ def train(
         with console.busy("keeping data") as show:
             data = packed(data, given.place(), of_classes=one_class_each(cfg), class_names=classes, show=show)
     cfg = given.with_objects(cfg, model=model, head=head, loss=loss, metrics=metrics, augment=augment, data=data)
+    cfg = with_authors_images(cfg)
     listen = callbacks.Listener(Path(runs) / cfg.name, on_report, on_evaluation, on_checkpoint)
     code = _train_here(cfg, Path(runs), listen) if here else train_config(cfg, Path(runs), console, listen=listen)
     listen.raise_refusal()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.image_kinds import KINDS, TIFF, exif, fading, photograph, saved, seen
 from tl_dist.config import DataConfig, registry
+from tl_dist.config.data import STRETCHED
 from tl_dist.data import crop
 from tl_dist.data.augment import crop_boxes
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain
@@ -76,7 +77,7 @@ def test_training_evaluation_prediction_serving_and_packing_see_one_image(kinds:
         by_hand = resize(tf.constant(seen(make()), tf.uint8), SIZE).numpy().astype(int)
         assert np.abs(by_hand - square).max() <= 2
     np.testing.assert_array_equal(squares(unlabelled([str(file) for file in files], ("a",))), expected)
-    serve = decoder(SIZE, None)
+    serve = decoder(SIZE, STRETCHED)
     np.testing.assert_array_equal([serve(file.read_bytes()) for file in files], expected)
     packing.pack({"train": train}, tmp_path / "packed")
     packed = opened("packed", tmp_path / "packed")
@@ -84,7 +85,7 @@ def test_training_evaluation_prediction_serving_and_packing_see_one_image(kinds:
     assert [again.encoded_bytes(k) for k in range(len(files))] == [file.read_bytes() for file in files]
     for file, square in zip(files, expected, strict=True):
         assert np.abs(load(file, SIZE).astype(int) - square).max() <= 2  # the function that an export has beside it
-    in_graph = tf.function(lambda e: export._decoded(e, size=SIZE, crop=None), autograph=False)
+    in_graph = tf.function(lambda e: export._decoded(e, size=SIZE, square=STRETCHED), autograph=False)
     for name, file, square in zip(KINDS, files, expected, strict=True):
         if name.startswith(("jpeg", "png", "apng")):
             np.testing.assert_array_equal(in_graph(tf.constant(file.read_bytes())), square, name)

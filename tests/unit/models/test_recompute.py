@@ -39,7 +39,7 @@ STEP = """
 from tests.one_step import built, gradients_of
 from tl_dist.models.backbones import vit
 
-shape = vit.Shape(32, 5, 4, patch=4, grid=16)
+shape = vit.Shape(64, 8, 4, patch=4, grid=16)
 net = built(vit.record("deep", shape, "tf"), 96, recomputes={})
 """
 

@@ -23,6 +23,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from tl_dist.config.data import STRETCHED
 from tl_dist.files import limits
 from tl_dist.tools.serve import app, requests
 from tl_dist.tools.serve.app import PAGE, application
@@ -41,7 +42,7 @@ def brightness(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def client(predict: Any = brightness, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> TestClient:
-    served = Served("lamp", 7, NAMES, SIZE, predict, decoder(SIZE, None))
+    served = Served("lamp", 7, NAMES, SIZE, predict, decoder(SIZE, STRETCHED))
     asked = application(Answers(served, cores=2), hosts=hosts)
     return TestClient(asked, base_url="http://127.0.0.1:8501", raise_server_exceptions=False)
 

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tl_dist.config import file as config_file
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 
 
 def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
     """Write the preview of a config as the PNG `out`. Refuse whatever the config or the data refuse."""
-    cfg = config_file.load(path, overrides)
+    cfg = Request(path, overrides).load(resolve=False)
     if not cfg.data.augment and not cfg.data.augmentation.mixes:
         fix = "add 'augment: [flip]' or others below 'data:'."
         raise Refusal(f"{path} augments nothing.", fix=fix, code=ExitCode.USAGE)

@@ -13,11 +13,11 @@ import tensorflow as tf
 from PIL import Image
 
 from tl_dist.config import Config, registry
-from tl_dist.config import file as config_file
 from tl_dist.data.pipeline import Read, augmented, plain
 from tl_dist.datasets.division import open_splits
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other_picture
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = 8
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the picture and return the exit code; print a refusal as one line on standard error."""
     path, out, rows, *overrides = arguments
     try:
-        pixels = preview(config_file.load(path, overrides), int(rows))
+        pixels = preview(Request(Path(path), overrides).load(resolve=False), int(rows))
         refuse_other_picture(Path(out), is_grid, option="--out")
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "PNG")
