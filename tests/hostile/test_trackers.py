@@ -132,9 +132,12 @@ def test_the_key_goes_to_the_users_own_server_whatever_a_settings_file_says(
         arena.file(f"{place}/settings", f"[default]\nbase_url = {other.address}\nmode = online\n")
     (arena.home / ".config" / "wandb").mkdir(parents=True)
     (arena.home / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {own.address}\n")
-    began = time.monotonic()
-    done = sync(arena, *beside, WANDB_API_KEY=KEY, WANDB_DIR=".")
+    began, variables = time.monotonic(), {"WANDB_API_KEY": KEY, "WANDB_DIR": "."}
+    done = sync(arena, *beside, **variables)
     assert time.monotonic() - began < BOUND_S
+    while beside and not own.asked and time.monotonic() - began < BOUND_S:
+        # It ends itself within 15 s, which a busy machine needs for the copy alone: the upload is for the next one.
+        done = sync(arena, *beside, **variables)
     assert other.asked == []
     assert own.asked, done
     if not beside:
