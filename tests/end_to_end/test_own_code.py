@@ -12,7 +12,7 @@ import pytest
 
 import tl_dist as tl
 from tests.end_to_end.harness import EVERY_STEP, Workspace, bits, losses, records
-from tests.references.test_own_code import IMAGES, LABELS, config
+from tests.own_code import IMAGES, LABELS, build, config
 from tl_dist.refusal import Refusal
 
 MINE = """\
@@ -32,7 +32,7 @@ def whole(input_shape):
 
 def head(input_shape, num_classes):
     return keras.Sequential(
-        [layers.GlobalMaxPooling2D(), layers.Dense(16, activation="relu"), layers.Dropout(0.1), layers.Dense(num_classes)]
+        [layers.GlobalMaxPooling2D(), layers.Dense(16, "relu"), layers.Dropout(0.1), layers.Dense(num_classes)]
     )
 
 
@@ -219,7 +219,8 @@ cfg = tl.Config.model_validate(
     {"name": "script", "steps": 12, "global_batch": 30, "report": {"tensorboard": False, "every_steps": 1}}
 )
 kept = np.load("digits.npz")
-run = tl.train(cfg, model=build, data=(kept["images"], kept["labels"]), workers=2, strategy="collective", on_report=stop)
+data = kept["images"], kept["labels"]
+run = tl.train(cfg, model=build, data=data, workers=2, strategy="collective", on_report=stop)
 print("done", run.done, run.config.model.weights)
 """
 
@@ -262,8 +263,6 @@ def test_idioms_of_keras_are_answered(tmp_path: Path) -> None:
 
 def test_a_model_that_was_compiled_or_hides_what_it_does_is_refused(tmp_path: Path) -> None:
     import keras
-
-    from tests.references.test_own_code import build
 
     compiled = build()
     compiled.compile("adam", "mse")

@@ -8,46 +8,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
-from sklearn.datasets import load_digits
 
 import tl_dist as tl
+from tests.own_code import BATCH, IMAGES, LABELS, STEPS, build, config, squared
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
-STEPS, BATCH = 20, 48
-SMALL = {"report": {"tensorboard": False, "every_steps": 1}, "runtime": {"threads": 1}, "precision": "float32"}
-
-
-def digits() -> tuple[Any, Any]:
-    bunch = load_digits()
-    grey = np.kron(np.rint(bunch.images * (255 / 16)), np.ones((4, 4))).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1), bunch.target.astype(np.int32)
-
-
-IMAGES, LABELS = digits()
-
-
-def build(input_shape: Any = (32, 32, 3), ends: str = "softmax") -> Any:
-    """The form of Keras's guide on transfer learning: a model in a model, pooled, with a dense layer on top."""
-    base = keras.Sequential(
-        [keras.Input(input_shape), layers.Conv2D(8, 3, activation="relu"), layers.Conv2D(8, 3, strides=2)], name="base"
-    )
-    inputs = keras.Input(input_shape)
-    x = base(layers.Rescaling(1 / 127.5, offset=-1)(inputs), training=False)
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, activation=ends)(x))
-
-
-def squared(targets: Any, outputs: Any) -> Any:
-    """Brier's score, of probabilities."""
-    return tf.reduce_sum(tf.square(tf.one_hot(tf.cast(targets, tf.int32), 10) - outputs), axis=-1)
-
-
-def config(name: str, **more: Any) -> Any:
-    optimizer = {"name": "adam", "learning_rate": 3e-3}
-    return tl.Config.model_validate(
-        {"name": name, "steps": STEPS, "global_batch": BATCH, "optimizer": optimizer, **SMALL, **more}
-    )
 
 
 def recorded(run: Any) -> list[float]:
@@ -77,23 +42,28 @@ class Losses(keras.callbacks.Callback):  # type: ignore[misc]
         self.of.append(logs["loss"])
 
 
-@pytest.mark.parametrize("own_loss", [False, True])
-def test_the_losses_are_those_of_fit(tmp_path: Path, own_loss: bool) -> None:
+ADAM = {"name": "adam", "learning_rate": 0.005}, keras.optimizers.Adam(0.005, epsilon=1e-7)
+SGD = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}, keras.optimizers.SGD(0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize(("optimizer", "own_loss", "tolerance"), [(ADAM, False, 1e-5), (SGD, True, 1e-6)])
+def test_the_losses_are_those_of_fit(tmp_path: Path, optimizer: Any, own_loss: bool, tolerance: float) -> None:
+    keras.utils.set_random_seed(3)
     model = build()
     start = model.get_weights()
-    loss = {"loss": squared} if own_loss else {}
-    run = tl.train(config("mine"), model=model, data=(IMAGES[:1000], LABELS[:1000]), runs=tmp_path, here=True, **loss)
+    cfg, loss = config("mine", optimizer=optimizer[0]), {"loss": squared} if own_loss else {}
+    run = tl.train(cfg, model=model, data=(IMAGES[:1000], LABELS[:1000]), runs=tmp_path, here=True, **loss)
     assert run.config.model.weights == "function" and run.config.model.train_from == "all"
     # In Keras the loss of rows is their mean, as here; `fit` gets the batches in the order of the run.
     model.set_weights(start)
     of_keras = squared if own_loss else "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(3e-3, epsilon=1e-7), loss=of_keras)
+    model.compile(optimizer[1], loss=of_keras)
     losses, train = Losses(), tl.open_dataset(run.config)["train"]
     rows = np.array([int(name.split(":")[1]) for name in train.ids])
     images, labels = in_order(run, IMAGES[rows], LABELS[rows])
     model.fit(images.astype(np.float32), labels, BATCH, 1, 0, callbacks=[losses], shuffle=False)
-    assert np.allclose(recorded(run), losses.of, rtol=1e-5), (recorded(run), losses.of)
-    assert np.mean(losses.of[-5:]) < np.mean(losses.of[:5])
+    assert np.allclose(recorded(run), losses.of, rtol=tolerance), (recorded(run), losses.of)
+    assert np.mean(losses.of[-5:]) < 0.97 * np.mean(losses.of[:5])
     probabilities = model.predict(IMAGES[1000:1100].astype(np.float32), verbose=0)
     assert np.allclose(run.keras_model().predict(IMAGES[1000:1100], verbose=0), probabilities, atol=1e-4)
     assert json.loads((run.path / "run.json").read_text())["extensions"]

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tests.filled import filled
 from tests.small_vit import SMALL_SIGLIP
 from tl_dist.config import Config, ModelConfig, registry, rules
-from tl_dist.models import attribution, classifier, network
+from tl_dist.models import attribution, classifier, network, pooling
 from tl_dist.models.backbones import Backbone, preprocess, vit
 
 DEPTH, WIDTH, HEADS = 2, 48, 3
@@ -299,7 +299,7 @@ def test_tokens_of_patches_alone_are_pooled_as_a_map_is() -> None:
     tokens = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
     for kind in ("average", "maximum", "both", "flatten"):
         np.testing.assert_allclose(
-            network.pool(tokens, kind), network.pool(tokens.reshape(2, 3, 3, 4), kind), rtol=1e-6, err_msg=kind
+            pooling.pool(tokens, kind), pooling.pool(tokens.reshape(2, 3, 3, 4), kind), rtol=1e-6, err_msg=kind
         )
 
 

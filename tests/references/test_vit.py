@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from tests.filled import filled
 from tl_dist.config import Config, ModelConfig, registry, rules
-from tl_dist.models import classifier, network, weights
+from tl_dist.models import classifier, network, pooling, weights
 from tl_dist.models.backbones import Backbone, preprocess, seam, vit
 from tl_dist.models.weights import sources
 from tl_dist.refusal import Refusal
@@ -142,7 +142,7 @@ def test_every_block_can_be_cut_and_every_kind_of_pooling_is_of_its_tokens() -> 
         "both": np.concatenate([tokens[:, 0], tokens[:, 5:].mean(axis=1)], axis=1),
     }
     for kind, expected in parts.items():
-        np.testing.assert_allclose(network.pool(tokens, kind, 9), expected, rtol=1e-5)
+        np.testing.assert_allclose(pooling.pool(tokens, kind, 9), expected, rtol=1e-5)
     for first in ("block1", "top"):
         config = ModelConfig(backbone="dinov2_reg_small", weights="random", train_from=first, pooling="both")
         whole = classifier.Classifier(record, config, image_size=42, num_classes=3, seed=0)

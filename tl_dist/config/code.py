@@ -49,6 +49,23 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
     return [_changed(item, change) for item in value] if isinstance(value, list | tuple) else value
 
 
+def with_whole_paths(data: Mapping[str, Any], where: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values with absolute paths of files of functions, from the config's own folder, not the working one.
+
+    So a run's config finds the copies in the run, wherever all are moved. An override begins in the working directory.
+    """
+    overridden = [text.partition("=")[2] for text in where.values() if text.startswith("override '")]
+
+    def absolute(name: str) -> str:
+        file = extensions.code_file(name)
+        if file is None:
+            return name
+        folder = Path() if any(name in text for text in overridden) else Path(where[""]).parent
+        return f"{(folder / file.expanduser()).absolute()}:{name.rpartition(':')[2]}"
+
+    return with_code(data, absolute)
+
+
 def short(name: str) -> str:
     """Return the name of a function without the folder of its file, for people and for what a run is bound to."""
     file = extensions.code_file(name)

@@ -89,7 +89,7 @@ def _checked(
         _override(data, where, text)
     for dotted in _PATHS:
         _absolute(data, dotted, where)
-    data = _with_code_beside(data, where)
+    data = code.with_whole_paths(data, where)
     if data.get("recipe") == "auto" and choose is not None:
         with suppress(ValidationError):  # of the data section: reported below, with all others
             dataset = DataConfig.model_validate(tuples(section(data, "data")), strict=True)
@@ -300,23 +300,6 @@ def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> No
         place = config_problems.place(tuple(dotted.split(".")), where)
         what = f"{place}: {dotted} begins with '{Path(text).parts[0]}', a home directory that cannot be determined."
         raise _usage(what, "write the whole path, beginning with '/'.") from None
-
-
-def _with_code_beside(data: Mapping[str, Any], where: Mapping[str, str]) -> dict[str, Any]:
-    """Make the paths of files of functions absolute: from the config's own folder, not from the working one.
-
-    So a run's config finds the copies in the run, wherever all are moved. An override begins in the working directory.
-    """
-    overridden = [text.partition("=")[2] for text in where.values() if text.startswith("override '")]
-
-    def absolute(name: str) -> str:
-        file = extensions.code_file(name)
-        if file is None:
-            return name
-        folder = Path() if any(name in text for text in overridden) else Path(where[""]).parent
-        return f"{(folder / file.expanduser()).absolute()}:{name.rpartition(':')[2]}"
-
-    return code.with_code(data, absolute)
 
 
 def tuples(value: Any) -> Any:

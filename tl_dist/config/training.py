@@ -73,8 +73,8 @@ class ModelConfig(Section):
     hidden: PositiveInt | None = None
     """width of a hidden relu layer in the head; default: a linear head"""
     head: Function | None = None
-    """a function that returns the head as a Keras model: package.module:NAME or FILE.py:NAME. It gets input_shape, of
-    the backbone's output, and num_classes, if it takes these; it pools as well; default: pooling and a linear layer"""
+    """a function, FILE.py:NAME, that returns the head as a Keras model. It gets input_shape, of the backbone's output,
+    and num_classes, if it takes these; it pools as well; default: pooling and a linear layer"""
     dropout: Fraction = 0.0
     """on the input of the last layer; masks are drawn by (seed, position)"""
     drop_path: Fraction = 0.0
@@ -157,20 +157,17 @@ CLASSIFIERS: Mapping[str, tuple[str, ...]] = {
 class LossConfig(Section):
     """The loss of training, summed over examples and divided by the global batch; evaluations show cross-entropy."""
 
-    name: (
-        Literal[
-            "cross_entropy", "focal", "logit_adjusted", "corn", "coral", "binary_cross_entropy", "asymmetric",
-            "squared_error", "absolute_error", "huber",
-        ]
-        | Function
-    ) = "cross_entropy"  # fmt: skip
+    name: Literal[
+        "cross_entropy", "focal", "logit_adjusted", "corn", "coral", "binary_cross_entropy", "asymmetric",
+        "squared_error", "absolute_error", "huber",
+    ] | Function = "cross_entropy"  # fmt: skip
     """focal (arXiv 1708.02002): examples that are right already count less; logit_adjusted (2007.07314): for rare
     classes, logits are raised in training by the logarithm of the class's share of the training examples; corn
     (2111.08851, the default of task 'ordinal') and coral (1901.07884): the chance to exceed each grade, by a head of
     their own; binary_cross_entropy (the default of task 'multilabel') and asymmetric (2009.14119): mean over labels;
     squared_error (the default of task 'regression'), absolute_error and huber: mean over targets, in their standard
-    deviations over the training examples; or a function of your own, FILE.py:NAME, from targets (class numbers int32
-    [rows], or float32 [rows, targets]) and outputs float32 [rows, outputs] to the loss of each row, float32 [rows]"""
+    deviations over the training examples; or a function of your own, FILE.py:NAME, of targets (class numbers int32
+    [rows], or float32 [rows, targets]) and outputs float32 [rows, outputs], that returns a loss for each row"""
     gamma: Annotated[float, Field(ge=0.5)] = 2.0
     """focal only: each loss is multiplied by (1 - probability)^gamma"""
     tau: Annotated[float, Field(gt=0)] = 1.0

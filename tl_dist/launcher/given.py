@@ -133,7 +133,7 @@ def _kept_model(model: Any) -> str:
     total = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
     for array in model.get_weights():
         total.update(np.ascontiguousarray(array).tobytes())
-    file = place() / f"{_word(model.name)}-{total.hexdigest()[:12]}.keras"
+    file = place() / total.hexdigest()[:12] / "model.keras"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(file).with_suffix(".keras")
@@ -153,7 +153,7 @@ def _kept_object(given: Any, what: str) -> str:
         facts["object"] = base64.b64encode(_pickled(given, what)).decode()
     name = _word(_title(given))
     digest = hashlib.sha256(f"{facts['python']} {facts['source']}".encode()).hexdigest()[:12]
-    file = place() / f"{name}-{digest}.function"
+    file = place() / digest / f"{_word(what)}.function"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps({"object": "", **facts}, indent=1).encode())
     return f"{file}:{name}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.classifier import Classifier
+from tl_dist.models.pooling import as_maps, pool
 
 Cam = Literal["layercam", "gradcam"]
 
@@ -41,7 +42,7 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
             logits = logits_of([tf.cast(stage_maps, model.network.output.dtype) for stage_maps in maps])
             score = tf.reduce_sum(tf.gather(logits, classes, batch_dims=1))
         gradients = tape.gradient(score, maps)
-        pairs = ([networks.as_maps(each, patches) for each in pair] for pair in zip(maps, gradients, strict=True))
+        pairs = ([as_maps(each, patches) for each in pair] for pair in zip(maps, gradients, strict=True))
         *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in pairs)
         if kind == "layercam":
             shallow = [tf.tanh(_SHALLOW * cam) for cam in shallow]
@@ -94,9 +95,9 @@ def attention_rollout(
             else:
                 attention = (attention + tf.eye(query.shape[1])) / 2
                 total = attention if total is None else attention @ total
-        pooled = networks.pool(total, kind, patches)
+        pooled = pool(total, kind, patches)
         rows = sum(tf.split(pooled, pooled.shape[-1] // total.shape[-1], axis=-1))
-        maps = networks.as_maps(rows[..., None], patches)
+        maps = as_maps(rows[..., None], patches)
         return _unit(tf.image.resize(maps, images.shape[1:3])[..., 0]), model(images)
 
     return compute

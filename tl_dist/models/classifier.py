@@ -21,10 +21,11 @@ from tl_dist.config import ModelConfig
 from tl_dist.models import batch_norm, drop_path, heads, lora, recompute
 from tl_dist.models import network as networks
 from tl_dist.models.backbones import Backbone
+from tl_dist.models.initial import MOVING, new_paths, refuse_untrained
 from tl_dist.models.network import backbone_path
+from tl_dist.models.own_head import below_head, built, with_head, without_head
+from tl_dist.models.pooling import normalize, pool
 from tl_dist.refusal import ExitCode, Refusal
-
-MOVING = ("/moving_mean", "/moving_variance")  # how the paths of a batch-norm layer's statistics end
 
 
 class Classifier:
@@ -51,11 +52,11 @@ class Classifier:
         parts: Sequence[str] = (),
         recomputes: bool = False,
     ) -> None:
-        backbone = networks.with_head(networks.narrowed(backbone, config.prune), config.head, num_classes)
+        backbone = with_head(networks.narrowed(backbone, config.prune), config.head, num_classes)
         before = random.getstate()
         random.seed(seed)  # Keras's initializers take their seeds from Python's generator
         try:
-            network, gives = networks.built(backbone, (image_size, image_size, 3))
+            network, gives = built(backbone, (image_size, image_size, 3))
         finally:
             random.setstate(before)
         batch_norm.adopt(network)
@@ -72,37 +73,27 @@ class Classifier:
         self.stage_ends = [networks.stage_ends(backbone, network)[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
         self.num_patches = patches = networks.num_patches(backbone, network)
-        self.stage_widths = [networks.pool(output, config.pooling, patches).shape[-1] for output in self._outputs]
-        features = sum(self.stage_widths)
-        self.num_features: int = config.hidden or features  # inputs of the last layer
+        self.stage_widths = [pool(output, config.pooling, patches).shape[-1] for output in self._outputs]
+        self.num_features: int = config.hidden or sum(self.stage_widths)  # inputs of the last layer
         self.mask_features: int = self.num_features if config.dropout else 0
-        dense = keras.layers.Dense
         self._hidden = None
         if config.hidden:
             initial = keras.initializers.GlorotUniform(seed=seed)
+            dense = keras.layers.Dense
             self._hidden = dense(config.hidden, activation="relu", kernel_initializer=initial, name="hidden")
-            self._hidden.build((None, features))
-        # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
+            self._hidden.build((None, sum(self.stage_widths)))
         if backbone.head_from is None:
-            self._logits = heads.last_layer(
-                loss, num_classes, kernel_initializer="zeros", dtype="float32", name="logits"
-            )
+            # Zeros, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
+            self._logits = heads.last_layer(loss, num_classes, kernel_initializer="zeros", **heads.OPTIONS)
         else:
-            self._logits = heads.Own(backbone.name, num_classes, loss, gives, dtype="float32", name="logits")
+            self._logits = heads.Own(backbone.name, num_classes, loss, gives, **heads.OPTIONS)
         self._logits.build((None, self.num_features))
         self.first_of_head = self._hidden or self._logits  # the layer that reads the pooled features
-        self.new: set[str] = set()
+        self.new = new_paths(backbone, network, config, carried=carried)
         """paths in the backbone that keep their random initialization when pretrained weights are loaded"""
-        if config.reinitialize is not None:
-            first = networks.first_trainable_layer(backbone, network, config.reinitialize, key="model.reinitialize")
-            self.new = {backbone_path(layer, v) for layer in network.layers[first:] for v in layer.weights}
-        drawn = backbone.drawn if config.weights == "function" and not carried else ()
-        below = networks.below_head(backbone, network)
-        for position, layer in enumerate(network.layers):
-            if layer.name in drawn or (config.head and position >= below):
-                self.new |= {backbone_path(layer, v) for v in layer.weights}
+        self._below_head = below_head(backbone, network)
         first = min(networks.first_trainable_layer(backbone, network, part) for part in parts or [config.train_from])
-        self._adapters = lora.add(network.layers[first:below], config.adapt, seed)
+        self._adapters = lora.add(network.layers[first : self._below_head], config.adapt, seed)
         self._start_training_at(networks.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = networks.depths(backbone, network)
         paths = [path for path in (*self.moving, *self.frozen) if path.startswith("backbone/")]
@@ -124,7 +115,6 @@ class Classifier:
         self.frozen: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}
         """moving statistics of batch norm that the training step updates; neither trainable nor frozen"""
-        below = networks.below_head(self._backbone, self.network)
         self.momentum: dict[str, float] = {}  # of each of the `statistics`
         self.scale: dict[str, Any] = {}
         """mean and spread of targets that are numbers: no step changes them, but checkpoints hold them"""
@@ -133,7 +123,7 @@ class Classifier:
             policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
             if policy == "frozen":
                 trained_ids = set()
-            if position < below:
+            if position < self._below_head:
                 trained_ids &= networks.adapted(self._config.adapt, layer)
             for variable in layer.weights:
                 table = self.trainable if id(variable) in trained_ids else self.frozen
@@ -168,18 +158,7 @@ class Classifier:
 
     def refuse_frozen_random(self) -> None:
         """Refuse (64) if a layer that keeps its random initialization is never trained."""
-        untrained = [path for path in self.frozen if path in self.new and not path.endswith(MOVING)]
-        if untrained:
-            if self._config.reinitialize is None:
-                layer = untrained[0].split("/")[1]
-                what = f"layer '{layer}', whose weights the function draws at random, would never be trained."
-                raise Refusal(what, fix=f"write 'train_from: {layer}', or a layer before it.", code=ExitCode.USAGE)
-            raise Refusal(
-                f"model.reinitialize '{self._config.reinitialize}' reaches below train_from '{self._train_from}': "
-                f"{untrained[0]} would stay random.",
-                fix=f"reinitialize from '{self._train_from}' or later, or train from '{self._config.reinitialize}'.",
-                code=ExitCode.USAGE,
-            )
+        refuse_untrained(self._config, self._train_from, self.frozen, self.new)
 
     @contextmanager
     def keeping_new(self) -> Iterator[None]:
@@ -234,7 +213,7 @@ class Classifier:
     def normalized(self, features: Any) -> Any:
         """Normalize pooled features as `model.normalize` asks: the features of each stage by themselves."""
         parts = tf.split(features, self.stage_widths, axis=-1)
-        return tf.concat([networks.normalize(part) for part in parts], axis=-1)
+        return tf.concat([normalize(part) for part in parts], axis=-1)
 
     def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """Return (images -> feature maps before pooling, these maps -> logits): the network cut before pooling."""
@@ -254,7 +233,7 @@ class Classifier:
     @property
     def pretrained(self) -> Any:
         """The part of the network that pretrained weights are of: all but a head that `model.head` adds."""
-        return networks.without_head(self._backbone, self.network) if self._config.head else self.network
+        return without_head(self._backbone, self.network) if self._config.head else self.network
 
     @property
     def spread(self) -> Any:

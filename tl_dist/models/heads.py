@@ -20,6 +20,7 @@ from keras import ops
 from tl_dist.config.training import FOR_GRADES, FOR_VALUES, LOSSES
 from tl_dist.refusal import ExitCode, Refusal
 
+OPTIONS = {"dtype": "float32", "name": "logits"}  # of every last layer
 _LEAST_GAP = 1e-6  # between two thresholds of coral
 
 

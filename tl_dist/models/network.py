@@ -1,6 +1,5 @@
-"""The Keras network of a backbone: where it is cut, how maps are pooled, its blocks, and how it has fewer channels."""
+"""The Keras network of a backbone: where it is cut, its blocks, and how it has fewer channels."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from tl_dist.config import Config
 from tl_dist.config.lora import LoraConfig
 from tl_dist.models import heads, whole
 from tl_dist.models.backbones import Backbone, preprocess, seam, seams
+from tl_dist.models.own_head import below_head, built, with_head
+from tl_dist.models.pooling import normalize, pool
 from tl_dist.refusal import ExitCode, Refusal
 
 MOST = 25
@@ -46,41 +47,6 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str, *, 
         fix = f"use head, all, or one of {', '.join(backbone.stages)}."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     return names.index(first)
-
-
-def below_head(backbone: Backbone, network: Any) -> int:
-    """Return the number of layers below the head: all, but for a network that has a head."""
-    names = [layer.name for layer in network.layers]
-    return len(names) if backbone.head_from is None else names.index(backbone.head_from)
-
-
-def with_head(backbone: Backbone, head: str | None, num_classes: int) -> Backbone:
-    """Return the backbone with the head that the function `head` returns for so many classes."""
-    if head is None:
-        return backbone
-    build = partial(_build_with_head, backbone.build, head, num_classes)
-    return replace(backbone, build=build, head_from=whole.HEAD, gives=None)
-
-
-def _build_with_head(build: Callable[..., Any], head: str, num_classes: int, input_shape: tuple[int, int, int]) -> Any:
-    network = build(input_shape)
-    top = whole.head(head, tuple(network.output.shape[1:]), num_classes)
-    features = _layers.Identity(name=whole.HEAD)(network.output)
-    return keras.Model(network.inputs, whole.copied(top, features), name=network.name)
-
-
-def without_head(backbone: Backbone, network: Any) -> Any:
-    """Return the network below its head, with the same layers."""
-    return keras.Model(network.inputs, seam(network, below_head(backbone, network)), name=network.name)
-
-
-def built(backbone: Backbone, input_shape: tuple[int, int, int]) -> tuple[Any, str | None]:
-    """Build the network of a backbone; of one with a head, without the softmax or sigmoid in which it may end.
-
-    Returns the name of that beside it.
-    """
-    network = backbone.build(input_shape)
-    return (network, None) if backbone.head_from is None else (whole.with_logits(network), whole.activation_of(network))
 
 
 def maps_of(network: Any) -> Any:
@@ -178,9 +144,7 @@ def around_pooling(
     if backbone.head_from is not None:
         maps = maps_of(network)
         rest = keras.Model(maps, network.output)
-        return from_images(backbone, network, [maps]), lambda values: rest(
-            keras.tree.flatten(values)[0], training=False
-        )
+        return from_images(backbone, network, maps), lambda values: rest(*keras.tree.flatten(values), training=False)
     if backbone.attention_pool is None or last is not network.output:
         return from_images(backbone, network, list(pooled)), lambda maps: pool(maps, pooling, patches)
     tokens = network.get_layer(backbone.attention_pool).output
@@ -196,54 +160,6 @@ def around_pooling(
 def num_patches(backbone: Backbone, network: Any) -> int:
     """Return the number of tokens of patches in the output, if there are others before them; else 0."""
     return maps_of(network).shape[1] - backbone.leading_tokens if backbone.leading_tokens else 0
-
-
-def as_maps(values: Any, patches: int) -> Any:
-    """Return feature maps as they are, and tokens [rows, n, c], whose last or all are `patches`, as maps of these."""
-    if len(values.shape) == 4:
-        return values
-    side = math.isqrt(patches or values.shape[1])  # images are square
-    return ops.reshape(values[:, -side * side :], (-1, side, side, values.shape[-1]))
-
-
-def pool(maps: Any, kind: str, patches: int = 0) -> Any:
-    """Pool one feature map [rows, h, w, c] or a nest of several and join the results: [rows, features].
-
-    A map gives c features, 2c for both, h*w*c for flatten. So do tokens [rows, n, c], of which the last `patches` are
-    of patches, or all if it is 0. If there are others, both are the first of these and the average, and token and
-    attention the first; if not, tokens are pooled as a map is, attention as average.
-    """
-    pooled = [_pool(feature_map, kind, patches) for feature_map in keras.tree.flatten(maps)]
-    return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
-
-
-def _pool(features: Any, kind: str, patches: int) -> Any:
-    if len(features.shape) == 2:  # outputs of a head
-        return features
-    if kind == "flatten":
-        return ops.reshape(features, (-1, int(np.prod(features.shape[1:]))))
-    are_tokens = len(features.shape) == 3
-    leading = features.shape[1] - patches if are_tokens and patches else 0
-    if leading:
-        token, features = features[:, 0], features[:, leading:]
-        if kind in ("token", "attention"):
-            return token
-        if kind == "both":
-            return ops.concatenate([token, ops.mean(features, axis=1)], axis=-1)
-    kinds = {"maximum": [ops.max], "both": [ops.mean, ops.max]}.get(kind, [ops.mean])
-    pooled = [reduce(features, axis=1 if are_tokens else (1, 2)) for reduce in kinds]
-    return ops.concatenate(pooled, axis=-1) if len(pooled) > 1 else pooled[0]
-
-
-def normalize(features: Any) -> Any:
-    """Give each row mean 0 and variance 1, in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
-
-    Pooled features of a network without batch norm can be in the hundreds, where no learning rate fits both the head
-    and the backbone.
-    """
-    wide = ops.cast(features, "float32")
-    mean, variance = ops.moments(wide, axes=[-1], keepdims=True)
-    return ops.cast((wide - mean) * ops.rsqrt(variance + 1e-6), features.dtype)
 
 
 def depths(backbone: Backbone, network: Any) -> dict[str, int]:

@@ -246,7 +246,7 @@ class RunDir:
         before, after = (extensions.source_of(path).splitlines() for path in (copy, file))
         lines = [*difflib.ndiff(before, after)]
         changed = [line.strip() for line in lines if line[:2] in ("- ", "+ ")]
-        return f"{file.name} differs from {copy}: {shortened(' | '.join(changed), 160)}"
+        return f"{file.name} differs from {copy}{': ' if changed else ''}{shortened(' | '.join(changed), 160)}"
 
     def _refuse_bound(self, config: Config) -> None:
         """Refuse (78) to change the trajectory of a run that has begun, or that a process is about to start."""

@@ -46,7 +46,8 @@ def refusal_of(text: str, *overrides: str) -> str:
     return str(refused.value)
 
 
-AUGMENTATIONS = ", ".join(get_args(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0])[0]))
+_NAMES = get_args(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0])[0])
+AUGMENTATIONS = f"{', '.join(_NAMES)} or a function, FILE.py:NAME"
 
 MISTAKES = {
     "images that no machine holds": (

@@ -64,7 +64,7 @@ def test_what_decides_is_part_of_the_trajectory_and_else_it_is_not() -> None:
     assert config_file.trajectory(load("evaluation.every_epochs=2", "checkpoint.keep=9")) == plain
     for overrides in (["checkpoint.best.metric=mcc"], ["early_stopping.metric=mcc"], [*PLATEAU]):
         found = config_file.trajectory(load(*overrides))
-        assert found["evaluation"] == {"every_epochs": 1.0, "views": []}
+        assert found["evaluation"] == {"every_epochs": 1.0, "views": [], "metrics": {}}
         assert found["checkpoint"].keys() == {"best", "average"}
         assert config_file.trajectory(load(*overrides, "checkpoint.keep=9")) == found
         assert config_file.trajectory(load(*overrides, "evaluation.every_epochs=2")) != found

@@ -108,11 +108,13 @@ BAD = {
     f"def build(input_shape):\n    {CONV}return M(i, x)\n",
     "several or named inputs": "def build(input_shape):\n    i = {'a': keras.Input(input_shape, name='a')}\n"
     "    return keras.Model(i, layers.Conv2D(4, 3)(i['a']))\n",
-    "leave out its pooling": f"def build(input_shape):\n    {CONV}return keras.Model(i, layers.Flatten()(x))\n",
+    "make it return one of these": f"def build(input_shape):\n    {CONV}return keras.Model(i, [x, x + 1])\n",
     "'lambda' cannot be saved": f"def build(input_shape):\n    {CONV}x = layers.Lambda(lambda y: y)(x)\n"
     "    return keras.Model(i, x)\n",
-    "hides batch norm": f"def build(input_shape):\n    {CONV}inner = keras.Sequential([layers.BatchNormalization()])\n"
-    "    return keras.Model(i, inner(x))\n",
+    "hides batch norm": "class L(layers.Layer):\n    def __init__(self, **options):\n"
+    "        super().__init__(**options)\n        self.norm = layers.BatchNormalization()\n"
+    f"    def call(self, x):\n        return self.norm(x)\n"
+    f"def build(input_shape):\n    {CONV}return keras.Model(i, L()(x))\n",
     "beside other images": "class L(layers.Layer):\n    def call(self, x):\n        return x - x[:1] - x[-1:]\n"
     f"def build(input_shape):\n    {CONV}return keras.Model(i, L()(x))\n",
     "the second time": "class L(layers.Layer):\n    def call(self, x):\n        return x + keras.random.normal((1,))\n"

@@ -14,7 +14,8 @@ from tl_dist.features.classifiers import Stopped, unwatched
 from tl_dist.features.nested import Examples, Nested
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.backbones.applications import TINY
-from tl_dist.models.network import num_patches, outputs, pool
+from tl_dist.models.network import num_patches, outputs
+from tl_dist.models.pooling import pool
 from tl_dist.tools.tune import search as tuning
 from tl_dist.tools.tune.work import parts_of
 

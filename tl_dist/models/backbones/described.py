@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 from tl_dist.config import registry
-from tl_dist.models import drop_path as dropout
 from tl_dist.models import whole
 from tl_dist.models.backbones import seam, seams
 from tl_dist.models.backbones.functions import build, refused
@@ -53,17 +52,19 @@ def describe(network: str) -> dict[str, Any]:
 def _check_layers(name: str, model: Any) -> None:
     import keras
 
+    from tl_dist.models import drop_path
+
     paths = [variable.path for variable in model.weights]
     if len({*paths}) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise refused(name, f"returned a model with two variables '{twice}'", "give its layers names of their own")
     for layer in model.layers:
-        masks = dropout.mask_shape(layer)
+        masks = drop_path.mask_shape(layer)
         if masks is None and any(part._seed_generators for part in layer._flatten_layers()):
             what = f"returned a model whose layer '{layer.name}' draws random numbers in training, by no position"
             fix = "remove it: write 'augment' below 'data:', 'dropout' or 'drop_path' below 'model:', or use Dropout"
             raise refused(name, what, fix)
-        if masks is not None and math.prod(masks) > dropout.MOST:
+        if masks is not None and math.prod(masks) > drop_path.MOST:
             what = (
                 f"returned a model whose layer '{layer.name}' drops {math.prod(masks):,} values of an image one by one"
             )
@@ -71,7 +72,7 @@ def _check_layers(name: str, model: Any) -> None:
         inner = list(layer._flatten_layers(include_self=False))
         if any(isinstance(part, keras.layers.BatchNormalization) for part in inner):
             what = f"returned a model whose layer '{layer.name}' hides batch norm, whose policy could not be kept"
-            raise refused(name, what, "put the layers into the model itself, not into a layer or a nested model")
+            raise refused(name, what, "put the layers into the model itself, not into a layer")
         try:
             if isinstance(layer, keras.layers.Lambda):
                 raise TypeError("a Lambda is code without a name")
