@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tl_dist as tl
-from tests.end_to_end.harness import EVERY_STEP, Workspace, bits, losses, records
+from tests.end_to_end.harness import EVERY_STEP, INSTALLED, TL_DIST, Workspace, bits, losses, records
 from tests.own_code import IMAGES, LABELS, build, config
 from tl_dist.refusal import Refusal
+from tl_dist.runs.directory import RunDir
 
 MINE = """\
 import time
@@ -92,6 +94,10 @@ def many(targets, answers):
 
 def grows(image, seed):
     return tf.image.resize(image, (40, 40))
+
+
+def hangs(*arguments):
+    time.sleep(1000)
 """
 CONFIG = f"""\
 steps: 10
@@ -107,6 +113,7 @@ KINDS = {
 }
 RANDOM = ("model.weights=random", "model.train_from=all")
 TINY = ("model.backbone=tiny", *RANDOM)
+PAGES = Path(__file__).parents[2] / "docs" / "pages"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
 
 
@@ -142,6 +149,74 @@ def test_two_workers_train_as_one_and_a_kill_changes_no_bit(trained: str, worksp
     text, _ = killed.communicate(timeout=240)
     assert killed.returncode == 0 and records(workspace.run(f"{trained}-killed"), "resumed"), text
     assert bits(workspace.run(f"{trained}-killed")) == bits(workspace.run(trained))
+
+
+MORE = {
+    **KINDS,
+    "loss": ["model.backbone=tiny", "loss.name=mine.py:of_logits"],
+    "nothing else": ["model.backbone=tiny"],  # a metric and an augmentation
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("strategy", ["collective", "horovod", "mirrored"])
+@pytest.mark.parametrize("kind", MORE)
+def test_any_number_of_workers_trains_as_one_does(workspace: Workspace, kind: str, strategy: str, workers: int) -> None:
+    settings = [*RANDOM, *MORE[kind]]
+    if not (workspace.directory / "runs" / f"one-{kind}").exists():
+        workspace.train(f"one-{kind}", *settings)
+    name = f"{kind}-{strategy}-{workers}"
+    workspace.train(name, f"strategy={strategy}", f"workers={workers}", *settings)
+    one, several = (workspace.run(name) for name in (f"one-{kind}", name))
+    np.testing.assert_allclose(list(losses(several).values()), list(losses(one).values()), rtol=1e-5)
+
+
+def all_together(runs: Path, **more: Any) -> tl.Run:
+    import mine  # type: ignore[import-not-found]
+
+    images = {"train": (IMAGES[:400], LABELS[:400]), "validation": (IMAGES[400:600], LABELS[400:600])}
+    cfg = config("all", steps=8, checkpoint={"every_steps": 3})
+    functions = {"model": build, "loss": mine.loss, "metrics": {"right": mine.right}, "augment": mine.darker}
+    return tl.train(cfg, runs=runs, data=images, **functions, **more)
+
+
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(3, marks=pytest.mark.full), pytest.param(4, marks=pytest.mark.full)]
+)
+def test_all_together_with_data_from_python_is_killed_and_changes_no_bit(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.syspath_prepend(workspace.directory)
+    one, several = (all_together(tmp_path / str(n), workers=n, strategy="collective") for n in (1, workers))
+    losses_of = [[record["loss"] for record in run.history()] for run in (one, several)]
+    np.testing.assert_allclose(*losses_of, rtol=1e-5)
+    monkeypatch.setenv("TL_ALLOW_FAILPOINTS", "1")
+    monkeypatch.setenv("TL_FAILPOINT", "train.chunk_done:7=kill")
+    killed = all_together(tmp_path / "killed", workers=workers, strategy="collective")
+    assert killed.history("resumed") and bits(RunDir.open(killed.path)) == bits(RunDir.open(several.path))
+    predicted = killed.predictions("validation").probabilities
+    np.testing.assert_array_equal(predicted, several.predictions("validation").probabilities)
+    np.testing.assert_allclose(predicted, killed.keras_model().predict(IMAGES[400:600], verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("loss.name=mine.py:hangs", "while trying loss 'mine.py:hangs'"),
+        ("data.augment=[mine.py:hangs]", "while compiling stage 1, with 'mine.py:hangs'"),
+        ("evaluation.metrics.f2=mine.py:hangs", "the figures of validation, with 'mine.py:right' and 'mine.py:hangs'"),
+    ],
+    ids=["loss", "augment", "metric"],
+)
+def test_what_hangs_is_ended_by_its_name(workspace: Workspace, setting: str, said: str) -> None:
+    patience = [f"safety.{key}_s=20" for key in ("first_step", "hang", "alone")]
+    name = f"hangs-{said[:20].replace(' ', '-')}".replace("'", "")
+    more = [*TINY, setting, *patience, "safety.max_restarts=0", "steps=2"]
+    argv = workspace.argv(name, *more, program=INSTALLED)
+    text, _ = workspace.start(argv).communicate(timeout=240)
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert said in line and "stalled" in line, text[-3000:]
 
 
 def test_it_is_exported_and_predicts_without_its_file(trained: str, workspace: Workspace) -> None:
@@ -216,7 +291,7 @@ def stop(report):
 
 STOP = 1000
 cfg = tl.Config.model_validate(
-    {"name": "script", "steps": 12, "global_batch": 30, "report": {"tensorboard": False, "every_steps": 1}}
+    {"name": "script", "steps": 600, "global_batch": 30, "report": {"tensorboard": False, "every_steps": 1}}
 )
 kept = np.load("digits.npz")
 data = kept["images"], kept["labels"]
@@ -274,6 +349,46 @@ def test_a_model_that_was_compiled_or_hides_what_it_does_is_refused(tmp_path: Pa
     for model, said in ((compiled, "model was compiled"), (Subclassed(), "subclassed")):
         with pytest.raises(Refusal, match=said):
             tl.train(config("x"), model=model, data=(IMAGES[:60], LABELS[:60]), runs=tmp_path)
+
+
+def examples_of(page: str, section: str = "") -> tuple[dict[str, str], str]:
+    """The files of a page, or of one section, and its command."""
+    text = (PAGES / page).read_text().partition(f"## {section}")[2].partition("\n## ")[0]
+    text = text if section else (PAGES / page).read_text()
+    (command,) = re.findall(r"```console\n\$ (.*?)\n```", text)
+    return dict(re.findall(r"```\w+\n# (\w+\.\w+)\n(.*?)```", text, re.DOTALL)), command
+
+
+def test_the_functions_of_the_page_train(tmp_path: Path) -> None:
+    files, command = examples_of("extending.md", "A loss, a head, a metric, an augmentation of your own")
+    assert {*files} == {"mine.py", "mine.yaml"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    argv = [TL_DIST, *command.split()[1:]]
+    text, _ = Workspace(tmp_path).start([*argv, "steps=40", "epochs=null"]).communicate(timeout=240)
+    run = tl.Run(tmp_path / "runs" / "mine")
+    assert run.done and 0 <= run.scores["validation"]["recall_of_3"] <= 1, text
+
+
+def test_the_script_of_the_page_trains_two_stages_on_two_workers(tmp_path: Path) -> None:
+    """With a small network for Xception, whose weights are not to be had without a network."""
+    (script,), _ = (list(part.values()) if isinstance(part, dict) else part for part in examples_of("from_fit.md"))
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "my_images" / name).mkdir(parents=True)
+        for k in range(24):
+            pixels = np.random.default_rng(k).integers(0, 100, (48, 64, 3)) + number * 150
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "my_images" / name / f"{k}.png")
+    small = "keras.Sequential([keras.Input(input_shape), layers.Conv2D(8, 5, strides=4), layers.Conv2D(8, 3)])"
+    script = re.sub(r"keras\.applications\.Xception\(.*\)", small, script)
+    script = script.replace("    base =", "    keras.utils.set_random_seed(0)\n    base =")
+    script = script.replace(
+        '"global_batch": 64', '"global_batch": 8, "optimizer": {"name": "adam", "learning_rate": 0.1}'
+    )
+    (tmp_path / "cats.py").write_text(script)
+    argv = [sys.executable, "cats.py"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stage 2 of 2: train_from 'all'" in done.stdout and float(done.stdout.split()[-1]) > 0.9, done.stdout
 
 
 def test_what_is_imported_does_not_train(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import tl_dist as tl
 from tests.end_to_end.harness import SMALL, TL_DIST, Workspace
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.decision import FILE, Decision
 from tl_dist.tools.serve.requests import Answers
@@ -115,6 +115,10 @@ def test_costs_need_calibration_and_a_rule_needs_its_temperature(workspace: Work
     assert "costs need calibrated probabilities" in said and "Fix: tl-dist calibrate runs/cells" in said
     tl_dist(workspace, "threshold", "runs/cells", "--precision", "0.6", "--class", "faulty")
     run = tl.Run("runs/cells")
+    of_command = run.decision
+    assert run.threshold(precision=0.6, of_class="faulty") == of_command
+    with pytest.raises(Refusal, match="needs one aim"):
+        run.threshold(precision=0.6, recall=0.6)
     run.calibrate()
     said = tl_dist(workspace, "predict", "runs/cells", "cells/fine", expect=ExitCode.UNSAFE)
     assert "chosen for probabilities of temperature 1.000" in said and "Fix: choose again" in said

@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -70,6 +70,12 @@ def short(name: str) -> str:
     """Return the name of a function without the folder of its file, for people and for what a run is bound to."""
     file = extensions.code_file(name)
     return f"{file.name}:{name.rpartition(':')[2]}" if file else name
+
+
+def among(names: Iterable[str]) -> str:
+    """Return ", with 'my_loss.py:focal'" for the functions of the user among names, "" if there are none."""
+    functions = [f"'{short(name)}'" for name in names if is_function(name)]
+    return f", with {' and '.join(functions)}" if functions else ""
 
 
 def files(values: Mapping[str, Any]) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
 from tl_dist.scores import predictions
@@ -130,6 +131,29 @@ class Run:
             model = loaded(self._directory, at, cores=None, overrides=_HERE)
             calibrate(model, place, unknown=unknown)
             return keep(place, self._directory)
+
+    def threshold(
+        self,
+        *,
+        recall: float | None = None,
+        precision: float | None = None,
+        of_class: str | None = None,
+        costs: str | Path | None = None,
+        f1: bool = False,
+        at: str = "",
+    ) -> Decision:
+        """Choose a rule for the class on the validation split and keep it in the run, as `tl-dist threshold` does.
+
+        Give exactly one of `recall` and `precision`, shares of `of_class` (default: the second of two), `costs`, a CSV
+        table of mistakes, and `f1`, of several labels. Raises `Refusal` for what no threshold reaches.
+        """
+        from tl_dist.tools.threshold.command import Wish, choose
+
+        wish = Wish(recall, precision, of_class, None if costs is None else Path(costs), f1)
+        if sum(aim not in (None, False) for aim in (recall, precision, costs, f1)) != 1:
+            what = "threshold needs one aim."
+            raise Refusal(what, fix="give one of recall, precision, costs and f1.", code=ExitCode.USAGE)
+        return choose(self.path, wish, at)[0]
 
     def explain(
         self,

@@ -4,6 +4,7 @@ Keras is imported on use: the launcher reads the records of networks.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tl_dist.config import code
@@ -17,6 +18,7 @@ def copied(model: Any, inputs: Any, change: Callable[[Any, dict[str, Any]], Any]
     """Return the output of new layers like those of a functional model, nested models in it taken apart, on `inputs`.
 
     The layers have the same weights. `change` gets each layer and its config, and returns the config of the new one.
+    In a nested model that is called with `training=False`, as in Keras's guide, `Dropout` drops nothing.
     """
     import keras
     from keras.src.models.functional import Functional
@@ -24,19 +26,21 @@ def copied(model: Any, inputs: Any, change: Callable[[Any, dict[str, Any]], Any]
     new: dict[int, Any] = {}
     originals: dict[int, Any] = {}
 
-    def operation(original: Any) -> Any:
+    def operation(original: Any, drops: bool) -> Any:
         if isinstance(original, Functional | keras.Sequential):
-            return lambda tensor, **options: run(original, tensor)  # such as training=False, which all layers get here
+            return lambda tensor, training=None, **options: run(original, tensor, drops and training is not False)
         if id(original) not in new:
-            originals[id(original)] = original
-            new[id(original)] = type(original).from_config(change(original, original.get_config()))
+            config = change(original, original.get_config())
+            if isinstance(original, keras.layers.Dropout) and not drops:
+                config["rate"] = 0.0
+            originals[id(original)], new[id(original)] = original, type(original).from_config(config)
         return new[id(original)]
 
-    def run(nested: Any, tensor: Any) -> Any:
+    def run(nested: Any, tensor: Any, drops: bool) -> Any:
         graph = getattr(nested, "_functional", nested)
-        return graph._run_through_graph(tensor, operation_fn=operation)
+        return graph._run_through_graph(tensor, operation_fn=partial(operation, drops=drops))
 
-    output = run(model, inputs)
+    output = run(model, inputs, True)
     for key, original in originals.items():
         if getattr(original, "weights", ()):
             new[key].set_weights(original.get_weights())

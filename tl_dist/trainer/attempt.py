@@ -23,7 +23,7 @@ from functools import partial
 from operator import itemgetter
 
 from tl_dist import tasks
-from tl_dist.config import batch_norm, registry
+from tl_dist.config import batch_norm, code, registry
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.config.stages import Stage
 from tl_dist.data.order import batch_deviation
@@ -128,7 +128,8 @@ def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, writer: Ru
         setup.optimizer.begin(stage.number)
     for adapt in (partial(distillation.add_teacher, teacher), cached.use_features, computed_head.fit_head):
         stage_input = adapt(setup, stage_input, tell)
-    setup.prepare_for(f"compiling stage {stage.number + 1}")
+    own = code.among((*setup.cfg.data.augment, setup.cfg.loss.name))
+    setup.prepare_for(f"compiling stage {stage.number + 1}{own}")
     StageTraining(setup, stage_input, writer).run()
 
 

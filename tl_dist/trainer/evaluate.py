@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist import tasks
-from tl_dist.config import stages
+from tl_dist.config import code, stages
 from tl_dist.data import pipeline
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import groups_of
@@ -62,7 +62,8 @@ class Evaluator:
         """
         setup, source = self._setup, self._setup.splits[split]
         result = self.counted(split)
-        setup.beat(f"writing the figures of {split}", alone=True)
+        own = code.among(setup.cfg.evaluation.metrics.values())
+        setup.beat(f"writing the figures of {split}{own}", alone=True)
         if not setup.is_first:
             return result
         failpoint("evaluation.figures")

@@ -154,7 +154,7 @@ class Setup:
             return None
         self.beat(f"trying loss '{code.short(name)}'")
         own = OwnLoss(name, code.load(name, f"loss '{code.short(name)}'"), self.model.as_given)
-        own.check(train.truth[:6], train.num_classes)
+        own.check(train.truth[np.linspace(0, train.num_examples - 1, 6).astype(int)], train.num_classes)
         return own
 
     def _refuse_number_of(self, weights: Sequence[float] | None, key: str, what: str) -> None:

@@ -60,7 +60,8 @@ def _check_layers(name: str, model: Any) -> None:
         raise refused(name, f"returned a model with two variables '{twice}'", "give its layers names of their own")
     for layer in model.layers:
         masks = drop_path.mask_shape(layer)
-        if masks is None and any(part._seed_generators for part in layer._flatten_layers()):
+        draws = any(part._seed_generators for part in layer._flatten_layers())
+        if masks is None and draws and len(model.output.shape) == 2:  # else as Keras's guide calls a backbone
             what = f"returned a model whose layer '{layer.name}' draws random numbers in training, by no position"
             fix = "remove it: write 'augment' below 'data:', 'dropout' or 'drop_path' below 'model:', or use Dropout"
             raise refused(name, what, fix)
