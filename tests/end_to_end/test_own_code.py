@@ -1,9 +1,11 @@
 """Model, head, loss, metric, augmentation, data of one's own: killed, resumed, exported; what cannot be is one line."""
 
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 import tl_dist as tl
 from tests.end_to_end.harness import EVERY_STEP, INSTALLED, TL_DIST, Workspace, bits, losses, records
 from tests.own_code import IMAGES, LABELS, build, config
+from tl_dist.files import consent
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
 
@@ -351,6 +354,32 @@ def test_a_model_that_was_compiled_or_hides_what_it_does_is_refused(tmp_path: Pa
             tl.train(config("x"), model=model, data=(IMAGES[:60], LABELS[:60]), runs=tmp_path)
 
 
+def test_code_that_came_with_a_run_waits_until_it_is_trusted(
+    trained: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(workspace.run(trained).path, tmp_path / "theirs")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "digit.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # as somebody else's
+
+    def played(*arguments: str, code: Container[int] = (0,)) -> str:
+        process = workspace.start([TL_DIST, *arguments])
+        text, _ = process.communicate(timeout=240)
+        assert process.returncode in code, text
+        return text
+
+    image, copy = str(tmp_path / "digit.png"), run / "code" / "mine.py"
+    played("config", "show", str(run / "config.yaml"))  # to read it trusts nothing
+    said = played("predict", str(run), image, code=(64,))
+    assert f"is in {copy}, which came with a run" in said and f"Fix: read it, then 'tl-dist trust {run}'." in said
+    assert played("trust", str(run)) == f"may run from now on: {copy}\n"
+    assert "digit.png: " in played("predict", str(run), image)
+    copy.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{MINE}")
+    played("predict", str(run), image, code=(64, 78))
+    assert not (tmp_path / "ran").exists()
+    shutil.rmtree(run / "code")
+    assert "has no code" in played("trust", str(run), code=(64,))
+
+
 def examples_of(page: str, section: str = "") -> tuple[dict[str, str], str]:
     """The files of a page, or of one section, and its command."""
     text = (PAGES / page).read_text().partition(f"## {section}")[2].partition("\n## ")[0]
@@ -402,5 +431,6 @@ def test_what_is_imported_does_not_train(tmp_path: Path) -> None:
         tl.train(None)
         """)
     )
+    consent.grant([file])
     with pytest.raises(Refusal, match=r"trains.py calls tl_dist.train when it is imported.*__main__"):
         code.load(f"{file}:loss", "loss")

@@ -101,3 +101,21 @@ def prune(
     teacher = RunDir.open(run)
     request = Request(teacher.config_file, overrides or (), strategy, workers, teacher.path.parent)
     return train_config(pruned(teacher, by, request.all_overrides), request.runs, Console())
+
+
+@add_command()
+def trust(
+    path: Annotated[Path, Argument(metavar="RUN", help="directory of a run from elsewhere, or a file of code")],
+) -> None:
+    """Let functions that came with a run run here. Read them first: they are a program."""
+    from tl_dist.files import consent
+    from tl_dist.files.atomic import children
+    from tl_dist.runs.directory import RunDir
+
+    files = sorted(children(RunDir.open(path).code)) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        what = f"{path} has no code." if path.is_dir() else f"there is no file {path}."
+        raise Refusal(what, fix="name a run with a folder 'code', or a file.", code=ExitCode.USAGE)
+    consent.grant(files)
+    for file in files:
+        Console().say(f"may run from now on: {file}")

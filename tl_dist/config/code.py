@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.config import extensions
-from tl_dist.files import limits
+from tl_dist.files import consent, limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal, shortened
 
@@ -106,6 +106,9 @@ def load(name: str, who: str) -> Any:
     if file is None:
         return extensions.imported(name, who)
     module_name = f"tl_dist_code_{extensions.code_digest(extensions.home(name))}"
+    if not consent.is_granted(file):
+        fix = f"read it, then 'tl-dist trust {file.parent.parent if file.parent.name == 'code' else file}'"
+        raise refused(who, f"is in {file}, which came with a run and has not been run by you", fix)
     if file.suffix == ".keras":
         return partial(_model, file, who)
     if file.suffix == ".function":

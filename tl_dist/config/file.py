@@ -14,6 +14,7 @@ from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
+from tl_dist.files import consent
 from tl_dist.refusal import ExitCode, Refusal
 
 _OTHERS = {
@@ -52,13 +53,18 @@ Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def load(
-    path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | None = None, imports: bool = True
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    choose: Choose | None = None,
+    imports: bool = True,
+    by_user: bool = False,
 ) -> Config:
     """Read the config in a YAML file and apply `overrides` such as "optimizer.learning_rate=1e-3".
 
     Any problem is one Refusal that names file and line, key, and fix. Relative paths are made absolute from the working
     directory. `choose` returns the values that `recipe: auto` fills in. Without `imports`, no code of other packages is
-    imported, and the rules that would need it are left out.
+    imported, and the rules that would need it are left out. The functions of a config that is named `by_user` may run.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -69,12 +75,13 @@ def load(
         raise _usage(f"{path}:1: the file is a {kind}, not keys with values.", "write 'key: value' lines.")
     where = {"": str(path)} | {key: f"{path}:{line}" for key, line in document.lines.items() if key}
     data = {"name": path.name.removesuffix(path.suffix)} | document.data
-    return _checked(data, where, overrides, choose, imports=imports)
+    return _checked(data, where, overrides, choose, imports=imports, by_user=by_user)
 
 
-def changed(cfg: Config, overrides: Sequence[str]) -> Config:
+def changed(cfg: Config, overrides: Sequence[str], *, by_user: bool = False) -> Config:
     """Return `cfg` with `overrides` applied, checked like a config file; what it leaves open stays open."""
-    return _checked(cfg.model_dump(mode="json", exclude_unset=True), {"": f"the config of '{cfg.name}'"}, overrides)
+    values, where = cfg.model_dump(mode="json", exclude_unset=True), {"": f"the config of '{cfg.name}'"}
+    return _checked(values, where, overrides, by_user=by_user)
 
 
 def _checked(
@@ -84,12 +91,15 @@ def _checked(
     choose: Choose | None = None,
     *,
     imports: bool = True,
+    by_user: bool = False,
 ) -> Config:
     for text in overrides:
         _override(data, where, text)
     for dotted in _PATHS:
         _absolute(data, dotted, where)
     data = code.with_whole_paths(data, where)
+    if by_user and imports:
+        consent.grant(code.files(data))
     if data.get("recipe") == "auto" and choose is not None:
         with suppress(ValidationError):  # of the data section: reported below, with all others
             dataset = DataConfig.model_validate(tuples(section(data, "data")), strict=True)

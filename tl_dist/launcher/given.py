@@ -20,6 +20,7 @@ import numpy as np
 
 from tl_dist.config import GIVEN, Config, code, registry
 from tl_dist.config import file as config_file
+from tl_dist.files import consent
 from tl_dist.files.atomic import temporary_name, write_atomically
 from tl_dist.files.packages import user_cache
 from tl_dist.refusal import ExitCode, Refusal
@@ -50,6 +51,7 @@ def with_objects(
     values, written = cfg.model_dump(mode="json"), cfg.model.model_fields_set
     names = cfg.data.name, cfg.model.backbone
     if GIVEN not in names and all(item is None for item in (model, head, loss, metrics, augment, data)):
+        consent.grant(code.files(values))
         return cfg
     if data is not None:
         values["data"] |= {"name": "packed", "path": str(data[0])}
@@ -75,6 +77,7 @@ def with_objects(
             raise Refusal(
                 what, fix=f"give tl_dist.train {key}=..., or the config a section '{key}'.", code=ExitCode.USAGE
             )
+    consent.grant(code.files(values))
     if model is not None and not {"weights", "train_from"} <= written:
         complete = Config.model_validate(config_file.tuples(values))
         weights, train_from = registry.backbone(complete.network).start

@@ -68,9 +68,10 @@ class Request:
         """Load the config with overrides; with `resolve`, replace `strategy: auto` by the strategy for this host."""
         overrides = [*self.all_overrides, *extra]
         if isinstance(self.config, Config):
-            cfg = config_file.changed(self.config, overrides)
+            cfg = config_file.changed(self.config, overrides, by_user=True)
         else:
-            cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
+            choose = auto_config.values_for
+            cfg = config_file.load(self.config, overrides, choose=choose, imports=imports, by_user=True)
         cfg = auto_config.with_authors_images(cfg, imports=imports)
         return resolved_here(cfg) if resolve else cfg
 

@@ -25,7 +25,7 @@ def load_config(path: str | Path, *overrides: str) -> Config:
     """
     from tl_dist.launcher.auto_config import values_for, with_authors_images
 
-    return with_authors_images(config_file.load(Path(path), overrides, choose=values_for))
+    return with_authors_images(config_file.load(Path(path), overrides, choose=values_for, by_user=True))
 
 
 def open_dataset(data: Config | DataConfig) -> Splits:

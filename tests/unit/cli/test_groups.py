@@ -10,7 +10,7 @@ from tl_dist.cli.main import app
 GROUPS = {  # as a user meets them
     "Start": ("init", "config"),
     "Train": ("train", "runs", "prepare", "submit", "worker", "sync"),
-    "Use": ("predict", "serve", "export", "prune"),
+    "Use": ("predict", "serve", "export", "prune", "trust"),
     "Trust": ("eval", "report", "explain", "compare", "calibrate", "threshold", "cv"),
     "Choose": ("rank", "tune", "models"),
     "Machine": ("doctor", "env"),

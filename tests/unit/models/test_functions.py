@@ -15,6 +15,7 @@ from keras.src.applications.densenet import DenseNet
 from tests import forks
 from tl_dist.config import ModelConfig, extensions, registry
 from tl_dist.config import file as config_file
+from tl_dist.files import consent
 from tl_dist.models import weights
 from tl_dist.models.backbones import (
     application,
@@ -51,6 +52,7 @@ def build(input_shape, width=4):
 
 def network(file: Path, text: str, function: str = "build", **arguments: object) -> str:
     file.write_text(text)
+    consent.grant([file])
     return ModelConfig(backbone=f"{file}:{function}", arguments=arguments, preprocessing="tf").network(16)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tl_dist.config import ModelConfig, extensions, registry
 from tl_dist.config import file as config_file
+from tl_dist.files import consent
 from tl_dist.models.backbones import Scaling
 from tl_dist.models.weights.sources import PYPI_WEIGHTS
 from tl_dist.refusal import ExitCode, Refusal
@@ -68,9 +69,12 @@ def network(name: str, image_size: int | None) -> dict[str, Any]:
     Refuses (64) an unknown name, and an image size that does not fit it.
     """
     if name.endswith((".yaml", ".yml")):
-        name = config_file.load(name, [f"data.image_size={image_size}"] if image_size else []).network
+        sizes = [f"data.image_size={image_size}"] if image_size else []
+        name = config_file.load(name, sizes, by_user=True).network
     elif ":" in name:
-        path = str(Path(name).absolute()) if extensions.code_file(name) else name
+        file = extensions.code_file(name)
+        consent.grant([file] if file else [])
+        path = str(Path(name).absolute()) if file else name
         name = ModelConfig(backbone=path, preprocessing="inside").network(image_size)
     facts, record = _facts(name), registry.backbone(name)
     size = image_size or record.input_size
