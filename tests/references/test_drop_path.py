@@ -56,13 +56,14 @@ def test_a_step_has_timm_s_loss_and_gradients_under_equal_masks(name: str, side:
     for path, array in arrays.items():
         (net.trainable | net.frozen)[f"backbone/{path}"].assign(array)
     batch = batch_of(net, side)
-    rated = [path for path, rate in net.path_rates.items() if rate]
-    masks = dict(zip(net.path_rates, batch.masks.numpy().T, strict=True))
+    rates = {path: drop.rate for path, drop in net.drops.items()}
+    rated = [path for path, rate in rates.items() if rate]
+    masks = dict(zip(rates, batch.masks.numpy().T, strict=True))
     assert {True, False} == {bool(mask) for path in rated for mask in masks[path]}
     paths = [module for module in model.modules() if isinstance(module, DropPath)]
     for module, path in zip(paths, rated, strict=True):
-        assert module.drop_prob == pytest.approx(net.path_rates[path])
-        module.forward = partial(masked, masks[path] / (1 - net.path_rates[path]))  # type: ignore[method-assign]
+        assert module.drop_prob == pytest.approx(rates[path])
+        module.forward = partial(masked, masks[path] / (1 - rates[path]))  # type: ignore[method-assign]
     model.train().requires_grad_(True)
     pixels = np.asarray(preprocess("torch", batch.images)).transpose(0, 3, 1, 2)
     features = model.forward_features(torch.tensor(pixels))
@@ -92,15 +93,15 @@ def test_without_its_branches_a_network_is_what_it_is_where_they_give_0(name: st
     net = built(record, record.min_size, batch_norm="inference", drop_path=RATE)
     images = batch_of(net, record.min_size).images
     before = net(images)
-    with drop_path.dropping(net.path_rates, tf.zeros((ROWS, len(net.mask_rates)), tf.bool)):
+    with drop_path.dropping(net.drops, tf.zeros((ROWS, len(net.mask_rates)), tf.bool)):
         without = net(images).numpy()
     np.testing.assert_array_equal(net(images), before)  # once a step is over
-    block_of = {re.match(record.residual or "", path)[1] for path in net.path_rates}  # type: ignore[index]
+    block_of = {re.match(record.residual or "", path)[1] for path in net.drops}  # type: ignore[index]
     zeroed = 0
     for path, variable in net.trainable.items():
         if LAST.search(path) and any(f"{block}_" in path for block in block_of):
             variable.assign(tf.zeros(variable.shape))
             zeroed += 1
-    assert zeroed >= len(net.path_rates) > 1
+    assert zeroed >= len(net.drops) > 1
     np.testing.assert_allclose(without, net(images), rtol=1e-5)
     assert np.abs(without - before).max() > 1e-4

@@ -223,14 +223,16 @@ def _own(name: str, images: Any, words: Any) -> Any:
     who, shape = f"augmentation '{code.short(name)}'", images.shape[1:]
     function = code.load(name, who)
 
-    def apply(row: tuple[Any, Any]) -> Any:
-        image = code.called(name, who, lambda: tf.convert_to_tensor(function(*row)))
+    def apply(image: Any, seed: Any) -> Any:
+        image = code.called(name, who, lambda: tf.convert_to_tensor(function(image, seed)))
         if not image.shape.is_compatible_with(shape):
             raise code.refused(who, f"returns shape {tuple(image.shape)}", f"return an image of shape {tuple(shape)}")
         return tf.ensure_shape(image if image.dtype == tf.uint8 else clipped(tf.cast(image, tf.float32)), shape)
 
+    # Traced by itself: what is raised inside `map_fn` would leave its settings on all variables to come.
     seeds = tf.bitcast(words[:, 0], tf.int32)
-    return tf.map_fn(apply, (images, seeds), fn_output_signature=tf.uint8)
+    traced = tf.function(apply).get_concrete_function(tf.TensorSpec(shape, tf.uint8), tf.TensorSpec([2], tf.int32))
+    return tf.map_fn(lambda row: traced(*row), (images, seeds), fn_output_signature=tf.uint8)
 
 
 def _by_row(values: Any) -> Any:
