@@ -35,6 +35,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 """in messages of TensorFlow's allocator, of XLA, and of CUDA's libraries in an error of another type"""
 _DEVICE = re.compile(r"\b(GPU|CPU)[:_](\d+)")
+_EXIT_S = 15
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,5 +180,17 @@ def _log_to_file(path: Path, *, keep_output: bool) -> TextIO:
     return shown
 
 
+def bound_exit(code: int, within_s: int = _EXIT_S) -> int:
+    """Let this process end within some seconds of a stop that was asked for, and return its exit code.
+
+    All is saved by then, but at exit TensorFlow's collectives may wait for a worker that has already gone. The
+    supervisor takes a worker that a signal ends after another has stopped for a stop.
+    """
+    if code == ExitCode.REQUEUE:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(within_s)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bound_exit(main()))

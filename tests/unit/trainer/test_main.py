@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ from tl_dist.tools.evaluate import Request, work
 from tl_dist.trainer import __main__ as main
 from tl_dist.trainer import evaluate
 
+LEAVING = """
+import atexit, sys, time
+from tl_dist.trainer.__main__ import bound_exit
+atexit.register(time.sleep, {waits})
+sys.exit(bound_exit({code}, within_s=1))
+"""
 CODE = """
 import gc, sys
 from tl_dist.trainer.__main__ import import_keras
@@ -167,3 +174,10 @@ def test_what_speaks_of_memory_is_told_from_what_does_not(kind: str, message: st
 
 def test_a_fault_of_the_program_that_mentions_memory_stays_one() -> None:
     assert main.out_of_memory(ValueError("out of memory of what was said")) is None
+
+
+@pytest.mark.parametrize(("code", "status"), [(ExitCode.REQUEUE, -signal.SIGALRM), (ExitCode.DONE, ExitCode.DONE)])
+def test_a_worker_that_was_stopped_does_not_wait_at_its_exit(code: ExitCode, status: int) -> None:
+    """As TensorFlow's collectives do at times for a worker that has gone; at the end of a run all have time."""
+    argv = [sys.executable, "-c", LEAVING.format(code=int(code), waits=60 if status < 0 else 2)]
+    assert subprocess.run(argv, timeout=50, check=False).returncode == status
