@@ -231,7 +231,8 @@ def _own(name: str, images: Any, words: Any) -> Any:
 
     # Traced by itself: what is raised inside `map_fn` would leave its settings on all variables to come.
     seeds = tf.bitcast(words[:, 0], tf.int32)
-    traced = tf.function(apply).get_concrete_function(tf.TensorSpec(shape, tf.uint8), tf.TensorSpec([2], tf.int32))
+    specs = tf.TensorSpec(shape, tf.uint8), tf.TensorSpec([2], tf.int32)
+    traced = tf.function(apply, autograph=False).get_concrete_function(*specs)
     return tf.map_fn(lambda row: traced(*row), (images, seeds), fn_output_signature=tf.uint8)
 
 

@@ -176,7 +176,7 @@ def test_the_digest_is_of_the_code_and_the_place_is_not_part_of_a_network(tmp_pa
     assert registry.code_of_network(here) == registry.code_of_network(there)
     before = registry.code_of_network(here)
     assert list(registry.backbone(here).stages) == ["block0", "block1", "block2"]
-    (tmp_path / "net.py").write_text(GOOD.replace("block{k}", "part{k}"))
+    network(tmp_path / "net.py", GOOD.replace("block{k}", "part{k}"))
     assert registry.code_of_network(here) != before
     assert list(registry.backbone(here).stages) == ["part0", "part1", "part2"]
 
