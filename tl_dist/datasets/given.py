@@ -29,7 +29,6 @@ from tl_dist.refusal import ExitCode, Refusal
 SPLITS = ("train", "validation", "test")
 _FORMS = "arrays (images, labels), a tf.data.Dataset, a keras.utils.PyDataset, or a function and a length (read, n)"
 Show = Callable[[str], None]
-AnyStore = PixelStore | EncodedStore
 
 
 def packed(

@@ -5,13 +5,14 @@ a file that has its source beside it: the source identifies it, since two pickle
 """
 
 import base64
+import functools
 import hashlib
 import inspect
 import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,7 @@ from tl_dist.files.atomic import temporary_name, write_atomically
 from tl_dist.files.packages import user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
-_ROOT = str(Path(__file__).parents[1])
+_ROOT = Path(__file__).parents[1]
 
 
 def place() -> Path:
@@ -115,7 +116,7 @@ def _file_of(module: ModuleType) -> str:
 def _is_local(module: ModuleType) -> bool:
     """Return whether a module is the user's own: of no installed package, and not of Python."""
     file = _file_of(module)
-    if not file or file.startswith(_ROOT) or "site-packages" in file or "dist-packages" in file:
+    if not file or Path(file).is_relative_to(_ROOT) or "site-packages" in file or "dist-packages" in file:
         return module.__name__ == "__main__"
     return module.__name__.partition(".")[0] not in sys.stdlib_module_names
 
@@ -190,13 +191,20 @@ def _sources(value: Any, name: str, seen: dict[int, str]) -> list[str]:
     seen[id(value)] = name
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     own = module is not None and _is_local(module)
+    parts: Mapping[str, Any] = {}
+    if isinstance(value, functools.partial):
+        arguments = {f"argument{k}": item for k, item in enumerate(value.args)}
+        parts = {"function": value.func, **arguments, **value.keywords}
+        return [f"{name} = partial", *_sources_of(parts, seen)]
+    if inspect.ismethod(value):
+        return _sources_of({"self": value.__self__, "function": value.__func__}, seen)
     if isinstance(value, type) and own:
         return [_source(value)]
     if inspect.isfunction(value) and own:
         used = inspect.getclosurevars(value)
-        variables = {**used.globals, **used.nonlocals}
-        variables |= {f"default{k}": item for k, item in enumerate(value.__defaults__ or ())}
-        return [_source(value), *(text for key in sorted(variables) for text in _sources(variables[key], key, seen))]
+        defaults = {f"default{k}": item for k, item in enumerate(value.__defaults__ or ())}
+        parts = {**used.globals, **used.nonlocals, **defaults, **(value.__kwdefaults__ or {})}
+        return [_source(value), *_sources_of(parts, seen)]
     if isinstance(value, ModuleType) or inspect.isfunction(value) or isinstance(value, type):
         return [
             f"{name} = {getattr(value, '__module__', '')} {getattr(value, '__qualname__', value.__class__.__name__)}"
@@ -207,16 +215,25 @@ def _sources(value: Any, name: str, seen: dict[int, str]) -> list[str]:
         return [
             f"{name} = {value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
         ]
+    if own and hasattr(value, "__dict__"):  # of a class of the user
+        return [f"{name} = {type(value).__qualname__}", *_sources_of({"class": type(value), **vars(value)}, seen)]
     text = repr(value)
     return [f"{name} = {type(value).__qualname__ if ' at 0x' in text else text}"]
+
+
+def _sources_of(parts: Mapping[str, Any], seen: dict[int, str]) -> list[str]:
+    return [text for key in sorted(parts) for text in _sources(parts[key], key, seen)]
 
 
 def _source(value: Any) -> str:
     try:
         return textwrap.dedent(inspect.getsource(value))
     except (OSError, TypeError):  # typed into a prompt
-        compiled: Callable[..., Any] | None = getattr(value, "__code__", None)
-        return f"{value.__qualname__} {compiled.co_code.hex() if compiled else ''}"  # type: ignore[attr-defined]
+        compiled = getattr(value, "__code__", None)
+        if compiled is None:
+            return str(value.__qualname__)
+        constants = [item for item in compiled.co_consts if not inspect.iscode(item)]
+        return f"{value.__qualname__} {compiled.co_code.hex()} {constants} {compiled.co_names}"
 
 
 def _title(given: Any) -> str:

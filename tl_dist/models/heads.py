@@ -96,6 +96,10 @@ class Own(keras.layers.Layer):
             what = f"{self._network} gives {width} outputs, and the data set has {self._num} classes or targets."
             fix = f"make its last layer one of {self._num} units{', or of 1' if pairs else ''}."
             raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+        if self._gives == "sigmoid" and self._kind == "cross_entropy" and width > 1:
+            what = f"{self._network} ends in {width} sigmoids, and each image has one class."
+            fix = "end it in a softmax or in logits, or write 'task: multilabel'."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
         if self._kind in FOR_VALUES:
             self.mean, self.spread = (
                 self.add_weight(name=name, shape=(width,), initializer=value, trainable=False)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tl_dist.models import whole
+from tl_dist.models import heads, whole
 from tl_dist.models.backbones import seam, seams
+from tl_dist.refusal import Refusal
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
 
@@ -58,6 +59,14 @@ def test_what_is_called_for_inference_drops_nothing(options: dict[str, bool], ra
     copy = flat(nested(**options))
     assert copy.get_layer("inner_drop").rate == rate
     assert copy.get_layer("top_drop").rate == 0.25
+
+
+def test_sigmoids_for_one_class_are_refused_since_figures_would_be_of_a_softmax() -> None:
+    for gives, width, num in (("sigmoid", 1, 2), ("softmax", 5, 5), (None, 5, 5)):
+        heads.Own("net", num, "cross_entropy", gives).build((None, width))
+    with pytest.raises(Refusal, match=r"ends in 5 sigmoids.* Fix: end it in a softmax"):
+        heads.Own("net", 5, "cross_entropy", "sigmoid").build((None, 5))
+    heads.Own("net", 5, "binary_cross_entropy", "sigmoid").build((None, 5))
 
 
 def test_the_head_begins_after_the_last_feature_map() -> None:
