@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.arena import Arena, Warm
+from tests.end_to_end.harness import wait_for
+from tests.hostile.arena import TL_DIST, Arena, Warm
 from tests.unit.tools.mlflow_server import mlflow_server
 from tl_dist.config import Config
 from tl_dist.runs.directory import RunDir
@@ -96,12 +97,41 @@ def tracked(arena: Arena, *trackers: str) -> RunDir:
     return run
 
 
-def sync(arena: Arena, *options: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def sync(arena: Arena, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    _forget_servers(arena)
+    if "WANDB_API_KEY" in environment:  # a program of its own: it looks around as it starts
+        arena.warm = None
+    return arena.run(("sync", "runs/digits"), seconds=300, environment=environment)
+
+
+def sync_beside(arena: Arena, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Copy as beside a training that lasts until the first line of the log; then 15 s are left for the rest."""
+    _forget_servers(arena)
+    log = arena.home / "track.out"
+    argv = [TL_DIST, "sync", "runs/digits", "--beside"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            argv,
+            cwd=arena.folder,
+            env=arena.environment | environment,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    with process:
+        assert process.stdin
+        try:
+            wait_for(lambda: log.stat().st_size or process.poll() is not None, "a copy beside a run", BOUND_S)
+            process.stdin.close()
+            code = process.wait(BOUND_S)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(argv, code, log.read_bytes(), b"")
+
+
+def _forget_servers(arena: Arena) -> None:
     for name in [name for name in arena.environment if name.startswith(("MLFLOW", "WANDB"))]:
         del arena.environment[name]
-    if "WANDB_API_KEY" in environment or options:  # a program of its own: it looks around as it starts
-        arena.warm = None
-    return arena.run(("sync", "runs/digits", *options), seconds=300, environment=environment)
 
 
 def one_line(done: subprocess.CompletedProcess[bytes], code: int, says: str) -> None:
@@ -120,9 +150,9 @@ SETTINGS = ("wandb", ".wandb", "runs/digits/track/wandb", "runs/digits/track/wan
 """where a settings file may lie that is not the user's: the working directory, the run, and below WANDB_DIR"""
 
 
-@pytest.mark.parametrize("beside", [(), ("--beside",)], ids=["sync", "as train starts it"])
+@pytest.mark.parametrize("beside", [False, True], ids=["sync", "as train starts it"])
 def test_the_key_goes_to_the_users_own_server_whatever_a_settings_file_says(
-    arena: Arena, servers: tuple[Server, Server], beside: tuple[str, ...]
+    arena: Arena, servers: tuple[Server, Server], beside: bool
 ) -> None:
     """All such files name another server, so that one that is read shows; an answer of 500 is given up soon."""
     own, other = servers
@@ -133,11 +163,11 @@ def test_the_key_goes_to_the_users_own_server_whatever_a_settings_file_says(
     (arena.home / ".config" / "wandb").mkdir(parents=True)
     (arena.home / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {own.address}\n")
     began, variables = time.monotonic(), {"WANDB_API_KEY": KEY, "WANDB_DIR": "."}
-    done = sync(arena, *beside, **variables)
+    done = sync_beside(arena, **variables) if beside else sync(arena, **variables)
     assert time.monotonic() - began < BOUND_S
     while beside and not own.asked and time.monotonic() - began < BOUND_S:
         # It ends itself within 15 s, which a busy machine needs for the copy alone: the upload is for the next one.
-        done = sync(arena, *beside, **variables)
+        done = sync_beside(arena, **variables)
     assert other.asked == []
     assert own.asked, done
     if not beside:
@@ -169,25 +199,23 @@ def test_what_is_uploaded_is_never_a_file_that_came_with_the_run(arena: Arena, s
 @pytest.mark.parametrize(
     ("address", "beside"),
     [
-        ("http://bob:S3C@R3T-S3CR3T@{host}", ()),
-        pytest.param("http://{host}/?token=S3CR3T", (), marks=pytest.mark.full),
-        ("http://{host}/base?token=S3C@S3CR3T#S3CR3T", ()),
-        ("http://bob:S3C?S3CR3T@{host}/", ()),
-        pytest.param("http://bob:S3C#S3CR3T@{host}", (), marks=pytest.mark.full),
-        ("http://bob:12/S3CR3T@{host}", ()),
-        ("http://bob:S3C@R3T-S3CR3T@{host}/?token=S3CR3T", ("--beside",)),  # into logs/track.out
+        ("http://bob:S3C@R3T-S3CR3T@{host}", False),
+        pytest.param("http://{host}/?token=S3CR3T", False, marks=pytest.mark.full),
+        ("http://{host}/base?token=S3C@S3CR3T#S3CR3T", False),
+        ("http://bob:S3C?S3CR3T@{host}/", False),
+        pytest.param("http://bob:S3C#S3CR3T@{host}", False, marks=pytest.mark.full),
+        ("http://bob:12/S3CR3T@{host}", False),
+        ("http://bob:S3C@R3T-S3CR3T@{host}/?token=S3CR3T", True),  # into logs/track.out
     ],
 )
-def test_no_password_and_no_token_of_an_address_is_shown_or_kept(
-    arena: Arena, address: str, beside: tuple[str, ...]
-) -> None:
+def test_no_password_and_no_token_of_an_address_is_shown_or_kept(arena: Arena, address: str, beside: bool) -> None:
     run = tracked(arena, "mlflow")
     (run.path / "report.html").write_bytes(b"<p>")
     with mlflow_server() as server:
-        server.hangs = bool(beside)
-        given = address.format(host=server.address.removeprefix("http://"))
+        server.hangs = beside
         variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-        done = sync(arena, *beside, MLFLOW_TRACKING_URI=given, **variables)
+        variables["MLFLOW_TRACKING_URI"] = address.format(host=server.address.removeprefix("http://"))
+        done = sync_beside(arena, **variables) if beside else sync(arena, **variables)
         server.released.set()
     assert done.stdout or done.stderr
     for secret in (b"S3CR3T", b"R3T-", b"S3C@"):
