@@ -157,7 +157,7 @@ def test_two_workers_train_as_one_and_a_kill_changes_no_bit(trained: str, worksp
 MORE = {
     **KINDS,
     "loss": ["model.backbone=tiny", "loss.name=mine.py:of_logits"],
-    "nothing else": ["model.backbone=tiny"],  # a metric and an augmentation
+    "augmentation": ["model.backbone=tiny"],  # and a metric
 }
 
 
@@ -182,6 +182,16 @@ def all_together(runs: Path, **more: Any) -> tl.Run:
     cfg = config("all", steps=8, checkpoint={"every_steps": 3})
     functions = {"model": build, "loss": mine.loss, "metrics": {"right": mine.right}, "augment": mine.darker}
     return tl.train(cfg, runs=runs, data=images, **functions, **more)
+
+
+def test_a_task_that_is_trained_first_has_augmentations_of_its_own(workspace: Workspace) -> None:
+    task = ("steps=3", "data.name=digits", "data.image_size=32", "data.validation_fraction=0.2")
+    settings = [f"source.{setting}" for setting in (*task, "data.augment=[mine.py:darker]")]
+    workspace.train("later", *settings, "steps=3", "data.augment=[]", *TINY)
+    source = workspace.run("later-source")
+    assert (source.path / "code" / "mine.py").read_text() == MINE
+    assert "code/mine.py:darker" in source.config_file.read_text()
+    assert "darker" not in workspace.run("later").config_file.read_text()
 
 
 @pytest.mark.parametrize(

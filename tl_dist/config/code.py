@@ -20,7 +20,10 @@ from tl_dist.files import consent, limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal, shortened
 
-_PLACES = (("model", "backbone"), ("model", "head"), ("loss", "name"), ("evaluation", "metrics"), ("data", "augment"))
+_PLACES = (
+    ("model", "backbone"), ("model", "head"), ("loss", "name"), ("evaluation", "metrics"),
+    ("data", "augment"), ("source", "data", "augment"),
+)  # fmt: skip
 """keys whose value may be, or may hold, names of functions"""
 _ROOT = Path(__file__).parents[1]
 _IMPORTING: list[str] = []
@@ -34,11 +37,17 @@ def is_function(name: str) -> bool:
 def with_code(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     """Return the values of a config in which each name of a function is replaced by what `change` gives for it."""
     result = dict(values)
-    for section, key in _PLACES:
-        part = result.get(section)
-        if isinstance(part, Mapping) and key in part:
-            result[section] = {**part, key: _changed(part[key], change)}
+    for path in _PLACES:
+        result = _changed_at(result, path, change)
     return result
+
+
+def _changed_at(values: Mapping[str, Any], path: tuple[str, ...], change: Callable[[str], str]) -> dict[str, Any]:
+    key, *rest = path
+    item = values.get(key)
+    if not rest and key in values:
+        return {**values, key: _changed(item, change)}
+    return {**values, key: _changed_at(item, tuple(rest), change)} if isinstance(item, Mapping) else dict(values)
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:

@@ -184,11 +184,11 @@ def _pickled(given: Any, what: str) -> bytes:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
-def _sources(value: Any, name: str, seen: dict[int, str]) -> list[str]:
+def _sources(value: Any, name: str, seen: dict[int, Any]) -> list[str]:
     """Return what identifies an object and all that it uses: the source of functions and classes, or the value."""
     if id(value) in seen:
         return []
-    seen[id(value)] = name
+    seen[id(value)] = value  # kept alive, so that no other object gets its id
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     own = module is not None and _is_local(module)
     parts: Mapping[str, Any] = {}
@@ -199,7 +199,10 @@ def _sources(value: Any, name: str, seen: dict[int, str]) -> list[str]:
     if inspect.ismethod(value):
         return _sources_of({"self": value.__self__, "function": value.__func__}, seen)
     if isinstance(value, type) and own:
-        return [_source(value)]
+        parts = {base.__qualname__: base for base in value.__bases__}
+        parts |= {key: getattr(item, "__func__", item) for key, item in vars(value).items()}
+        parts = {key: item for key, item in parts.items() if isinstance(item, type) or inspect.isfunction(item)}
+        return [_source(value), *_sources_of(parts, seen)]
     if inspect.isfunction(value) and own:
         used = inspect.getclosurevars(value)
         defaults = {f"default{k}": item for k, item in enumerate(value.__defaults__ or ())}
@@ -210,18 +213,24 @@ def _sources(value: Any, name: str, seen: dict[int, str]) -> list[str]:
             f"{name} = {getattr(value, '__module__', '')} {getattr(value, '__qualname__', value.__class__.__name__)}"
         ]
     if hasattr(value, "get_config"):
-        return [f"{name} = {type(value).__qualname__} {json.dumps(value.get_config(), sort_keys=True, default=str)}"]
+        settings = {key: item for key, item in value.get_config().items() if key != "name"}  # Keras numbers names
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return [f"{name} = {type(value).__qualname__} {text}", *_sources(type(value), "class", seen)]
     if isinstance(value, np.ndarray):
         return [
             f"{name} = {value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
         ]
     if own and hasattr(value, "__dict__"):  # of a class of the user
         return [f"{name} = {type(value).__qualname__}", *_sources_of({"class": type(value), **vars(value)}, seen)]
+    if isinstance(value, Mapping):
+        return [f"{name} = mapping", *_sources_of({repr(key): item for key, item in value.items()}, seen)]
+    if isinstance(value, list | tuple) and not all(isinstance(item, str | int | float) for item in value):
+        return [f"{name} = sequence", *_sources_of({f"{k:09}": item for k, item in enumerate(value)}, seen)]
     text = repr(value)
     return [f"{name} = {type(value).__qualname__ if ' at 0x' in text else text}"]
 
 
-def _sources_of(parts: Mapping[str, Any], seen: dict[int, str]) -> list[str]:
+def _sources_of(parts: Mapping[str, Any], seen: dict[int, Any]) -> list[str]:
     return [text for key in sorted(parts) for text in _sources(parts[key], key, seen)]
 
 

@@ -4,6 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
 
 from tl_dist.launcher import given
@@ -33,6 +35,22 @@ def closed_over(exponent: float) -> Any:
     return lambda targets, outputs: power(targets, outputs, exponent)
 
 
+def class_with(exponent: float, *bases: type) -> Any:
+    """A class that is written anew with each exponent, as by a cell of a notebook that is run again."""
+    return type(
+        "Changed", bases, {"call": typed(f"lambda self, targets, outputs: abs(targets - outputs) ** {exponent}")}
+    )
+
+
+def table_of(exponent: float) -> Any:
+    """An array whose text leaves out where it differs from another."""
+    return np.where(np.arange(2000) == 1000, exponent, 1.0)
+
+
+def looks_up(table: Any) -> Any:
+    return lambda targets, outputs: abs(targets - outputs) ** table
+
+
 PAIRS = {
     "partial, by name": lambda k: partial(power, exponent=k),
     "partial, by place": lambda k: partial(power, k),
@@ -40,6 +58,11 @@ PAIRS = {
     "an instance": Power,
     "a method": lambda k: Power(k).loss,
     "a closure": closed_over,
+    "a table": lambda k: looks_up({"exponents": table_of(k)}),
+    "an array of a list": lambda k: looks_up([1.0, table_of(k)]),
+    "a class of a prompt": lambda k: class_with(k)().call,
+    "an inherited method": lambda k: type("Heir", (class_with(k),), {})().call,
+    "a loss of Keras": lambda k: looks_up({"loss": class_with(k, keras.losses.Loss)()}),
     "of a prompt": lambda k: typed(f"lambda targets, outputs: abs(targets - outputs) ** {k}"),
     "a default": lambda k: typed(f"lambda targets, outputs, *, exponent={k}: abs(targets - outputs) ** exponent"),
 }
