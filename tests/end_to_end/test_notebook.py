@@ -32,12 +32,17 @@ def test_every_cell_of_the_first_steps_runs(tmp_path: Path) -> None:
     assert "step-000" in str(sorted((tmp_path / "runs" / "digits" / "checkpoints").iterdir()))
 
 
+@pytest.mark.parametrize("strategy", ["collective", pytest.param("horovod", marks=pytest.mark.full)])
 def test_a_model_of_ones_own_is_killed_resumes_and_has_the_losses_of_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
+    notebook = read("your_model")
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('"collective"', f'"{strategy}"')
     monkeypatch.setenv("TL_ALLOW_FAILPOINTS", "1")
     monkeypatch.setenv("TL_FAILPOINT", "train.chunk_done:13=kill")
-    text = played(read("your_model"), tmp_path)
+    text = played(notebook, tmp_path)
+    assert strategy in text
     assert "SIGKILL" in text and "resumed from step 10" in text
     assert float(text.partition("largest relative difference: ")[2].split()[0]) < 1e-5, text
     assert float(text.partition("accuracy on the test split: ")[2].split()[0]) > 0.8, text
