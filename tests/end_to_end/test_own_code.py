@@ -1,5 +1,6 @@
 """Model, head, loss, metric, augmentation, data of one's own: killed, resumed, exported; what cannot be is one line."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ from PIL import Image
 import tl_dist as tl
 from tests.end_to_end.harness import EVERY_STEP, INSTALLED, TL_DIST, Workspace, bits, losses, records
 from tests.own_code import IMAGES, LABELS, build, config
+from tl_dist.config import file as config_file
 from tl_dist.files import consent
+from tl_dist.launcher.command import local_commands
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
 
@@ -388,6 +391,22 @@ def test_code_that_came_with_a_run_waits_until_it_is_trusted(
     assert not (tmp_path / "ran").exists()
     shutil.rmtree(run / "code")
     assert "has no code" in played("trust", str(run), code=(64,))
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_workers_of_a_host_with_another_cache_run_what_their_launcher_may(
+    workspace: Workspace, tmp_path: Path, trusted: bool
+) -> None:
+    settings = ["name=far", "steps=1", "strategy=single", "workers=1", *RANDOM, *KINDS["head"]]
+    cfg = config_file.load(workspace.directory / "trial.yaml", settings, by_user=True)
+    run = RunDir.create(tmp_path, cfg)
+    (command,) = local_commands(cfg, run.path, os.environ, processes=1)
+    environment = {**command.environment, "XDG_CACHE_HOME": str(tmp_path / "another host's")}
+    if not trusted:
+        del environment[consent.TRUSTED]
+    done = subprocess.run(command.argv, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == (0 if trusted else 64), done
+    assert trusted or "tl-dist trust" in done.stderr
 
 
 def examples_of(page: str, section: str = "") -> tuple[dict[str, str], str]:

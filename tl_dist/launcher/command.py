@@ -1,4 +1,4 @@
-"""Turn a config into each worker's command line and environment. Pure, except for counting GPUs.
+"""Turn a config into each worker's command line and environment. Pure, but for counting GPUs and reading consents.
 
 A worker inherits the launcher's environment without variables that look like secrets (it needs none, and they might
 end up in a log), and gets settings for threads and logging and, under Horovod, its place in the run.
@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_dist.config import Config, registry
+from tl_dist.config import Config, code, registry
+from tl_dist.files import consent
 from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -145,7 +146,8 @@ def worker_environment(cfg: Config, inherited: Mapping[str, str], *, processes: 
         **(stall if are_processes(cfg) else {}),
         **(gpu if visible_gpus(inherited) else {}),
     }
-    return defaults | own | elsewhere(own) | {SUPERVISED: "1", SAFE_PATH: "1"}
+    trusted = consent.for_workers(code.files(cfg.model_dump(mode="json")))
+    return defaults | own | elsewhere(own) | trusted | {SUPERVISED: "1", SAFE_PATH: "1"}
 
 
 def local_commands(

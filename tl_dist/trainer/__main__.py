@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
-from tl_dist.files import failpoint, limits
+from tl_dist.files import consent, failpoint, limits
 from tl_dist.files.atomic import of_the_machine, open_to_append
 from tl_dist.files.foreign import read_file
 from tl_dist.files.process import allow_many_open_files
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             logging.getLogger("tl_dist").addHandler(logging.StreamHandler(shown))
         _stop_on_signals(RunDir(request.into) if request and request.into else run)
         failpoint.set_rank(rank)
+        consent.of_launcher(os.environ)
         # Under srun the launcher's variables become Horovod's, before anything looks at them.
         os.environ.update(rank_layout.slurm_task_environment(os.environ))
         import_keras()
