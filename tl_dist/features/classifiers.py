@@ -101,23 +101,14 @@ def fit(
         mean, spread = moments(features, counts)
     scaled = features - mean
     scaled /= spread
+    settings: dict[str, Any] = {"l2": l2, "weights": counts, "watch": watch, "tolerance": tolerance}
     if name == "ridge":
         fitted = ridge(scaled, labels, l2=l2, weights=counts)
     elif name == "logistic" and labels.ndim > 1:
-        fitted = one_vs_rest(scaled, labels, l2=l2, weights=counts, watch=watch, tolerance=tolerance)
+        fitted = one_vs_rest(scaled, labels, **settings)
     elif name == "logistic":
         scaled = scaled if model is None else scaled.astype(np.float32)
-        fitted = logistic(
-            scaled,
-            labels,
-            num_classes,
-            l2=l2,
-            class_weights=class_weights,
-            weights=counts,
-            watch=watch,
-            tolerance=tolerance,
-            model=model,
-        )
+        fitted = logistic(scaled, labels, num_classes, class_weights=class_weights, model=model, **settings)
     else:
         fitted = nearest_mean(scaled, labels, num_classes, counts)
     kernel = fitted.kernel / spread[:, None]

@@ -92,16 +92,15 @@ def choose(
     *,
     l2: Sequence[float] = GRID,
     columns: Mapping[str, NDArray[np.int64]] | None = None,
-    scaling: str = "standardize",
     class_weights: Sequence[float] | None = None,
-    watch: Watch = unwatched,
-    name: str = "logistic",
     loss: Loss = figures.log_loss,
+    **settings: Any,
 ) -> Choice:
-    """Return the best of `l2` and of `columns` (default: all) for the classifier `name` on these examples.
+    """Return the best of `l2` and of `columns` (default: all) for a classifier of these examples.
 
     They are evaluated by the mean of the probabilities over views. `fold` [examples] numbers, from 0, which are held
-    out together. Weights of examples, above 0, count in the fits and in the log loss.
+    out together. Weights of examples, above 0, count in the fits and in the log loss. `settings` as for
+    `held_out_probabilities`.
     """
     columns = columns or {"all": np.arange(train.values.shape[-1])}
     one_class = train.labels.ndim == 1 and len(np.unique(train.labels)) == 1
@@ -112,17 +111,8 @@ def choose(
         solvers = [classifiers.solver() for _ in range(fold.max() + 1)]
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
-            probabilities = held_out_probabilities(
-                part,
-                fold,
-                solvers,
-                TOLERANCE,
-                l2=strength,
-                scaling=scaling,
-                class_weights=class_weights,
-                watch=watch,
-                name=name,
-            )
+            options = {"l2": strength, "class_weights": class_weights, **settings}
+            probabilities = held_out_probabilities(part, fold, solvers, TOLERANCE, **options)
             reached = loss(train.labels, probabilities, weights)
             choices.append(Choice(strength, layers, subset, reached, 0))
             worse = 0 if reached < best else worse + 1
@@ -204,22 +194,15 @@ class Nested:
         """Fit the classifier to these examples; return it, and the choice if a setting was open."""
         self.watch()
         settings, train = self.settings, train.counting()
-        class_weights = self.class_weights(train.labels, train.counts)
+        shared: dict[str, Any] = {"scaling": settings.scaling, "watch": self.watch}
+        shared["class_weights"] = self.class_weights(train.labels, train.counts)
         candidates = GRID if settings.l2 == "auto" else np.ravel(settings.l2).astype(float).tolist()
         l2, columns, choice = candidates[0], np.arange(train.values.shape[-1]), None
         views = train.values.shape[1]
         if settings.chosen:
-            choice = choose(
-                train,
-                self.folds(train),
-                l2=candidates,
-                columns=self.columns if settings.layers == "auto" else None,
-                scaling=settings.scaling,
-                class_weights=class_weights,
-                watch=self.watch,
-                name=settings.name,
-                loss=self.loss,
-            )
+            within = self.columns if settings.layers == "auto" else None
+            options = {"l2": candidates, "columns": within, "name": settings.name, "loss": self.loss, **shared}
+            choice = choose(train, self.folds(train), **options)
             l2, columns = choice.l2, choice.columns
         fitted = classifiers.fit(
             settings.name,
@@ -227,10 +210,8 @@ class Nested:
             np.repeat(train.labels, views, axis=0),
             self.num_classes,
             l2=l2,
-            scaling=settings.scaling,
-            class_weights=class_weights,
             weights=np.repeat(train.counts, views),
-            watch=self.watch,
+            **shared,
         )
         kernel = np.zeros((train.values.shape[-1], self.num_classes))
         kernel[columns] = fitted.kernel
