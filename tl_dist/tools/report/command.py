@@ -61,7 +61,7 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
         facts, twins = replace(facts, predictions=predicted), images.twins_of(facts, splits) if splits else None
         ids = [*map(str, predicted.ids[of_targets.worst(facts)])]
         ids += [name for _, pair in (twins or ())[: images.MAX_TWINS] for name, _, _ in pair]
-        return single.page_of_targets(facts, images.thumbnails(splits, ids), twins, notes)
+        return of_targets.page(facts, images.thumbnails(splits, ids), twins, notes)
     examples, twins = examples_of(replace(facts, predictions=predicted)), None
     if splits:
         say("looking for near duplicates")

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from tl_dist import tasks
 from tl_dist.datasets import in_words
 from tl_dist.refusal import shortened
-from tl_dist.runs.records import flattered
 from tl_dist.scores import clusters, curves
 from tl_dist.scores.text import FIGURES, figure
-from tl_dist.tools.report import charted, charts
+from tl_dist.tools.report import charted, charts, single
 from tl_dist.tools.report.examples import Row, Table
 from tl_dist.tools.report.facts import Facts
 from tl_dist.tools.report.images import MAX_TWINS, Twin
@@ -32,16 +31,7 @@ def worst(facts: Facts) -> NDArray[np.int64]:
     return np.argsort(-errors.mean(axis=1), kind="stable")[:WORST]
 
 
-def page(
-    facts: Facts,
-    *,
-    command: str,
-    config: str,
-    pictures: Mapping[str, str],
-    twins: Sequence[Twin] | None,
-    notes: Sequence[str],
-    environment: Mapping[str, Any] | None,
-) -> bytes:
+def page(facts: Facts, pictures: Mapping[str, str], twins: Sequence[Twin] | None, notes: Sequence[str]) -> bytes:
     """Render the page of a run; `pictures` are `data:` addresses by id."""
     predictions, of_labels = facts.predictions, tasks.gives_labels(facts.cfg)
     scores = tasks.of(facts.cfg).figures(predictions.truth, predictions.probabilities, predictions.groups)
@@ -52,8 +42,7 @@ def page(
         "names": FIGURES,
         "of": None if (of := clusters.numbers(predictions.groups)) is None else clusters.words(of),
         "findings": list(_findings(facts, scores, twins, notes)),
-        "command": command,
-        "config": config,
+        **single.how_trained(facts),
     }
     duplicates = None if twins is None else {"twins": twins, "shown": MAX_TWINS, "images": pictures}
     labels = {"tables": [_labels(facts, scores)]} if of_labels else None
@@ -66,7 +55,7 @@ def page(
         Section("duplicates", "Duplicates", "duplicates", duplicates),
         Section("learning", "Learning curves", "charts", charted.learning([facts])),
         Section("speed", "Speed", "speed", charted.speed(facts)),
-        Section("environment", "Environment", "environment", environment),
+        Section("environment", "Environment", "environment", single.environment(facts)),
     ]
     numbers = list(range(len(cards)))
     orders = {"errors": numbers, "doubtful": numbers, "all": numbers}
@@ -99,11 +88,8 @@ def _cards(facts: Facts, pictures: Mapping[str, str]) -> Iterator[dict[str, Any]
 
 def _findings(
     facts: Facts, scores: Mapping[str, Any], twins: Sequence[Twin] | None, notes: Sequence[str]
-) -> Iterator[tuple[str, str, str]]:
-    yield from (("check", f"{text}.", "") for text in flattered(facts.run.path))
-    yield from (("note", text, "") for text in notes)
-    if not facts.done:
-        yield "check", "The run has not ended: the figures are from its last evaluation.", ""
+) -> Iterator[single.Finding]:
+    yield from single.known(facts, notes)
     if twins:
         text = f"{len(twins):,} pairs of equal or nearly equal images are in different splits"
         yield "check", f"{text}: the figures are too good.", "duplicates"

@@ -13,7 +13,7 @@ from tl_dist.runs.records import flattered
 from tl_dist.scores import cross_validation, decision
 from tl_dist.scores.text import decision as decision_text
 from tl_dist.scores.text import never_seen, never_seen_by_fold, percent
-from tl_dist.tools.report import charted, of_targets
+from tl_dist.tools.report import charted
 from tl_dist.tools.report.examples import (
     MAX_SUSPECTS,
     Cards,
@@ -30,7 +30,7 @@ from tl_dist.tools.report.page import Section, render
 _POORLY_CALIBRATED = 0.05
 _OVERFIT = 0.1
 _FEW, _TOO_MANY = 0.01, 0.2  # of all examples
-_Finding = tuple[str, str, str]  # check, note or good; what a reader should know; the anchor of a section
+Finding = tuple[str, str, str]  # check, note or good; what a reader should know; the anchor of a section
 
 
 def page(examples: Examples, *, twins: Sequence[Twin] | None, notes: Sequence[str]) -> bytes:
@@ -53,31 +53,26 @@ def page(examples: Examples, *, twins: Sequence[Twin] | None, notes: Sequence[st
         Section("robustness", "Robustness", "robustness", charted.robust(facts)),
         Section("learning", "Learning curves", "charts", charted.learning([facts])),
         Section("speed", "Speed", "speed", charted.speed(facts)),
-        Section("environment", "Environment", "environment", _environment(facts)),
+        Section("environment", "Environment", "environment", environment(facts)),
     ]
     return render(facts.run.name, f"Report of a run, {facts.subject}", sections, cards.for_script())
 
 
-def page_of_targets(
-    facts: Facts, pictures: Mapping[str, str], twins: Sequence[Twin] | None, notes: Sequence[str]
-) -> bytes:
-    """Render the page of a run whose images have numbers or labels; `pictures` are `data:` addresses by id."""
-    return of_targets.page(
-        facts,
-        command=_command(facts),
-        config=_config(facts),
-        pictures=pictures,
-        twins=twins,
-        notes=notes,
-        environment=_environment(facts),
-    )
+def how_trained(facts: Facts) -> dict[str, str]:
+    """Return the command that trains the run, and its config."""
+    config = read_file(facts.run.config_file, max_bytes=limits.RUN_JSON).decode("utf-8", "replace")
+    return {"command": _command(facts), "config": config}
 
 
-def _config(facts: Facts) -> str:
-    return read_file(facts.run.config_file, max_bytes=limits.RUN_JSON).decode("utf-8", "replace")
+def known(facts: Facts, notes: Sequence[str]) -> Iterator[Finding]:
+    """Yield what a reader of any run's page should know first."""
+    yield from (("check", f"{text}.", "") for text in flattered(facts.run.path))
+    yield from (("note", text, "") for text in notes)
+    if not facts.done:
+        yield "check", "The run has not ended: the figures are from its last evaluation.", ""
 
 
-def _environment(facts: Facts) -> dict[str, Any] | None:
+def environment(facts: Facts) -> dict[str, Any] | None:
     """Return the content of the last section; None of a run that merges folds, each of them a run of its own."""
     norms = [_batch_norm(audit) for audit in facts.events("batch_norm")[-1:]]
     return {"facts": facts, "parts": norms} if facts.attempts or facts.records else None
@@ -133,21 +128,17 @@ def _verdict(
         "scores": shown,
         "by": _held_out(facts),
         "findings": [
-            *(("check", f"{text}.", "") for text in flattered(facts.run.path)),
-            *(("note", text, "") for text in notes),
+            *known(facts, notes),
             *_of_data(examples, shown["interval"], twins),
             *_of_tables(*tables),
             *_of_learning(examples, scores),
         ],
-        "command": _command(facts),
-        "config": _config(facts),
+        **how_trained(facts),
     }
 
 
-def _of_data(examples: Examples, interval: Sequence[float], twins: Sequence[Twin] | None) -> Iterator[_Finding]:
+def _of_data(examples: Examples, interval: Sequence[float], twins: Sequence[Twin] | None) -> Iterator[Finding]:
     facts = examples.facts
-    if not facts.done:
-        yield "check", "The run has not ended: the figures are from its last evaluation.", ""
     if facts.folds is not None:
         unseen = never_seen_by_fold(facts.folds)
     else:
@@ -186,7 +177,7 @@ def _of_data(examples: Examples, interval: Sequence[float], twins: Sequence[Twin
         yield "note", f"{text} “{names[predicted]}”.", "errors"
 
 
-def _of_tables(classes: Table, *others: Table) -> Iterator[_Finding]:
+def _of_tables(classes: Table, *others: Table) -> Iterator[Finding]:
     """Name the class with the lowest recall, and a type or group that is surely worse than another."""
     least, recall = min(((row, row.share) for row in classes.rows if row.share is not None), key=lambda pair: pair[1])
     text = f"The class with the lowest recall is “{least.name}”: {percent(recall)} of {least.num_examples:,} images."
@@ -198,7 +189,7 @@ def _of_tables(classes: Table, *others: Table) -> Iterator[_Finding]:
             yield "check", f"{text} “{high.name}”.", "classes"
 
 
-def _of_learning(examples: Examples, scores: Mapping[str, Any]) -> Iterator[_Finding]:
+def _of_learning(examples: Examples, scores: Mapping[str, Any]) -> Iterator[Finding]:
     """Tell of over-confidence, and of a training accuracy far above the validation accuracy."""
     facts, ece, accuracy = examples.facts, scores.get("ece"), scores["accuracy"]
     if ece is not None and ece > _POORLY_CALIBRATED:
