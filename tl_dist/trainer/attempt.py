@@ -33,7 +33,7 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.lock.owner import OwningJob
-from tl_dist.trainer import agreement, cached, computed_head, distillation, model_selection, refit
+from tl_dist.trainer import agreement, cached, distillation, model_selection, refit
 from tl_dist.trainer.distillation import Teacher
 from tl_dist.trainer.run_writer import Listen, RunWriter
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
@@ -126,7 +126,7 @@ def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, writer: Ru
     refit.fit_layers(setup, tell)
     if stage.number and begins:
         setup.optimizer.begin(stage.number)
-    for adapt in (partial(distillation.add_teacher, teacher), cached.use_features, computed_head.fit_head):
+    for adapt in (partial(distillation.add_teacher, teacher), cached.use_features, cached.fit_head):
         stage_input = adapt(setup, stage_input, tell)
     own = code.among((*setup.cfg.data.augment, setup.cfg.loss.name))
     setup.prepare_for(f"compiling stage {stage.number + 1}{own}")

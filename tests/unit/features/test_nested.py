@@ -19,7 +19,7 @@ from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as crossing
 from tl_dist.tools.cross_validate.command import chosen_line
-from tl_dist.trainer import cached, computed_head
+from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures
 
 COLUMNS = nested.columns_of(["a", "b"], [30, 10])
@@ -147,7 +147,7 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_pa
     for labels in (drawn(2)[1], np.concatenate([drawn(2)[1][:90], np.zeros(30, np.int32)])):
         setup, stage_input = a_run(tmp_path / str(len(chosen)), labels, class_weights)
         told: list[Any] = []
-        assert computed_head.fit_head(setup, stage_input, told.append) is stage_input
+        assert cached.fit_head(setup, stage_input, told.append) is stage_input
         (record,) = told
         assert setup.state.step == 1 and setup.state.history["classifier"]["l2"] == record["l2"]
         kernel = stage_input.model.trainable["head/logits/kernel"].numpy().tobytes()
@@ -168,7 +168,7 @@ def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(RunDir, "stop_requested", stop_requested)
     told: list[Any] = []
     with pytest.raises(StopRequested):
-        computed_head.fit_head(setup, stage_input, told.append)
+        cached.fit_head(setup, stage_input, told.append)
     assert looks == 30 and not told and setup.state.step == 0
     assert not stage_input.model.trainable["head/logits/kernel"].numpy().any()
     assert setup.run.beats.read()[0].phase == "fitting the classifier"
