@@ -140,22 +140,10 @@ def _text(data: bytes, place: tuple[int, int] | None) -> bytes:
 
 def _integer(data: bytes, begin: int, end: int) -> int:
     """Return the only number of an Int64List, packed or not."""
-    if begin < end and data[begin] != 0x1A:
-        raise ValueError("its label is no integer")
-    begin, end = _field(data, begin, end, 0x1A) if begin < end else (end, end)
-    if begin == end:
-        raise ValueError("its label is empty")
-    tag = data[begin]
-    if tag == 0x0A:
-        begin, stop = _field(data, begin, end, 0x0A)
-    elif tag == 0x08:
-        begin, stop = begin + 1, end
-    else:
-        raise ValueError("its label is no integer")
-    value, position = _varint(data, begin)
-    if position != stop:
-        raise ValueError("it has more than one label")
-    return value - (1 << 64) if value >> 63 else value
+    numbers = _integers(data, begin, end)
+    if len(numbers) != 1:
+        raise ValueError("it has more than one label" if numbers else "its label is empty")
+    return numbers[0]
 
 
 def _integers(data: bytes, begin: int, end: int) -> list[int]:
@@ -163,7 +151,7 @@ def _integers(data: bytes, begin: int, end: int) -> list[int]:
     if end - begin == 2 and not data[begin + 1]:
         return []
     if begin < end and data[begin] != 0x1A:
-        raise ValueError("its labels are no integers")
+        raise ValueError("its label is no integer")
     position, stop = _field(data, begin, end, 0x1A) if begin < end else (end, end)
     numbers = []
     while position < stop:
@@ -172,7 +160,7 @@ def _integers(data: bytes, begin: int, end: int) -> list[int]:
         elif data[position] == 0x08:
             position, last = position + 1, position + 2  # one number, of a byte or more
         else:
-            raise ValueError("its labels are no integers")
+            raise ValueError("its label is no integer")
         while position < last:
             value, position = _varint(data, position)
             numbers.append(value - (1 << 64) if value >> 63 else value)

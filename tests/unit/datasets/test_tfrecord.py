@@ -120,7 +120,7 @@ def test_examples_are_parsed_whatever_the_order_and_form_of_their_features() -> 
         ({"image/encoded": b"i"}, "no image/class/label"),
         ({"image/class/label": 1}, "no image/encoded"),
         ({"image/encoded": b"", "image/class/label": 1}, "image/encoded is empty"),
-        ({"image/encoded": b"i", "image/class/label": []}, "label is no integer"),
+        ({"image/encoded": b"i", "image/class/label": []}, "label is empty"),
         ({"image/encoded": b"i", "image/class/label": [1, 2]}, "more than one label"),
         ({"image/encoded": b"i", "image/class/label": 1.0}, "is no"),
     ],

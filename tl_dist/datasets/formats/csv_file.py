@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits, directory_cache, targets
+from tl_dist.datasets import Source, Splits, directory_cache
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.csv_columns import opened, wrong
 from tl_dist.datasets.files import FileStore, size_of
@@ -19,6 +20,7 @@ from tl_dist.datasets.split import SPLIT_NAMES, completed
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = ("path", "weight", "split", "group")
+_SEPARATORS = ";|,/"
 
 
 class _Row(NamedTuple):
@@ -31,23 +33,27 @@ class _Row(NamedTuple):
     """of column label, or of the columns of targets or labels"""
 
 
+_Targets = tuple[tuple[str, ...], NDArray[np.float32]]
+"""names, and [images, names]: numbers, or 1 for a label and 0 without"""
+
+
 def open_csv(data: DataConfig) -> Splits:
     """Open the images listed in `data.path`, a CSV file or a directory with one CSV file.
 
     Columns are `path` (from the file's directory) and `label` (a number or a name; classes are sorted by number, then
     by name), and optionally `weight` (of the example in the loss), `split` (train, validation or test) and `group`
-    (examples of one group stay in one split). Others are ignored, but for `targets.columns_of`, which take the place
+    (examples of one group stay in one split). Others are ignored, but for `_columns`, which take the place
     of `label`. Refuses (65), with file and line, a missing column, an image that is missing or listed twice, and an
     invalid value.
     """
-    table, columns = _table(data), targets.columns_of(data)
+    table, columns = _table(data), _columns(data)
     rows = sorted(_read(table, columns or ("label",)), key=lambda row: row.path)
     if not rows:
         raise wrong(table, None, "it lists no image")
     described: list[tuple[object, ...]] = [(row.weight, row.split, row.group) for row in rows]
     values, labels = None, np.zeros(len(rows), np.int32)
     if columns:
-        names, values = targets.read(table, data, [(row.line, row.cells) for row in rows])
+        names, values = _targets(table, data, [(row.line, row.cells) for row in rows])
         described += [row.cells for row in rows]
     else:
         names, labels = _classes(table, rows, data)
@@ -167,3 +173,72 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("inf")
+
+
+def _columns(data: DataConfig) -> tuple[str, ...]:
+    """Return the columns that hold the answers, of a table with numbers or labels; empty for one with classes."""
+    return data.target or data.label_columns or (("label",) if data.separator else ())
+
+
+def _targets(table: Path, data: DataConfig, cells: Sequence[tuple[int, Sequence[str]]]) -> _Targets:
+    """Read the cells of `_columns(data)`, (line, cells) of each image; refuses (65) a cell, naming its line."""
+    if data.separator and not data.label_columns:
+        return _labels(table, data.separator, [(line, row[0]) for line, row in cells])
+    names = _columns(data)
+    values = np.array([[_finite(table, line, *pair) for pair in zip(names, row, strict=True)] for line, row in cells])
+    values = values.astype(np.float32)
+    for name, column in zip(names, values.T, strict=True):
+        if data.label_columns and (odd := np.flatnonzero((column != 0) & (column != 1))).size:
+            why = f"{name} is {column[odd[0]]:g}: a column of labels holds 0 and 1"
+            raise wrong(table, cells[odd[0]][0], why, "correct it, or leave the column out of data.label_columns")
+        if (column == column[0]).all():
+            raise wrong(table, None, f"{name} is {column[0]:g} in every row", "leave this column out")
+    return names, values
+
+
+def _finite(table: Path, line: int, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        why = f"{name} is {'empty' if not text else repr(text)}, which is no number"
+        raise wrong(table, line, why, "write a number, or delete the row") from None
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise wrong(table, line, f"{name} is {text}, which is no finite number", "write a number, or delete the row")
+    return value
+
+
+def _labels(table: Path, separator: str, cells: Sequence[tuple[int, str]]) -> _Targets:
+    """Read labels between separators. Refuses an empty one, one label in two spellings, and other separators."""
+    lines: dict[str, int] = {}
+    rows = [[label.strip() for label in cell.split(separator)] for _, cell in cells]
+    for (line, cell), row in zip(cells, rows, strict=True):
+        if not all(row):
+            fix = "write each label once; images without any need columns of 0 and 1: data.label_columns"
+            why = f"label '{cell}' has an empty label" if cell else "the label is empty"
+            raise wrong(table, line, why, fix)
+        if len({*row}) < len(row):
+            raise wrong(table, line, f"label '{cell}' has a label twice", "write it once")
+        for label in row:
+            lines.setdefault(label, line)
+    names = tuple(sorted(lines))
+    spellings: dict[str, str] = {}
+    for name in names:
+        first = spellings.setdefault(" ".join(name.replace("_", " ").casefold().split()), name)
+        if first != name:
+            why = f"label '{name}' is '{first}' in line {lines[first]}"
+            raise wrong(table, lines[name], why, "write it in one way")
+        others = _SEPARATORS.replace(separator, "")
+        parts = {part.strip() for part in re.split(f"[{re.escape(others)}]", name)}
+        if len(parts) > 1 and parts & lines.keys():
+            why = f"label '{name}' holds another separator than '{separator}', and a part of it is a label elsewhere"
+            raise wrong(table, lines[name], why, f"separate labels by '{separator}', or set data.separator")
+    if len(names) < 2:
+        raise wrong(table, None, f"all labels are '{names[0]}': it takes two")
+    number = {name: k for k, name in enumerate(names)}
+    values = np.zeros((len(rows), len(names)), np.float32)
+    for k, row in enumerate(rows):
+        values[k, [number[label] for label in row]] = 1
+    if everywhere := [name for name, column in zip(names, values.T, strict=True) if column.all()]:
+        why = f"every image has the label '{everywhere[0]}', which so teaches nothing"
+        raise wrong(table, None, why, "leave it out")
+    return names, values
