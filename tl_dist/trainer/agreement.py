@@ -72,18 +72,15 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
     if cfg.model.batch_norm == "train":
         # Batch statistics of a replica depend on these: the only setting in which the worker count shows.
         facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
-    if setup.weights is not None and setup.weights.revision is not None:
-        facts["weights_revision"] = setup.weights.revision
-    if setup.weights is not None and setup.weights.images is not None:
-        facts["weights_images"] = setup.weights.images
-    if setup.origin_sha256 is not None:
-        facts["source_sha256"] = setup.origin_sha256
-    if teacher_sha256 is not None:
-        facts["teacher_sha256"] = teacher_sha256
-    if examples.split_digest is not None:
-        facts["split"] = examples.split_digest
-    if others := registry.code_of_others(cfg):
-        facts["extensions"] = others
+    optional = {
+        "weights_revision": setup.weights and setup.weights.revision,
+        "weights_images": setup.weights and setup.weights.images,
+        "source_sha256": setup.origin_sha256,
+        "teacher_sha256": teacher_sha256,
+        "split": examples.split_digest,
+        "extensions": registry.code_of_others(cfg) or None,
+    }
+    facts |= {key: value for key, value in optional.items() if value is not None}
     used = {name: source.fingerprint for name, source in setup.splits.items()}
     agree(setup.parallel, {**facts, "used": used, "versions": versions(cfg, code_of(setup.parallel))})
     if setup.is_first:

@@ -81,7 +81,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Started]:
 
 def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(started: list[Started], tmp_path: Path) -> None:
     said: list[str] = []
-    command.evaluate(tmp_path / "large", "test", Computation(), say=said.append)
+    command.record_of(tmp_path / "large", "test", Computation(), say=said.append)
     ((commands, request),) = started
     assert len(commands) == 1 and "HOROVOD_RANK" not in commands[0].environment
     assert [*request.overrides] == ["strategy=single", "workers=1"]
@@ -90,12 +90,12 @@ def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(started: list[Star
 
 def test_what_is_asked_for_is_started(started: list[Started], tmp_path: Path) -> None:
     how = Computation("best", workers=3, overrides=["evaluation.views=[flip]"])
-    command.evaluate(tmp_path / "large", "test", how)
+    command.record_of(tmp_path / "large", "test", how)
     ((commands, request),) = started
     assert [command.environment["HOROVOD_SIZE"] for command in commands] == ["3"] * 3
     assert [*request.overrides] == ["evaluation.views=[flip]", "strategy=horovod", "workers=3"]
     assert (request.at, request.split) == ("best", "test")
     with pytest.raises(Refusal, match="'newest' names no checkpoint"):
-        command.evaluate(tmp_path / "large", "test", Computation("newest"))
+        command.record_of(tmp_path / "large", "test", Computation("newest"))
     with pytest.raises(Refusal, match="'single' has one worker, not 3"):
-        command.evaluate(tmp_path / "large", "test", Computation(strategy="single", workers=3))
+        command.record_of(tmp_path / "large", "test", Computation(strategy="single", workers=3))

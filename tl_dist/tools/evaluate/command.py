@@ -34,55 +34,35 @@ def record_of(
     severity: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Record:
-    """Evaluate a split (default: test), another data set, or corrupted images of a split, and return the record."""
+    """Evaluate a split (default: test), another data set, or corrupted images of a split, and return the record.
+
+    Of the run, only its predictions and evaluations are written. `by`: also figures by group, as
+    `datasets.division.groupings` takes it. `say` is told the strategy and workers of a split.
+    """
     if corruptions is not None and (data is not None or by):
         what = "--corruptions takes the run's own images, without groups."
         raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
     if corruptions is None and severity is not None:
         what = "--severity needs --corruptions."
         raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
-    if corruptions is not None:
-        return evaluate(path, split or "test", how, corruptions=parse_corruptions(corruptions, severity or "1-5"))
     if data is not None:
-        return evaluate_data(path, data, split, how, by=by)
-    return evaluate(path, split or "test", how, by=by, say=say)
-
-
-def evaluate(
-    path: Path,
-    split: str,
-    how: Computation,
-    *,
-    by: Sequence[str] = (),
-    corruptions: tuple[Sequence[str], Sequence[int]] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Record:
-    """Evaluate a split and return the record, as in `metrics.jsonl`; of the run, only its predictions are written.
-
-    `say` is told the strategy and workers. `by`: also figures by group, as `datasets.division.groupings` takes it.
-    `corruptions` (names and severities): return the record of corrupted images instead.
-    """
-    run = RunDir.open(path)
+        return _of_data(path, data, split, how, by)
+    names, severities = ([], []) if corruptions is None else parse_corruptions(corruptions, severity or "1-5")
+    run, split = RunDir.open(path), str(split or "test")
     cfg = config_for(run, how)
-    say(f"evaluating with strategy={cfg.strategy} workers={cfg.workers}")
+    if corruptions is None:
+        say(f"evaluating with strategy={cfg.strategy} workers={cfg.workers}")
     refuse_in_use(run)
-    names, severities = corruptions or ((), ())
     prepare(names)
-    request = Request(
-        at=how.at,
-        overrides=overrides_for(cfg, how),
-        split=str(split),
-        by=by,
-        corruptions=names,
-        severities=severities,
-    )
+    overrides = overrides_for(cfg, how)
+    request = Request(at=how.at, overrides=overrides, split=split, by=by, corruptions=names, severities=severities)
     run_task(run, cfg, request, what="evaluation", heading=split)
     result = f"{split}_corruptions.json" if names else f"{split}.json"
     record: Record = json.loads(read_file(run.evaluations / result, max_bytes=limits.EVALUATION))
     return record
 
 
-def evaluate_data(path: Path, data: Path, split: str | None, how: Computation, *, by: Sequence[str] = ()) -> Record:
+def _of_data(path: Path, data: Path, split: str | None, how: Computation, by: Sequence[str]) -> Record:
     """Evaluate another data set and return the record, whose `data` says what was matched; keep it in evaluations/.
 
     `split` is one of the data set's; default: its test split, or all of it if it has none. The run may be in use.
