@@ -11,17 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tl_dist.files.atomic import write_atomically
-from tl_dist.files.npz import read_npz, save_npz
 from tl_dist.runs import request
 
 FACTS = "facts.json"
-_LIST, _PIECE = "images", "piece-{:08d}.npz"
+_LIST, _PIECE = "images", "piece-{:08d}.json"
 _POLL_S = 0.02
 
 
@@ -40,23 +38,11 @@ class Request(request.Request):
 
 
 class Piece(NamedTuple):
-    """The most probable classes of some images, in falling order, or the faults of some images."""
+    """What is predicted for some images, or the faults of some, by their index in the list of `ask`."""
 
-    examples: NDArray[np.int64]
-    classes: NDArray[np.int32]
-    """[examples, top], or as many as the largest set has"""
-    probabilities: NDArray[np.float32]
-    """of `classes`"""
+    rows: Sequence[tuple[int, dict[str, Any]]]
+    """in the order of the list, the fields of `table.Row` but for the path"""
     faults: Mapping[int, str]
-    in_set: NDArray[np.int32]
-    """how many of the first classes form the conformal set of each example; empty if no sets were requested"""
-    p_known: NDArray[np.float32]
-    """`conformal.p_values` of each example; empty if not requested"""
-    decided: NDArray[np.int32]
-    """the class of each example by the rule of `tl-dist threshold`; empty without one. Of examples with labels: 1 for
-    each that is given, [examples, labels]; `probabilities` are then all, or all numbers, in order"""
-    p_decided: NDArray[np.float32]
-    """its probability"""
 
 
 def ask(directory: Path, paths: Sequence[str]) -> None:
@@ -73,8 +59,7 @@ def asked(directory: Path) -> list[str]:
 
 def put(directory: Path, number: int, piece: Piece) -> None:
     """Write the piece with this number, counted from 0. The facts of the model, `FACTS`, must be there before."""
-    arrays = piece._asdict() | {"faults": np.frombuffer(json.dumps(piece.faults).encode(), np.uint8)}
-    save_npz(directory / _PIECE.format(number), **arrays)
+    write_atomically(directory / _PIECE.format(number), json.dumps(piece, default=float).encode())
 
 
 def pieces(directory: Path) -> Iterator[Piece | None]:
@@ -83,8 +68,6 @@ def pieces(directory: Path) -> Iterator[Piece | None]:
         path = directory / _PIECE.format(number)
         while not path.exists():
             yield None
-        with path.open("rb") as file:
-            arrays = read_npz(file)
+        rows, faults = json.loads(path.read_bytes(), parse_float=np.float32)
         path.unlink()
-        faults = {int(k): reason for k, reason in json.loads(arrays.pop("faults").tobytes()).items()}
-        yield Piece(**arrays, faults=faults)
+        yield Piece(rows, {int(k): reason for k, reason in faults.items()})

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tl_dist import tasks
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
@@ -77,12 +75,12 @@ def _predict(options: PredictOptions, progress: Progress, show: Callable[..., No
     names = list(identity_of(run)["class_names"])
     paths = listed(options.images, sys.stdin.buffer, null=options.null)
     request, cfg = replace(options.request, top=min(options.request.top, len(names))), config_file.load(run.config_file)
-    one_class, folders = tasks.one_class_each(cfg), None
+    folders = None
     if options.sort_into is not None:
         tasks.refuse_others(cfg, "--sort-into copies an image into the folder of its class")
     with ExitStack() as stack:
         place = stack.enter_context(read_only.directory())
-        tally, rows = _Tally(len(paths), progress), _InOrder(paths, names, request, None if one_class else place)
+        tally, rows = _Tally(len(paths), progress), _InOrder(paths)
         sinks: list[Callable[[Sequence[Row]], None]] = []
         if options.out is not None:
             sinks.append(stack.enter_context(written(options.out, _columns(cfg, request, names))))
@@ -141,19 +139,14 @@ def _columns(cfg: Config, request: Request, names: Sequence[str]) -> list[str]:
 class _InOrder:
     """Orders rows by file, while predictions and faults come in piece by piece."""
 
-    def __init__(
-        self, paths: Sequence[str], class_names: Sequence[str], request: Request, of_targets: Path | None = None
-    ) -> None:
-        """Order rows of classes, or of all targets or labels; then `of_targets` is where the workers write."""
-        self._paths, self._class_names, self._request = paths, class_names, request
-        self._place = of_targets
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
         self._faults: dict[int, str] = {}
         self._header_checks = unreadable(paths)
         self._places: list[int] = []
         """the index among all files of each image that the workers predict"""
         self._next = 0
         self._checked = False
-        self._half: list[float] | None = None
 
     def check_more(self) -> list[str] | None:
         """Check the headers of some more files; after the last, return once the files that look readable."""
@@ -169,44 +162,12 @@ class _InOrder:
     def after(self, piece: Piece) -> list[Row]:
         """Return the rows that this piece completes."""
         self._faults |= {self._places[k]: reason for k, reason in piece.faults.items()}
-        if piece.faults:
-            return []
         rows: list[Row] = []
-        top, rate = self._request.top, self._request.unknown
-        for row, k in enumerate(piece.examples.tolist()):
-            rows += self._bad(self._places[k])
-            self._next = self._places[k] + 1
-            if self._place is not None:
-                rows.append(self._of_targets(self._paths[self._places[k]], piece, row))
-                continue
-            likely = [self._class_names[number] for number in piece.classes[row].tolist()]
-            pairs = list(zip(likely, piece.probabilities[row], strict=True))
-            if piece.decided.size:  # first, whatever its probability
-                first = self._class_names[piece.decided[row]], piece.p_decided[row]
-                pairs = [first, *(pair for pair in pairs if pair[0] != first[0])]
-            p_known = piece.p_known[row] if piece.p_known.size else None
-            rows.append(
-                Row(
-                    self._paths[self._places[k]],
-                    [name for name, _ in pairs[:top]],
-                    [probability for _, probability in pairs[:top]],
-                    in_set=likely[: piece.in_set[row]] if piece.in_set.size else (),
-                    p_known=p_known,
-                    unknown=None if p_known is None or rate is None else bool(p_known <= rate),
-                )
-            )
+        for k, fields in piece.rows:
+            place = self._places[k]
+            rows += [*self._bad(place), Row(self._paths[place], **fields)]
+            self._next = place + 1
         return rows
-
-    def _of_targets(self, path: str, piece: Piece, row: int) -> Row:
-        """Return the row of an image with labels or numbers."""
-        values = dict(zip(self._class_names, piece.probabilities[row], strict=True))
-        if piece.decided.size:
-            labels = [name for name, has in zip(values, piece.decided[row], strict=True) if has]
-            return Row(path, values=values, labels=labels)
-        if self._half is None and self._place is not None:
-            self._half = json.loads((self._place / FACTS).read_text())["half_widths"] or []
-        widths = zip(values.items(), map(np.float32, self._half or ()), strict=False)
-        return Row(path, values=values, ends={name: (value - half, value + half) for (name, value), half in widths})
 
     def rest(self) -> list[Row]:
         """Return the rows after the last piece."""

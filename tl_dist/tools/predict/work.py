@@ -1,6 +1,7 @@
 """Predict image files with the model of a run, with all workers, and pass predictions on as they are computed."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import conformal, figures, neighbours, residuals
+from tl_dist.scores.decision import Decision
 from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.predict import FACTS, Piece, Request, asked, put
 from tl_dist.trainer.load_model import Loaded, loaded
@@ -42,30 +44,58 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
         }
         write_atomically(directory / FACTS, json.dumps(facts).encode())
     for number, part in enumerate(predict(model, source, features=known is not None)):
-        if model.parallel.rank == 0 and not one_class:
-            put(directory, number, _of_targets(model, part))
-        elif model.parallel.rank == 0:
-            softmax = figures.Softmax(part.logits, model.temperature).in_place()
-            in_set = np.empty(0, np.int32) if least is None else conformal.sets(softmax, least)
-            classes, probabilities = figures.largest(softmax, max(request.top, int(in_set.max(initial=0))))
-            p_known = np.empty(0, np.float32)
-            if known is not None:
-                distances = known.distances(part.features, model.cfg.evaluation_batch)
-                p_known = conformal.p_values(distances, known.of_known)
-            decided = np.empty(0, np.int32) if rule is None else rule.classes(softmax)
-            p_decided = softmax[np.arange(len(decided)), decided]
-            piece = Piece(part.examples, classes, probabilities, part.faults, in_set, p_known, decided, p_decided)
-            put(directory, number, piece)
+        if model.parallel.rank == 0:
+            rows = _of_targets(model, part, rule, half)
+            if one_class:
+                rows = _of_classes(model, part, request, least, known, rule)
+            # Faults have no rows.
+            put(directory, number, Piece(list(zip(part.examples.tolist(), rows, strict=False)), part.faults))
     return ExitCode.DONE
 
 
-def _of_targets(model: Loaded, part: Found) -> Piece:
-    """Return the answers of images that have not one class, all in order, and the labels that are given."""
-    answers = tasks.of(model.cfg).answers(part.logits)
-    none, no_class = np.empty(0, np.float32), np.zeros(answers.shape, np.int32)
-    labels = tasks.of(model.cfg).given(answers, model.decision).astype(np.int32)
-    values = answers.astype(np.float32)
-    return Piece(part.examples, no_class, values, part.faults, np.empty(0, np.int32), none, labels, none)
+def _of_classes(
+    model: Loaded, part: Found, request: Request, least: float | None, known: Neighbours | None, rule: Decision | None
+) -> Iterator[dict[str, Any]]:
+    """Yield for each image its most probable classes, the set at least that probable, and if it is unlike `known`."""
+    names, softmax = model.class_names, figures.Softmax(part.logits, model.temperature).in_place()
+    in_set = None if least is None else conformal.sets(softmax, least)
+    most = request.top if in_set is None else max(request.top, int(in_set.max(initial=0)))
+    classes, probabilities = figures.largest(softmax, most)
+    decided = None if rule is None else rule.classes(softmax)
+    p_known = None
+    if known is not None:
+        distances = known.distances(part.features, model.cfg.evaluation_batch)
+        p_known = conformal.p_values(distances, known.of_known)
+    for k, numbers in enumerate(classes.tolist()):
+        likely = [names[number] for number in numbers]
+        pairs = list(zip(likely, probabilities[k], strict=True))
+        if decided is not None:  # first, whatever its probability
+            first = names[decided[k]], softmax[k, decided[k]]
+            pairs = [first, *(pair for pair in pairs if pair[0] != first[0])]
+        chosen, shares = zip(*pairs[: request.top], strict=True)
+        row: dict[str, Any] = {"classes": chosen, "probabilities": shares}
+        if in_set is not None:
+            row["in_set"] = likely[: in_set[k]]
+        if p_known is not None:
+            row |= {"p_known": p_known[k], "unknown": bool(p_known[k] <= request.unknown)}
+        yield row
+
+
+def _of_targets(
+    model: Loaded, part: Found, rule: Decision | None, half: Sequence[float] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield for each image all its numbers, with intervals that reach `half` to both sides; or its labels."""
+    task, names = tasks.of(model.cfg), model.class_names
+    answers = task.answers(part.logits)
+    labels = task.given(answers, rule)
+    for k, values in enumerate(answers.astype(np.float32)):
+        row: dict[str, Any] = {"values": dict(zip(names, values, strict=True))}
+        if labels.size:
+            row["labels"] = [name for name, has in zip(names, labels[k], strict=True) if has]
+        elif half is not None:
+            widths = np.array(half, np.float32)
+            row["ends"] = dict(zip(names, zip(values - widths, values + widths, strict=True), strict=True))
+        yield row
 
 
 def _half_widths(model: Loaded, coverage: float, of_type: str | None) -> list[float]:
