@@ -28,7 +28,7 @@ Watch = Callable[[], None]  # called in every round of a fit, which it ends by a
 
 
 class Stopped(Exception):
-    """Raised by a `Watch` when a stop is requested."""
+    """A stop was requested: raised by a `Watch`, and by extraction."""
 
 
 def unwatched() -> None:

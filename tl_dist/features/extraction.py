@@ -26,6 +26,7 @@ from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
 from tl_dist.features import manifest as manifests
 from tl_dist.features import stored
+from tl_dist.features.classifiers import Stopped
 from tl_dist.features.manifest import MANIFEST, Manifest
 from tl_dist.features.stored import FeatureSet, storage_refusal
 from tl_dist.features.views import apply_views, views_of
@@ -76,10 +77,10 @@ class Extraction:
     say: Say  # on rank 0, gets a record every few seconds
     threads: int = 2  # to decode images
 
-    def features(self) -> FeatureSet | None:
+    def features(self) -> FeatureSet:
         """Return the features of every view of every example, which all workers compute if they are not stored yet.
 
-        Returns None, and leaves no files, if asked to stop before the end.
+        Raises `Stopped`, and leaves no files, if asked to stop before the end.
         """
         directory = self.root / _key(self.source, self.prefix, self.augmentations)
         for _ in range(_TRIES):
@@ -87,14 +88,11 @@ class Extraction:
             refuse_unsafe(self.root, links=True)
             refuse_unsafe(directory)
             complete = self.repair if _all_agree(self.parallel, directory.is_dir()) else self.make
-            try:
-                complete(directory)
-            except _Stopped:
-                return None
+            complete(directory)
             # Another process may have removed the set by now, or a network file system may not show it here yet.
             with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(self.root))):
                 features = FeatureSet.open(directory, self.num_views)
-            if _all_agree(self.parallel, features is not None):
+            if _all_agree(self.parallel, features is not None) and features is not None:
                 return features
         what = f"features in {directory} are removed as soon as they are there."
         fix = "end what removes them, or set runtime.prefix_cache=off."
@@ -232,7 +230,7 @@ class Extraction:
             took = time.monotonic() - began
             totals = parallel.total({"done": done, "took_s": took, "stop": float(self.stop_requested())})
             if totals["stop"] > 0:
-                raise _Stopped
+                raise Stopped
             # From the same sums on every worker, so that all have their next agreement in the same round.
             round_s = float(totals["took_s"]) / parallel.world_size / number
             agree_at = number + max(1, int(AGREE_S / max(round_s, 1e-6)))
@@ -253,10 +251,6 @@ def _reuse(old: Manifest, damaged: Sequence[str], directory: Path, temporary: Pa
                 os.link(directory / shard.file, temporary / shard.file)
                 reused.append({**shard.model_dump(), **old.model_dump(include={"dtype", "computed", "shape"})})
     return reused
-
-
-class _Stopped(Exception):
-    """All workers have agreed to stop."""
 
 
 def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:

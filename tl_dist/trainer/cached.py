@@ -67,19 +67,12 @@ def finder(
     """
 
     def find(source: Source, *, augmentations: Sequence[str], split: str) -> FeatureSet:
-        features = extraction.Extraction(
-            source,
-            prefix=prefix,
-            augmentations=augmentations,
-            root=setup.run.path.parent / "features",
-            split=split,
-            parallel=setup.parallel,
-            stop_requested=stop_requested,
-            say=say,
-            threads=setup.threads,
-        ).features()
-        if features is None:
-            raise StopRequested
+        root = setup.run.path.parent / "features"
+        places = source, prefix, augmentations, root, split, setup.parallel
+        try:
+            features = extraction.Extraction(*places, stop_requested, say, setup.threads).features()
+        except Stopped:
+            raise StopRequested from None
         if setup.is_first:
             setup.run.refer_to_features(features.directory.name)
         return features

@@ -21,6 +21,7 @@ from tl_dist.data.pipeline import train_batches
 from tl_dist.features import extraction
 from tl_dist.features import stored as feature_set
 from tl_dist.features import views as feature_views
+from tl_dist.features.classifiers import Stopped
 from tl_dist.features.manifest import MANIFEST
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
@@ -228,15 +229,16 @@ def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
     monkeypatch.setattr(feature_set, "failpoint", die)
     with pytest.raises(ZeroDivisionError):
         extract(tmp_path)
-    assert extract(tmp_path, stop_requested=lambda: True)[0] is None
+    with pytest.raises(Stopped):
+        extract(tmp_path, stop_requested=lambda: True)
     assert (features.directory / MANIFEST).read_bytes() == manifest
     monkeypatch.setattr(feature_set, "failpoint", failpoint)
     np.testing.assert_array_equal(extract(tmp_path)[0].array(), expected)
 
 
 def test_a_stop_leaves_nothing(tmp_path: Path) -> None:
-    features, _ = extract(tmp_path, stop_requested=lambda: True)
-    assert features is None
+    with pytest.raises(Stopped):
+        extract(tmp_path, stop_requested=lambda: True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -246,7 +248,8 @@ def test_a_stop_is_noticed_at_the_next_agreement_and_leaves_nothing(
     monkeypatch.setattr(extraction, "ROWS_AT_ONCE", 1)
     monkeypatch.setattr(extraction, "AGREE_S", 0.0)  # in every round
     asked = iter([False, False, True])
-    assert extract(tmp_path, stop_requested=lambda: next(asked))[0] is None
+    with pytest.raises(Stopped):
+        extract(tmp_path, stop_requested=lambda: next(asked))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,7 +76,6 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
         stop_requested=lambda: False,
         say=lambda record: None,
     ).features()
-    assert features is not None
     cached = evaluate(net.on_features(), feature_views.reader(features, SOURCE, None), 8)
     assert whole.logits is not None and cached.logits is not None
     np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
