@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl_dist import tasks
 from tl_dist.config import file as config_file
@@ -46,12 +47,12 @@ def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, An
         raise Refusal(f"{run.path} has no checkpoint.", fix=fix, code=ExitCode.USAGE)
     predicted = _validation(run, saved.step, at)
     cfg = config_file.load(run.config_file, imports=False)
+    kind, share = ("precision", wish.precision) if wish.recall is None else ("recall", wish.recall)
     if not tasks.one_class_each(cfg):
         if not tasks.gives_labels(cfg):
             raise Refusal("numbers have no threshold.", fix="leave it out.", code=ExitCode.USAGE)
         thresholds = _of_labels(predicted, wish)
-        aim = "greatest F1" if wish.f1 else f"{'precision' if wish.recall is None else 'recall'} at least "
-        aim += "" if wish.f1 else f"{wish.recall or wish.precision:g}"
+        aim = "greatest F1" if wish.f1 else f"{kind} at least {share:g}"
         rule = Decision(f"{aim} of each label", saved.sha256, saved.step, 1.0, thresholds=thresholds)
         write_atomically(run.path / decision.FILE, rule.to_json())
         return rule, rule.effect_on_labels(predicted.targets > 0.5, predicted.probabilities)
@@ -70,14 +71,8 @@ def choose(path: Path, wish: Wish, at: str = "") -> tuple[Decision, dict[str, An
         rule = Decision(f"least cost by {wish.costs.name}", *of, costs=costs_of(wish.costs, names))
     else:
         positive = _class(names, wish.of_class)
-        own = probabilities[:, positive]
-        is_class = predicted.labels == positive
-        if wish.recall is not None:
-            least = decision.just_below(conformal.least_probability(own[is_class], wish.recall, "recall"))
-            aim = f"recall of '{names[positive]}' at least {wish.recall:g}"
-        else:
-            least = decision.threshold_for_precision(predicted.labels, own, positive, wish.precision or 0.0)
-            aim = f"precision of '{names[positive]}' at least {wish.precision:g}"
+        least = _least(wish, predicted.labels == positive, probabilities[:, positive])
+        aim = f"{kind} of '{names[positive]}' at least {share:g}"
         rule = Decision(aim, *of, positive=positive, at_least=least)
     write_atomically(run.path / decision.FILE, rule.to_json())
     return rule, rule.effect(predicted.labels, probabilities, [str(group) for group in predicted.groups])
@@ -93,16 +88,19 @@ def _of_labels(predicted: Predictions, wish: Wish) -> tuple[float, ...]:
         try:
             if not has.any():
                 raise Refusal("no validation image has it.", fix="add some, or leave it out.", code=ExitCode.DATA)
-            if wish.recall is not None:
-                least = decision.just_below(conformal.least_probability(own[has > 0.5], wish.recall, "recall"))
-            elif wish.precision is not None:
-                least = decision.threshold_for_precision(has.astype(np.int32), own, 1, wish.precision)
-            else:
-                least = decision.threshold_for_f1(has > 0.5, own)
+            thresholds.append(_least(wish, has > 0.5, own))
         except Refusal as refusal:
             raise Refusal(f"label '{name}': {refusal.what}", fix=refusal.fix, code=refusal.code) from None
-        thresholds.append(least)
     return tuple(thresholds)
+
+
+def _least(wish: Wish, has: NDArray[np.bool_], own: NDArray[np.floating]) -> float:
+    """Return the threshold on the probabilities `own` that reaches the wish for the images that have the class."""
+    if wish.recall is not None:
+        return decision.just_below(conformal.least_probability(own[has], wish.recall, "recall"))
+    if wish.precision is not None:
+        return decision.threshold_for_precision(has.astype(np.int32), own, 1, wish.precision)
+    return decision.threshold_for_f1(has, own)
 
 
 def remove(path: Path) -> None:
