@@ -6,11 +6,9 @@ the address of the rendezvous (`tl_dist.rendezvous.server`), and each worker der
 Imports no framework.
 """
 
-import fcntl
 import os
 import re
 import socket
-import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +33,6 @@ _LAUNCHER_BY_RANK = {
 through srun, whose variables its ranks inherit, and `srun --mpi=pmix` sets PMIX_RANK as well"""
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Slurm's step numbers from here on are no tasks but the batch script, an interactive shell and so on"""
-_SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
 def gloo_timeout_s(size: int, env: Mapping[str, str] | None = None) -> int:
@@ -235,12 +232,10 @@ def network_interface_towards(address: str) -> str:
 
 def interface_address(name: str) -> str | None:
     """Return the first IPv4 address of this host's interface `name`; None if it has none or does not exist."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer[20:24])
+    import psutil
+
+    addresses = psutil.net_if_addrs().get(name, ())
+    return next((each.address for each in addresses if each.family == socket.AF_INET), None)
 
 
 def integer(env: Mapping[str, str], name: str) -> int:
