@@ -22,7 +22,7 @@ from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_slice
 from tl_dist.models.classifier import digest
 from tl_dist.parallel import DataParallel
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, shortened
 from tl_dist.trainer.setup import Setup
 
 _CODE = Path(__file__).parents[1]
@@ -114,12 +114,10 @@ def agree(parallel: DataParallel, facts: Mapping[str, Any]) -> None:
     for rank, theirs in enumerate(reports):
         for key in sorted(reports[0].keys() | theirs.keys()):
             if theirs.get(key) != reports[0].get(key):
-                raise Refusal(
-                    f"rank {rank} and rank 0 disagree on {key}: "
-                    f"{_short(theirs.get(key))} against {_short(reports[0].get(key))}.",
-                    fix="run all workers from one environment, one checkout and one data directory.",
-                    code=ExitCode.UNSAFE,
-                )
+                other, first = (shortened(json.dumps(report.get(key)), 80) for report in (theirs, reports[0]))
+                what = f"rank {rank} and rank 0 disagree on {key}: {other} against {first}."
+                fix = "run all workers from one environment, one checkout and one data directory."
+                raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
 
 
 def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
@@ -162,8 +160,3 @@ def compare_weights(parallel: DataParallel, rows: NDArray[np.float64], names: Se
         fix="the run resumes from its last checkpoint; if it happens again, suspect that host's memory or device.",
         code=ExitCode.PEER_LOST,
     )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -66,22 +66,10 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         mean = tf.reduce_mean([model(batch, training=False) for batch in inputs], axis=0)
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
-    shape, square = own.model.input_shape, cfg.data.square
-    decode = decoder(int(shape[1]), square)
-    answer, calibrated = compiled(predict, shape), temperature is not None
-    return _checked(
-        Served(
-            run.name,
-            own.checkpoint.step,
-            own.class_names,
-            int(shape[1]),
-            answer,
-            decode,
-            calibrated,
-            own.decision,
-            tasks.of(cfg),
-        )
-    )
+    shape = own.model.input_shape
+    size, answer = int(shape[1]), compiled(predict, shape)
+    about = run.name, own.checkpoint.step, own.class_names, size, answer, decoder(size, cfg.data.square)
+    return _checked(Served(*about, temperature is not None, own.decision, tasks.of(cfg)))
 
 
 def of_export(directory: Path, *, cores: int) -> Served:
