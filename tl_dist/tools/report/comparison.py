@@ -15,7 +15,7 @@ from tl_dist.scores import clusters, figures, robustness
 from tl_dist.scores.text import NOT_DEFINED, figure, percent, points
 from tl_dist.tools.report import charted
 from tl_dist.tools.report.facts import Facts
-from tl_dist.tools.report.page import Section, render
+from tl_dist.tools.report.page import Section, card, render
 
 MAX_PICTURES = 600
 _ALPHA = 0.05
@@ -104,21 +104,10 @@ def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[
         answers = [names[j] for j in predicted[:, k]]
         sure = [percent(float(each[k].max())) for each in compared.probabilities]
         runs = zip(compared.runs, answers, sure, strict=True)
-        cards.append(
-            {
-                "id": str(compared.ids[k]),
-                "prediction": " · ".join(answers),
-                "label": f"label: {names[labels[k]]}",
-                "right": True,
-                "classes": [int(labels[k]), int(predicted[0, k])],
-                "image": images[str(compared.ids[k])],
-                "heat": None,
-                "facts": [
-                    ["label", names[labels[k]]],
-                    *([facts.run.name, f"{answer} {share}"] for facts, answer, share in runs),
-                ],
-            }
-        )
+        shown = [[facts.run.name, f"{answer} {share}"] for facts, answer, share in runs]
+        words = {"prediction": " · ".join(answers), "label": f"label: {names[labels[k]]}"}
+        name, classes = str(compared.ids[k]), [int(labels[k]), int(predicted[0, k])]
+        cards.append(card(name, images[name], [["label", names[labels[k]]], *shown], classes=classes, **words))
     orders = {"all": list(range(len(pictured)))}
     chips = {"all": "All"}
     for r, facts in enumerate(compared.runs):

@@ -12,6 +12,7 @@ from tl_dist.scores.label_errors import Suspects, label_errors
 from tl_dist.scores.predictions import Predictions
 from tl_dist.scores.text import percent
 from tl_dist.tools.report.facts import Facts
+from tl_dist.tools.report.page import card
 
 MAX_PICTURES = 1_000
 MAX_MATRIX = 30  # most classes of which the whole confusion matrix is shown
@@ -101,20 +102,18 @@ class Cards:
         probabilities = predictions.probabilities[k]
         best = np.argsort(-probabilities, kind="stable")[:3].tolist()
         predicted = int(probabilities.argmax())
-        return {
-            "id": name,
-            "prediction": f"{names[predicted]} {percent(float(probabilities[predicted]))}",
-            "label": "correct" if predicted == label else f"label: {names[label]}",
-            "right": predicted == label,
-            "classes": [label, predicted],
-            "image": self._examples.images[name],
-            "heat": self._examples.heat.get(name),
-            "facts": [
-                ["label", names[label]],
-                *([names[j], percent(float(probabilities[j]))] for j in best),
-                *([["type", str(predictions.types[k])]] if len(predictions.types) else []),
-            ],
-        }
+        facts = [["label", names[label]], *([names[j], percent(float(probabilities[j]))] for j in best)]
+        facts += [["type", str(predictions.types[k])]] if len(predictions.types) else []
+        return card(
+            name,
+            self._examples.images[name],
+            facts,
+            prediction=f"{names[predicted]} {percent(float(probabilities[predicted]))}",
+            label="correct" if predicted == label else f"label: {names[label]}",
+            right=predicted == label,
+            classes=[label, predicted],
+            heat=self._examples.heat.get(name),
+        )
 
     def for_script(self) -> dict[str, Any]:
         """Return the data of the script: class names, cards, and the orders in which they can be shown."""

@@ -15,7 +15,7 @@ from tl_dist.tools.report import charted, charts, single
 from tl_dist.tools.report.examples import Row, Table
 from tl_dist.tools.report.facts import Facts
 from tl_dist.tools.report.images import MAX_TWINS, Twin
-from tl_dist.tools.report.page import Section, render
+from tl_dist.tools.report.page import Section, card, render
 
 WORST = 48  # images shown
 _MAX_POINTS = 1_000
@@ -72,18 +72,9 @@ def _cards(facts: Facts, pictures: Mapping[str, str]) -> Iterator[dict[str, Any]
         truth, answer = (in_words(values[k], names, labels=labels) for values in (predictions.truth, answers))
         each = zip(names, predictions.truth[k], predictions.probabilities[k], strict=True)
         facts_of = [[name, f"{value:.4g}, answer {own:.4g}"] for name, value, own in each]
-        yield {
-            "id": str(predictions.ids[k]),
-            "number": number,
-            "prediction": shortened(answer, 60),
-            "label": f"truth: {shortened(truth, 60)}",
-            "right": not labels or truth == answer,
-            "classes": [0, 0],
-            "image": pictures[str(predictions.ids[k])],
-            "heat": None,
-            "more": "",
-            "facts": facts_of,
-        }
+        name, right = str(predictions.ids[k]), not labels or truth == answer
+        words = {"prediction": shortened(answer, 60), "label": f"truth: {shortened(truth, 60)}", "more": ""}
+        yield card(name, pictures[name], facts_of, number=number, right=right, **words)
 
 
 def _findings(

@@ -66,6 +66,11 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
     return f"{first}\n{MARK.decode()}\n{rest}".encode("utf-8", "replace")
 
 
+def card(name: str, image: str, facts: Sequence[Sequence[str]], **shown: Any) -> dict[str, Any]:
+    """Return what the page's script shows of an example: its id, its picture, names with values, and `shown`."""
+    return {"id": name, "image": image, "facts": facts, "right": True, "classes": [0, 0], "heat": None, **shown}
+
+
 def printed(value: Any) -> Any:
     """Return a copy of nested data in which all text is printable."""
     if isinstance(value, str):
