@@ -4,14 +4,16 @@ Training sees the next good example of the split, so the order of all others is 
 workers sees the same pixels. The run records bad examples in its quarantine.jsonl, which only grows.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +27,12 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 
+if TYPE_CHECKING:  # the login side imports no TensorFlow
+    from tl_dist.parallel import DataParallel
+
 SCHEMA = 5  # increment it when a check of headers changes
 _THREADS = 8  # a check waits for the disk more than it computes
 _SHOWN = 10
-
-Gather = Callable[[bytes], list[bytes]]
-"""gathers every rank's bytes, in rank order, on every rank"""
 
 
 class Changed(Refusal):
@@ -46,9 +48,7 @@ class Bad(NamedTuple):
     reason: str
 
 
-def screen(
-    splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather = lambda text: [text]
-) -> list[Bad]:
+def screen(splits: Splits, *, cache: Path, parallel: DataParallel | None = None) -> list[Bad]:
     """Check the header of every example; returns those that cannot be decoded, in the order of splits and examples.
 
     Each rank checks a contiguous share, and all ranks get the same result. It is cached in the directory `cache` under
@@ -59,6 +59,8 @@ def screen(
     if not files:
         return []
     refuse_unsafe(cache, links=True)
+    rank, world_size = (0, 1) if parallel is None else (parallel.rank, parallel.world_size)
+    gather = (lambda text: [text]) if parallel is None else parallel.gather
     stamp, changed = stamp_of(files, rank, world_size)
     stamps, changes = zip(*map(json.loads, gather(json.dumps([stamp, changed]).encode())), strict=True)
     if changed := next(filter(None, changes), ""):

@@ -95,11 +95,4 @@ def _screened(
             opened, digest = open_splits(cfg.data)
     finally:  # also where it is refused: each worker refuses it by itself
         meet()
-    screened = quarantine.screen(
-        opened,
-        cache=cache / "header_checks",
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        gather=parallel.gather,
-    )
-    return opened, digest, screened
+    return opened, digest, quarantine.screen(opened, cache=cache / "header_checks", parallel=parallel)

@@ -151,14 +151,11 @@ def predict_decodable(
 ) -> Iterator[Found]:
     """Yield the examples of `source` that can be decoded, and put the reasons of the others into `faults`, by id.
 
-    Headers are checked first, and the result is kept in the directory
-    `cache`. Refuse (65) more undecodable images than the run allows; `path` is the folder that they are in.
+    Headers are checked first, and the result is kept in the directory `cache`. Refuse (65) more undecodable images than
+    the run allows; `path` is the folder that they are in.
     """
-    parallel = model.parallel
     splits = {"test": source}
-    screened = quarantine.screen(
-        splits, cache=cache, rank=parallel.rank, world_size=parallel.world_size, gather=parallel.gather
-    )
+    screened = quarantine.screen(splits, cache=cache, parallel=model.parallel)
     faults |= {bad.id: bad.reason for bad in screened}
     good = source
     examples = np.flatnonzero([name not in faults for name in source.ids])

@@ -7,7 +7,9 @@ import struct
 import threading
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,13 +67,8 @@ def screen(splits: Splits, cache: Path, world_size: int = 1) -> list[list[Bad]]:
     ranks, found = Ranks(world_size), [[Bad("", "", 0, "nothing")]] * world_size
 
     def look(rank: int) -> None:
-        found[rank] = quarantine.screen(
-            splits,
-            cache=cache,
-            rank=rank,
-            world_size=world_size,
-            gather=lambda text: ranks.gather(rank, text),
-        )
+        parallel: Any = SimpleNamespace(rank=rank, world_size=world_size, gather=partial(ranks.gather, rank))
+        found[rank] = quarantine.screen(splits, cache=cache, parallel=parallel)
 
     threads = [threading.Thread(target=look, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
