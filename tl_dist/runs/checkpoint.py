@@ -65,6 +65,10 @@ class Checkpointer:
         self._distrusted: set[int] = set()  # steps after the one from which this process resumed
         self._sweep()
 
+    def resume_from(self, step: int) -> None:
+        """Note that the run resumes from this checkpoint, which `restore` has found on disk."""
+        self.last_checkpoint = step
+
     def save(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False) -> None:
         """Save `arrays`, a private host copy that must not change until the end of the save, in the background.
 

@@ -66,7 +66,7 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
         if checkpointer is not None:
             restored = restore(setup, notes.append)
             if restored is not None:
-                checkpointer.last_checkpoint = restored.step
+                checkpointer.resume_from(restored.step)
         state, parallel = setup.state, setup.parallel  # all workers get those of rank 0
         parallel.broadcast(list(state.variables.values()))
         (first, *_) = parallel.gather(json.dumps([state.step, state.history]).encode())
