@@ -3,8 +3,10 @@
 import importlib
 import platform
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +60,10 @@ ON_GPUS = ("gpu_step", "gpu_input", "gpu_idle")
 
 NOT_RUN = 69
 """exit code where a benchmark needs what this machine does not have: EX_UNAVAILABLE of sysexits.h"""
+
+
+FAILED = 70
+"""exit code where a benchmark ended with an error: EX_SOFTWARE"""
 
 
 class NotHereError(Exception):
@@ -115,9 +121,10 @@ def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the named benchmarks, or all but those ON_GPUS; 0 when every bar holds, NOT_RUN when one could not be run.
+    """Run the named benchmarks, or all but those ON_GPUS, each in a process of its own; one that fails stops no other.
 
-    Each result is recorded in RESULTS.md at once.
+    Returns 0 when every bar holds, FAILED when a benchmark failed, else 1 when a bar falls short, else NOT_RUN when one
+    could not be run.
     """
     known = (*BENCHMARKS, *ON_GPUS)
     unknown = set(names) - set(known)
@@ -127,24 +134,43 @@ def main(names: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 64
+    if len(names) == 1:
+        return _run(names[0])
+    run = str(Path(__file__).with_name("run"))
+    codes = {name: subprocess.run([sys.executable, run, name], check=False).returncode for name in names or BENCHMARKS}
+    names_by_code = {
+        code: [name for name in codes if codes[name] == code] for code in sorted(set(codes.values()), key=_rank)
+    }
+    words = {0: "held", 1: "short", NOT_RUN: "not run"}
+    lines = (f"{words.get(code, f'failed ({code})')}: {', '.join(of)}" for code, of in names_by_code.items())
+    print("; ".join(lines), flush=True)
+    worst = next(iter(names_by_code))
+    return worst if worst in words else FAILED
+
+
+def _rank(code: int) -> int:
+    """Order exit codes, the worst first."""
+    return {1: 1, NOT_RUN: 2, 0: 3}.get(code, 0)
+
+
+def _run(name: str) -> int:
+    """Run one benchmark here, and record each result in RESULTS.md at once; returns an exit code as `main` does."""
     print(machine(), flush=True)
     results: list[Comparison] = []
-    missing = False
-    for name in names or BENCHMARKS:
-        comparisons: Iterator[Comparison] = importlib.import_module(f"benchmarks.{name}").comparisons()
-        try:
-            for comparison in comparisons:
-                print(comparison, flush=True)
-                results.append(comparison)
-                record([comparison.cells], machine())
-        except NotHereError as why:
-            print(f"{name:<32} not run: {why}", flush=True)
-            missing = True
+    try:
+        for comparison in importlib.import_module(f"benchmarks.{name}").comparisons():
+            print(comparison, flush=True)
+            results.append(comparison)
+            record([comparison.cells], machine())
+    except NotHereError as why:
+        print(f"{name:<32} not run: {why}", flush=True)
+        return NOT_RUN
+    except Exception:
+        traceback.print_exc()
+        return FAILED
     short = [result.name for result in results if not result.holds]
     print(f"{len(results) - len(short)} of {len(results)} hold" + (f"; short: {', '.join(short)}" if short else ""))
-    if short:
-        return 1
-    return NOT_RUN if missing else 0
+    return 1 if short else 0
 
 
 def machine() -> str:

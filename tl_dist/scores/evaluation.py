@@ -52,8 +52,6 @@ def by_group(
     groups (Bonferroni), since users look at the worst of them; None if there is only one group. If a group consists of
     several `units`, such as a site of patients, it counts as `clusters.effective_size` examples.
     """
-    from scipy.stats import fisher_exact
-
     of = np.asarray(names, np.str_)
     hits = probabilities.argmax(axis=1) == labels
     unit, unique = clusters.beside(of.tolist(), units), np.unique(of)
@@ -63,7 +61,7 @@ def by_group(
         own, others = ((hits[part], None if unit is None else unit[part]) for part in (inside, ~inside))
         p = None
         if len(unique) > 1:
-            p = float(fisher_exact([_counts(*own), _counts(*others)], alternative="less").pvalue)
+            p = _fisher(*_counts(*own), *_counts(*others))
         rows.append(
             {
                 "name": str(name),
@@ -76,6 +74,19 @@ def by_group(
             }
         )
     return sorted(rows, key=lambda row: (row["accuracy"], row["name"]))[:MAX_GROUPS]
+
+
+def _fisher(right: int, wrong: int, others_right: int, others_wrong: int) -> float:
+    """Return the p-value of Fisher's exact test (1935) that the first are right no less often than the others."""
+    from scipy.special import betaln, logsumexp
+
+    def log_ways(total: int, chosen: Any) -> Any:
+        return -np.log1p(total) - betaln(total - chosen + 1, chosen + 1)
+
+    num, others, all_right = right + wrong, others_right + others_wrong, right + others_right
+    fewer = np.arange(max(0, all_right - others), right + 1)
+    ways = log_ways(num, fewer) + log_ways(others, all_right - fewer)
+    return min(1.0, float(np.exp(logsumexp(ways) - log_ways(num + others, all_right))))
 
 
 def _counts(hits: NDArray[np.bool_], of: clusters.Numbers | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Figures of a classifier from labels and probabilities, by scikit-learn and SciPy, which are imported on use."""
+"""Figures of a classifier from labels and probabilities, in NumPy: scikit-learn would take 0.8 s to import."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -69,26 +69,32 @@ def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Grou
     `interval` is Wilson's for the accuracy: it covers this one split and says nothing about other splits. If examples
     have `groups`, it is `clusters.interval`, and `interval_by` says so.
     """
-    from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
-
+    num_classes = probabilities.shape[1]
     predicted, confidence, of_true, hits, num_above = confidences(labels, probabilities)
-    num_correct = int(hits.sum())
-    finite = bool(np.isfinite(confidence).all())
-    present, many = np.unique(labels), probabilities.shape[1] > TOP_CLASSES
-    one_alone = len(np.union1d(present, predicted)) == 1  # scikit-learn returns 0 for it, and warns
+    finite, many = bool(np.isfinite(confidence).all()), num_classes > TOP_CLASSES
+    right, true, guesses = (np.bincount(of, minlength=num_classes) for of in (labels[hits], labels, predicted))
+    recalls = right[true > 0] / true[true > 0]
+    f1 = 2 * right / np.maximum(true + guesses, 1)
     return {
-        "accuracy": num_correct / len(labels),
+        "accuracy": len(labels[hits]) / len(labels),
         "interval": clusters.interval(hits, of := clusters.numbers(groups)),
         **({} if of is None else clusters.by_design_effect(of)),
         **({"top5": float((num_above < 5).mean()) if finite else None} if many else {}),
-        "balanced_accuracy": float(recall_score(labels, predicted, labels=present, average="macro", zero_division=0)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-        "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
-        "mcc": 0.0 if one_alone else float(matthews_corrcoef(labels, predicted)),
+        "balanced_accuracy": float(recalls.mean()),
+        "macro_f1": float(f1[true + guesses > 0].mean()),
+        "weighted_f1": float(np.average(f1, weights=true)),
+        "mcc": _correlation(right, true.astype(np.float64), guesses.astype(np.float64)),
         "roc_auc": roc_auc(labels, probabilities) if finite else None,
         "log_loss": mean_surprise(of_true) if finite else None,
         "ece": calibration_error(confidence, hits) if finite else None,
     }
+
+
+def _correlation(right: NDArray[Any], true: NDArray[np.float64], guesses: NDArray[np.float64]) -> float:
+    """Return Matthews' correlation from the counts of each class (Gorodkin 2004, equation 8); 0 if it is undefined."""
+    num = true.sum()
+    spread = (num**2 - (true**2).sum()) * (num**2 - (guesses**2).sum())
+    return float((right.sum() * num - (true * guesses).sum()) / np.sqrt(spread)) if spread else 0.0
 
 
 class Confidences(NamedTuple):
@@ -165,24 +171,22 @@ def largest_errors(confusion: NDArray[np.int64], most: int) -> list[tuple[int, i
 def roc_auc(labels: Labels, probabilities: Said | Softmax) -> float | None:
     """Return the area under the ROC curve; None if a class has no example, or there is only one class.
 
-    With more than two classes, each against the rest; scikit-learn would need several copies of all probabilities.
+    With more than two classes, each against the rest.
     """
-    from sklearn.metrics import roc_auc_score
-
     num_classes = probabilities.shape[1]
     if num_classes < 2 or len(np.unique(labels)) < num_classes:
         return None
     if num_classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1:].ravel()))
+        return area_under_roc(probabilities[:, 1:].ravel(), labels == 1)
     areas = np.empty(num_classes)
     for columns in blocks(num_classes, len(labels)):
         for k, scores in enumerate(probabilities[:, columns].T, start=columns.start):
-            areas[k] = _area_under_roc(scores, labels == k)
+            areas[k] = area_under_roc(scores, labels == k)
     return float(np.average(areas, weights=np.bincount(labels)))
 
 
-def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
-    """Compute it from the mean ranks of the positive examples (Mann and Whitney 1947; Bamber 1975)."""
+def area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
+    """Return the area from the mean ranks of the positive examples (Mann and Whitney 1947; Bamber 1975)."""
     ascending, positive = np.sort(scores), scores[is_positive]
     below, up_to = (np.searchsorted(ascending, positive, side) for side in ("left", "right"))
     num = len(positive)
@@ -236,11 +240,11 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
     `test_to_train` is n2 / n1, the examples tested over those trained on, as a mean over folds. The training parts
     overlap, so the plain t interval would be far too narrow.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     num, mean = len(accuracies), float(np.mean(accuracies))
     spread = np.var(accuracies, ddof=1) * (1 / num + test_to_train)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, num - 1) * np.sqrt(spread))
+    half = float(stdtrit(num - 1, (1 + CONFIDENCE) / 2) * np.sqrt(spread))
     return [mean - half, mean + half]
 
 
@@ -255,7 +259,7 @@ def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = 
     `interval` is the 95 % percentile bootstrap of accuracy(second) - accuracy(first) over examples. If these have
     `groups`, both are over groups instead (`clusters.paired`), and `test` and `interval_by` say so.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     a, b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
@@ -271,6 +275,6 @@ def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = 
         "interval": clusters.percentiles((draws[:, 1] - draws[:, 0]) / num),
         "only_first": only_first,
         "only_second": only_second,
-        "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
+        "p_value": min(1.0, 2 * float(bdtr(min(only_first, only_second), apart, 0.5))),
         **({} if of is None else clusters.paired(b.astype(np.int64) - a, of)),
     }

@@ -10,6 +10,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import clusters
 from tl_dist.scores import figures as of_classes
 from tl_dist.scores.decision import Decision
+from tl_dist.scores.figures import area_under_roc
 
 MAIN = "map"
 WORDS = {
@@ -136,7 +137,6 @@ def _average_precisions(has: NDArray[np.bool_], probabilities: Said, weights: We
 
 def _roc_auc(has: NDArray[np.bool_], probabilities: Said) -> float | None:
     """Return the mean area over the labels that some images have and others have not; None without any."""
-    from sklearn.metrics import roc_auc_score
-
-    varied = np.flatnonzero(has.any(axis=0) & ~has.all(axis=0))
-    return float(roc_auc_score(has[:, varied], probabilities[:, varied])) if len(varied) else None
+    varied = np.flatnonzero(has.any(axis=0) & ~has.all(axis=0)).tolist()
+    areas = [area_under_roc(probabilities[:, k], has[:, k]) for k in varied]
+    return float(np.mean(areas)) if areas else None
