@@ -15,6 +15,7 @@ from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.files import consent
+from tl_dist.files.packages import example
 from tl_dist.refusal import ExitCode, Refusal
 
 _OTHERS = {
@@ -66,7 +67,7 @@ def load(
     directory. `choose` returns the values that `recipe: auto` fills in. Without `imports`, no code of other packages is
     imported, and the rules that would need it are left out. The functions of a config that is named `by_user` may run.
     """
-    path = Path(path)
+    path = example(path)
     document = yaml_text.read(path)
     if document.data is None:
         raise _usage(f"{path} is empty.", "start from one of the files in configs/.")

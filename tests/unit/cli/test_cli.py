@@ -434,7 +434,7 @@ def test_without_horovod_there_is_a_word_of_advice(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = said(capsys, "train", "fake.yaml", "--strategy", "horovod", "-n", "2")
     assert code == ExitCode.USAGE
-    assert "Fix: run ./launch/install_horovod, or use strategy=collective, which needs none." in err
+    assert "Fix: run tl-dist install-horovod, or use strategy=collective, which needs none." in err
     assert not Path("runs").exists()
 
 
