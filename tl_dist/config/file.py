@@ -270,26 +270,26 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
     if not config_problems.accepts(Config, path):
         what, fix = config_problems.unknown_key(Config, path)
         raise _usage(f"{origin}: {what}", fix)
-    if config_problems.field_model(Config, path) is not None:
-        raise _usage(f"{origin}: {dotted} is a section.", f"set one of its keys, such as {dotted}.KEY=VALUE.")
+    is_section = config_problems.field_model(Config, path) is not None
+    if is_section and value != "null":
+        raise _usage(f"{origin}: {dotted} is a section.", f"set {dotted}.KEY=VALUE, or {dotted}=null to remove it.")
     if not value:
         raise _usage(f"{origin} has no value.", f"write {dotted}=VALUE ({dotted}=null for none).")
     section = data
     for k, name in enumerate(path[:-1], 1):
-        below = section.get(name)
-        if below is not None and not isinstance(below, dict):
-            if config_problems.field_model(Config, path[:k]) is not None:
-                return  # a mistake in the file, which validation reports
-            below = None  # a word, which a section replaces
-        section[name] = dict(below or {})
+        words = not isinstance(below := section.get(name), dict | None)
+        if words and config_problems.field_model(Config, path[:k]) is not None:
+            return  # a mistake in the file, which validation reports
+        section[name] = {} if words else dict(below or {})
         section = section[name]
     section[path[-1]] = yaml_text.parse(value, origin).data
     where[dotted] = origin
+    if is_section:
+        del section[path[-1]]
     # One duration replaces the other: `steps=20` on the command line shortens a run given in epochs.
-    if dotted in ("epochs", "steps") and section[dotted] is not None:
-        other = "steps" if dotted == "epochs" else "epochs"
-        if not where.get(other, "").startswith("override"):
-            section.pop(other, None)
+    other = {"epochs": "steps", "steps": "epochs"}.get(dotted)
+    if other and section[dotted] is not None and not where.get(other, "").startswith("override"):
+        section.pop(other, None)
 
 
 def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> None:
