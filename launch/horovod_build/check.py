@@ -29,7 +29,7 @@ def boxes(python: Path) -> str:
         quoted = shlex.quote(str(python))
         raise refusal.Refusal(
             f"the Horovod in {python} does not load: {line[:300]}. "
-            f"Fix: {quoted} -m pip uninstall -y horovod, then launch/install_horovod --python {quoted}",
+            f"Fix: {quoted} -m pip uninstall -y horovod, then {refusal.COMMAND} --python {quoted}",
             refusal.CHECK_FAILED,
         )
     return done.stdout.strip()
@@ -39,7 +39,7 @@ def check(python: Path) -> bool:
     """Whether `tl-dist doctor` finds no fault: it sums over two workers by every launcher that the build supports."""
     if not probe(python)["horovod"]:
         raise refusal.Refusal(
-            f"no Horovod in {python}. Fix: launch/install_horovod --python {shlex.quote(str(python))}",
+            f"no Horovod in {python}. Fix: {refusal.COMMAND} --python {shlex.quote(str(python))}",
             refusal.CHECK_FAILED,
         )
     checkout = Path(__file__).resolve().parents[2]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 CHECK_FAILED, USAGE, UNAVAILABLE, INTERNAL, CANNOT_CREATE = 1, 64, 69, 70, 73
+# `tl-dist install-horovod` runs this from the installed package.
+COMMAND = "tl-dist install-horovod" if Path(__file__).parents[2].name == "shipped" else "launch/install_horovod"
 MEANWHILE = "`strategy=mirrored` (one process, no Horovod) works meanwhile"
 
 

@@ -196,7 +196,8 @@ def survey(python: Path, gpu: bool | None) -> Survey:
         raise refusal.Refusal(f"{python} has no pip. Fix: {quoted} -m ensurepip", refusal.USAGE)
     if not facts["tensorflow"] or not facts["tensorflow_dir"]:
         raise refusal.Refusal(
-            f"no TensorFlow in {python}. Fix: {quoted} -m pip install -e '.[cpu]' in the checkout (or [gpu])",
+            f"no TensorFlow in {python}. Fix: {quoted} -m pip install 'tensorflow-cpu==2.21.*' "
+            "(or, for GPUs, 'tensorflow[and-cuda]==2.21.*')",
             refusal.USAGE,
         )
     tensorflow = Path(facts["tensorflow_dir"])

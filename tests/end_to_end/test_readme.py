@@ -33,6 +33,7 @@ PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 # What is not run here: the start of a command, and who runs it or why nobody does.
 ELSEWHERE: Mapping[str, str] = {
     "python3 -m venv": "launch/test has made the environment that runs this",
+    "pip wheel": "tests/end_to_end/test_wheel.py",
     "pip install": "launch/test has installed the checkout; the extras are compared with pyproject.toml below",
     "./launch/quickstart": "5 minutes; tests/end_to_end/test_quickstart.py has its config, tests/unit/setup its script",
     "./launch/test": "runs this",

@@ -15,8 +15,10 @@ from importlib import import_module
 from pathlib import Path
 
 import typer
+from typer import Context
 
 from tl_dist.cli.app import AsJson, app
+from tl_dist.files.packages import shipped
 from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.terminal.console import Console, plain
@@ -49,6 +51,16 @@ def env(as_json: AsJson = False) -> None:
 
     facts = collect()
     print(json.dumps(facts, indent=1) if as_json else printable(as_text(facts), lines=True))
+
+
+@add_command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)
+def install_horovod(ctx: Context) -> None:
+    """Build Horovod for the TensorFlow that is installed here, and install it. --help lists its options."""
+    script = str(shipped("launch/install_horovod"))
+    os.execv(sys.executable, [sys.executable, script, "--python", sys.executable, *ctx.args])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

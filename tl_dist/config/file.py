@@ -15,6 +15,7 @@ from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.files import consent
+from tl_dist.files.packages import example
 from tl_dist.refusal import ExitCode, Refusal
 
 _OTHERS = {
@@ -66,7 +67,7 @@ def load(
     directory. `choose` returns the values that `recipe: auto` fills in. Without `imports`, no code of other packages is
     imported, and the rules that would need it are left out. The functions of a config that is named `by_user` may run.
     """
-    path = Path(path)
+    path = example(path)
     document = yaml_text.read(path)
     if document.data is None:
         raise _usage(f"{path} is empty.", "start from one of the files in configs/.")
@@ -269,26 +270,26 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
     if not config_problems.accepts(Config, path):
         what, fix = config_problems.unknown_key(Config, path)
         raise _usage(f"{origin}: {what}", fix)
-    if config_problems.field_model(Config, path) is not None:
-        raise _usage(f"{origin}: {dotted} is a section.", f"set one of its keys, such as {dotted}.KEY=VALUE.")
+    is_section = config_problems.field_model(Config, path) is not None
+    if is_section and value != "null":
+        raise _usage(f"{origin}: {dotted} is a section.", f"set {dotted}.KEY=VALUE, or {dotted}=null to remove it.")
     if not value:
         raise _usage(f"{origin} has no value.", f"write {dotted}=VALUE ({dotted}=null for none).")
     section = data
     for k, name in enumerate(path[:-1], 1):
-        below = section.get(name)
-        if below is not None and not isinstance(below, dict):
-            if config_problems.field_model(Config, path[:k]) is not None:
-                return  # a mistake in the file, which validation reports
-            below = None  # a word, which a section replaces
-        section[name] = dict(below or {})
+        words = not isinstance(below := section.get(name), dict | None)
+        if words and config_problems.field_model(Config, path[:k]) is not None:
+            return  # a mistake in the file, which validation reports
+        section[name] = {} if words else dict(below or {})
         section = section[name]
     section[path[-1]] = yaml_text.parse(value, origin).data
     where[dotted] = origin
+    if is_section:
+        del section[path[-1]]
     # One duration replaces the other: `steps=20` on the command line shortens a run given in epochs.
-    if dotted in ("epochs", "steps") and section[dotted] is not None:
-        other = "steps" if dotted == "epochs" else "epochs"
-        if not where.get(other, "").startswith("override"):
-            section.pop(other, None)
+    other = {"epochs": "steps", "steps": "epochs"}.get(dotted)
+    if other and section[dotted] is not None and not where.get(other, "").startswith("override"):
+        section.pop(other, None)
 
 
 def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> None:

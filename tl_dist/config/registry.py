@@ -287,9 +287,9 @@ def code_of_others(cfg: Config) -> dict[str, dict[str, str]]:
 
 
 def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:
-    """Return the valid name that a typo most likely means, or None."""
-    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
-    return close[0] if close else None
+    """Return the valid name that a typo or a part most likely means, or None where none is near."""
+    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.75)
+    return next(iter(close or (valid for valid in names if len(name) > 2 and name.lower() in valid)), None)
 
 
 def load(reference: str) -> Any:

@@ -27,6 +27,8 @@ _OF_THE_MACHINE = {
     errno.EACCES: ExitCode.CANNOT_CREATE,
 }
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+OUTPUT = 0o644
+"""mode, less the umask, of a file that the user asked for; not more, because it may lie in a run"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Written:
     sha256: str
 
 
-def write_file(path: Path, pieces: Iterable[Any], *, sync: bool = True) -> Written:
+def write_file(path: Path, pieces: Iterable[Any], *, sync: bool = True, mode: int = 0o600) -> Written:
     """Write a new file from buffers and hash it; with `sync`, it is on the disk when this returns.
 
     Errors of write, fsync and close are raised, and the file is then unusable: after a failed fsync the
@@ -45,7 +47,7 @@ def write_file(path: Path, pieces: Iterable[Any], *, sync: bool = True) -> Writt
     """
     digest = hashlib.sha256()
     size = 0
-    fd = os.open(path, _CREATE, 0o600)
+    fd = os.open(path, _CREATE, mode)
     try:
         for piece in pieces:
             view = memoryview(piece)
@@ -83,10 +85,10 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[int]:
+def replacing(path: Path, *, mode: int = 0o600) -> Iterator[int]:
     """Yield a descriptor of a new file that replaces `path` on success; on an error the old file is kept."""
     temporary = temporary_name(path)
-    fd = os.open(temporary, _CREATE, 0o600)
+    fd = os.open(temporary, _CREATE, mode)
     try:
         try:
             yield fd
@@ -100,14 +102,14 @@ def replacing(path: Path) -> Iterator[int]:
     fsync_directory(path.parent)
 
 
-def write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> None:
+def write_atomically(path: Path, data: bytes, *, exclusive: bool = False, mode: int = 0o600) -> None:
     """Write `data` to `path` so that every reader, even after a crash, finds the old file or the new one.
 
     With `exclusive`, raises FileExistsError if the file exists, even if it was created at the same moment.
     """
     temporary = temporary_name(path)
     try:
-        write_file(temporary, [data])
+        write_file(temporary, [data], mode=mode)
         if exclusive:
             link_exclusively(temporary, path)
         else:
@@ -130,7 +132,7 @@ def copy_into(source: Path, path: Path) -> None:
 def write_output(path: Path, data: bytes, *, option: str) -> None:
     """Write `data` atomically to the file that the user named with `option`; refuses (73) if it cannot be written."""
     try:
-        write_atomically(path, data)
+        write_atomically(path, data, mode=OUTPUT)
     except OSError as error:
         what = f"{path} cannot be written: {reason(error)}."
         raise Refusal(what, fix=f"name another file with {option}.", code=ExitCode.CANNOT_CREATE) from error

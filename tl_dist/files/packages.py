@@ -56,6 +56,20 @@ def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
     raise Refusal(f"{shown} is not installed.", fix=fix, code=ExitCode.USAGE)
 
 
+def shipped(path: str | Path) -> Path:
+    """Return where a file that comes with this package is: in the wheel, else beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "shipped"
+    return (inside if inside.is_dir() else package.parent) / path
+
+
+def example(path: str | Path) -> Path:
+    """Return a path as it is, but that of the shipped file for `configs/NAME` where only that one exists."""
+    path = Path(path)
+    ours = shipped(path)
+    return ours if path.parts[:1] == ("configs",) and not path.exists() and ours.exists() else path
+
+
 def user_cache() -> Path:
     """Return the directory of files that a user's runs share: `$XDG_CACHE_HOME/tl_dist` or `~/.cache/tl_dist`."""
     named = os.environ.get("XDG_CACHE_HOME", "")

@@ -82,7 +82,7 @@ def require_package(cfg: Config) -> None:
     """Refuse (64), before anything starts, a strategy whose package is not installed."""
     package = registry.strategy(cfg.strategy).package
     if package == "horovod" and not has_horovod():
-        fix = "run ./launch/install_horovod, or use strategy=collective, which needs none."
+        fix = "run tl-dist install-horovod, or use strategy=collective, which needs none."
         raise Refusal("Horovod is not installed in this Python environment.", fix=fix, code=ExitCode.USAGE)
 
 

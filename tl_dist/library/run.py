@@ -189,7 +189,7 @@ class Run:
 
         `out` defaults to `report.html` in the run directory, or to `comparison.html` in the working directory for
         several runs; `split` to test. A worker draws `heat_maps` errors; 0 starts none. The page of a tracked run is
-        sent. Raises `Refusal` without predictions, without jinja2, and where `out` is another file.
+        sent. Raises `Refusal` without predictions and where `out` is another file.
         """
         from tl_dist.tools.explain.command import ask
         from tl_dist.tools.report.command import Request, report

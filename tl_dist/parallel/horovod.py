@@ -95,7 +95,7 @@ def _import_horovod() -> Any:
         import horovod.tensorflow as hvd
     except ImportError as error:
         what = f"Horovod cannot be imported ({telling_line(str(error))})."
-        fix = "run ./launch/install_horovod, or use strategy=mirrored."
+        fix = "run tl-dist install-horovod, or use strategy=mirrored."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE) from error
     return hvd
 

@@ -187,7 +187,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_64(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "none.yaml"], "error: none.yaml does not exist. Fix: use 'fake.yaml'."),
+        (["train", "none.yaml"], "error: none.yaml does not exist. Fix: give the path of a YAML file."),
         (
             ["train", "fake.yaml", "optimizer.lr=1"],
             "error: override 'optimizer.lr=1': optimizer.lr is not a key of a config. "
@@ -434,7 +434,7 @@ def test_without_horovod_there_is_a_word_of_advice(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = said(capsys, "train", "fake.yaml", "--strategy", "horovod", "-n", "2")
     assert code == ExitCode.USAGE
-    assert "Fix: run ./launch/install_horovod, or use strategy=collective, which needs none." in err
+    assert "Fix: run tl-dist install-horovod, or use strategy=collective, which needs none." in err
     assert not Path("runs").exists()
 
 

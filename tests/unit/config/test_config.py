@@ -484,7 +484,8 @@ OVERRIDES = {
         "override 'optimizer.lr=1': optimizer.lr is not a key of a config. Fix: write 'optimizer.learning_rate'."
     ),
     "optimizer=sgd": (
-        "override 'optimizer=sgd': optimizer is a section. Fix: set one of its keys, such as optimizer.KEY=VALUE."
+        "override 'optimizer=sgd': optimizer is a section. Fix: set optimizer.KEY=VALUE, or "
+        "optimizer=null to remove it."
     ),
     "seed=": "override 'seed=' has no value. Fix: write seed=VALUE (seed=null for none).",
     "seed=x": (
@@ -733,3 +734,17 @@ def test_what_was_written_about_batch_norm_is_kept() -> None:
     load(
         text.replace("digits", "synthetic").replace("train\n  batch_norm_momentum: 0.9", "inference")
     )  # measures speed
+
+
+def test_null_on_the_command_line_removes_a_section() -> None:
+    text = GOOD + "early_stopping: {patience: 3}\nclassifier: {name: logistic}\n"
+    cfg = load(text, "classifier=null", "early_stopping=null")
+    assert cfg == load(GOOD)
+    with pytest.raises(Refusal, match=r"model is missing\. Fix: add 'model:'"):
+        load(GOOD, "model=null")
+
+
+@pytest.mark.parametrize("key", ["trainer", "resume", "regularization", "data.cache", "model.pretrained"])
+def test_what_is_near_no_key_gets_no_guess(key: str) -> None:
+    with pytest.raises(Refusal, match=r"is not a key of a config\. Fix: use one of "):
+        load(GOOD, f"{key}=1")

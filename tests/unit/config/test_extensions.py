@@ -132,7 +132,7 @@ def test_packages_are_looked_at_once_and_again_when_one_is_installed(
         ),
         (
             "data.options.num=60",
-            "data.options.num is not a key of a config. Fix: use one of num_examples.",
+            "data.options.num is not a key of a config. Fix: write 'data.options.num_examples'.",
         ),
         (
             "data.options.num_examples=few",

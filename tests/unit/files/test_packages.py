@@ -270,7 +270,6 @@ def test_where_locks_do_nothing_the_second_one_to_finish_takes_what_is_there(cac
 
 EXTRAS = {
     "parquet": ("pyarrow",),
-    "report": ("jinja2",),
     "serve": PACKAGES,
     "export": ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),

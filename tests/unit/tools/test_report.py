@@ -357,13 +357,11 @@ def test_a_chart_takes_its_colours_from_the_page_and_its_names_as_they_are() -> 
     assert names[0] and not names[0] & names[1]
 
 
-def test_a_missing_jinja2_is_named_and_no_framework_is_imported(tmp_path: Path) -> None:
+def test_no_framework_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules['jinja2'] = sys.modules['markupsafe'] = None\n"
-        "from tl_dist.cli.main import main; code = main(sys.argv[1:])\n"
+        "import sys; from tl_dist.cli.main import main; code = main(sys.argv[1:])\n"
         "print({'tensorflow', 'keras', 'horovod'} & sys.modules.keys()); sys.exit(code)"
     )
     command = [sys.executable, "-P", "-c", code, "report", str(kept(tmp_path).path), "--heat-maps", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == ExitCode.USAGE and done.stdout.strip() == "set()"
-    assert "needs jinja2" in done.stderr and "Fix: pip install 'jinja2>=" in done.stderr
+    assert done.returncode == ExitCode.DONE and done.stdout.endswith("set()\n"), done.stderr

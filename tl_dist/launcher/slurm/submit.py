@@ -1,7 +1,6 @@
 """Turn a config into a run directory and a Slurm job: `tl-dist submit`. `driver` is what runs inside the job.
 
-The batch script is the template slurm/train.sbatch with its holes filled: beside the package in a checkout (and so in
-an editable install), else among the data files of the installed distribution (share/tl_dist/slurm).
+The batch script is the template slurm/train.sbatch, of the checkout or the wheel, with its holes filled.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from tl_dist.config import Config, registry
 from tl_dist.files.atomic import write_atomically
+from tl_dist.files.packages import shipped
 from tl_dist.launcher.command import has_horovod, of_processes, require_package, worker_argv
 from tl_dist.launcher.slurm.driver import srun_command
 from tl_dist.launcher.train import Request, headline, open_run, prepare, with_trained_source
@@ -158,7 +157,7 @@ def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executabl
         "driver": shlex.join(driver),
         "interface": shlex.quote(options.interface or ""),
     }
-    return fill(template_text(), options.model_dump() | named)
+    return fill(shipped(TEMPLATE).read_text(), options.model_dump() | named)
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
@@ -170,17 +169,6 @@ def fill(template: str, values: Mapping[str, object]) -> str:
         words = value if isinstance(value, tuple) else () if value is None else (value,)
         lines.extend(line.replace(hole[0], str(word)) if hole else line for word in words)
     return "\n".join(lines) + "\n"
-
-
-def template_text() -> str:
-    """Read the template of this checkout, or of this installation."""
-    beside_package = Path(__file__).parents[3] / TEMPLATE
-    installed = Path(sysconfig.get_path("data"), "share", "tl_dist", TEMPLATE)
-    for path in (beside_package, installed):
-        if path.is_file():
-            return path.read_text()
-    what = f"the batch template is neither {beside_package} nor {installed}."
-    raise Refusal(what, fix="run from a checkout, or install the package again.", code=ExitCode.INTERNAL)
 
 
 def commands_of(options: SubmitOptions, run_dir: Path) -> list[str]:

@@ -14,7 +14,7 @@ from tl_dist.config import file as config_file
 from tl_dist.datasets import Splits
 from tl_dist.datasets.curation.layout import recognise
 from tl_dist.datasets.division import open_splits
-from tl_dist.files.atomic import write_atomically
+from tl_dist.files.atomic import OUTPUT, write_atomically
 from tl_dist.launcher.command import visible_gpus
 from tl_dist.models.weights.sources import KERAS_HOST, PYPI_WEIGHTS
 from tl_dist.refusal import ExitCode, Refusal
@@ -80,7 +80,7 @@ def init(path: Path, out: Path | None, say: Callable[[str], None], machine: Mach
             raise Refusal(what, fix=fix, code=code) from None
     content = _text(data, splits, target, manifest if divided else None, machine)
     try:
-        write_atomically(target, content.encode(), exclusive=True)
+        write_atomically(target, content.encode(), exclusive=True, mode=OUTPUT)
     except FileExistsError:
         raise _is_there(target) from None
     backbone, _, where = _network(machine)

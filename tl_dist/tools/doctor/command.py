@@ -99,7 +99,7 @@ def _of_frameworks(answers: Sequence[dict[str, Any]], problem: str) -> Iterator[
     yield Finding(f"TensorFlow {framework['tensorflow']}, Keras {framework['keras']}: {devices}", True)
     yield Finding("TensorFlow's own collectives (strategy=collective)", True)
     yield sum_over_two_workers("collective", gpus=gpus)
-    install = "./launch/install_horovod"
+    install = "tl-dist install-horovod"
     if len(answers) == 1:
         absent = "No module named 'horovod'" in problem
         what = "Horovod is not installed." if absent else f"Horovod cannot be imported: {problem}."
@@ -209,7 +209,7 @@ def _judged(strategy: str, results: object, gpus: int, began: float, by: str = "
 
 def _failed(strategy: str, why: str) -> Finding:
     fix = {
-        "horovod": "run ./launch/install_horovod again; strategy=collective works without Horovod.",
+        "horovod": "run tl-dist install-horovod again; strategy=collective works without Horovod.",
         "collective": "use strategy=horovod; strategy=mirrored has several devices in one process.",
     }[strategy]
     return Finding(f"a sum over 2 workers failed: {why}.", False, fix, 1)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from tl_dist.files import limits
-from tl_dist.files.atomic import reason, replacing
+from tl_dist.files.atomic import OUTPUT, reason, replacing
 from tl_dist.files.foreign import refuse_other
 from tl_dist.files.packages import require
 from tl_dist.refusal import ExitCode, Refusal
@@ -101,7 +101,7 @@ def written(path: Path, columns: Sequence[str]) -> Iterator[Write]:
     refuse_other(path, ours, what="a file of predictions", option="--out")
     with ExitStack() as stack:
         with _naming(path):
-            fd = stack.enter_context(replacing(path))
+            fd = stack.enter_context(replacing(path, mode=OUTPUT))
             file = stack.enter_context(os.fdopen(fd, "wb", closefd=False))
             write = stack.enter_context(_FORMATS[suffix](file, columns))
 

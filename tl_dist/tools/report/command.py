@@ -8,7 +8,6 @@ from tl_dist import tasks
 from tl_dist.datasets import Splits
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other
-from tl_dist.files.packages import require
 from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.records import flattered
@@ -38,7 +37,6 @@ def report(request: Request, say: Callable[[str], None]) -> Path:
 
     Refuses (73) to replace a file that is not a report. The run directory alone is enough for a page without pictures.
     """
-    require(("jinja2",), extra="report", what="a report")
     first, *others = request.runs
     out = request.out or (Path("comparison.html") if others else first / "report.html")
     refuse_other(out, lambda file: MARK in file.read(256), what="a report", option="--out")
