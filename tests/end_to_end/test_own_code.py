@@ -219,11 +219,15 @@ def test_all_together_with_data_from_python_is_killed_and_changes_no_bit(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("loss.name=mine.py:hangs", "while trying loss 'mine.py:hangs'"),
-        ("data.augment=[mine.py:hangs]", "while compiling stage 1, with 'mine.py:hangs'"),
-        ("evaluation.metrics.f2=mine.py:hangs", "the figures of validation, with 'mine.py:right' and 'mine.py:hangs'"),
+        pytest.param("loss.name=mine.py:hangs", "while trying loss 'mine.py:hangs'", marks=pytest.mark.full, id="loss"),
+        pytest.param("data.augment=[mine.py:hangs]", "while compiling stage 1, with 'mine.py:hangs'", id="augment"),
+        pytest.param(
+            "evaluation.metrics.f2=mine.py:hangs",
+            "the figures of validation, with 'mine.py:right' and 'mine.py:hangs'",
+            marks=pytest.mark.full,
+            id="metric",
+        ),
     ],
-    ids=["loss", "augment", "metric"],
 )
 def test_what_hangs_is_ended_by_its_name(workspace: Workspace, setting: str, said: str) -> None:
     patience = [f"safety.{key}_s=20" for key in ("first_step", "hang", "alone")]
