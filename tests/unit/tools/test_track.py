@@ -132,7 +132,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
     with mlflow_server() as made:
         password = f"http://me:{PASSWORD}@"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", made.address.replace("http://", password))
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         yield made
 
@@ -186,7 +186,10 @@ def test_whichever_answer_is_lost_nothing_is_there_twice(run: RunDir, server: Ml
     assert len(refused) >= 7
 
 
-def test_a_server_that_hangs_or_is_gone_is_one_line(run: RunDir, server: MlflowServer) -> None:
+def test_a_server_that_hangs_or_is_gone_is_one_line(
+    run: RunDir, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     server.hangs = True
     with pytest.raises(Refusal, match="MLflow has not taken all of digits") as refused:
         track.sync(run, ["mlflow"])
@@ -194,6 +197,7 @@ def test_a_server_that_hangs_or_is_gone_is_one_line(run: RunDir, server: MlflowS
     assert str(refused.value).endswith(f"tl-dist sync {run.path}.")
     server.hangs = False
     server.released.set()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     track.sync(run, ["mlflow"])
     assert is_there(in_server(server), run)
     for path in run.path.rglob("*"):
