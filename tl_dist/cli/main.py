@@ -15,10 +15,8 @@ from importlib import import_module
 from pathlib import Path
 
 import typer
-from typer import Context
 
 from tl_dist.cli.app import AsJson, app
-from tl_dist.files.packages import shipped
 from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.terminal.console import Console, plain
@@ -57,8 +55,10 @@ def env(as_json: AsJson = False) -> None:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     add_help_option=False,
 )
-def install_horovod(ctx: Context) -> None:
+def install_horovod(ctx: typer.Context) -> None:
     """Build Horovod for the TensorFlow that is installed here, and install it. --help lists its options."""
+    from tl_dist.files.packages import shipped
+
     script = str(shipped("launch/install_horovod"))
     os.execv(sys.executable, [sys.executable, script, "--python", sys.executable, *ctx.args])
 

@@ -140,20 +140,20 @@ def _text(data: bytes, place: tuple[int, int] | None) -> bytes:
 
 def _integer(data: bytes, begin: int, end: int) -> int:
     """Return the only number of an Int64List, packed or not."""
-    numbers = _integers(data, begin, end)
-    if len(numbers) != 1:
-        raise ValueError("it has more than one label" if numbers else "its label is empty")
+    numbers = _integers(data, begin, end, most=1)
+    if not numbers:
+        raise ValueError("its label is empty")
     return numbers[0]
 
 
-def _integers(data: bytes, begin: int, end: int) -> list[int]:
-    """Return the numbers of an Int64List, packed or not; none of an empty list of any kind."""
+def _integers(data: bytes, begin: int, end: int, *, most: int | None = None) -> list[int]:
+    """Return the numbers of an Int64List, packed or not; none of an empty list of any kind. Refuse more than `most`."""
     if end - begin == 2 and not data[begin + 1]:
         return []
     if begin < end and data[begin] != 0x1A:
         raise ValueError("its label is no integer")
     position, stop = _field(data, begin, end, 0x1A) if begin < end else (end, end)
-    numbers = []
+    numbers = list[int]()
     while position < stop:
         if data[position] == 0x0A:
             position, last = _field(data, position, stop, 0x0A)
@@ -162,6 +162,8 @@ def _integers(data: bytes, begin: int, end: int) -> list[int]:
         else:
             raise ValueError("its label is no integer")
         while position < last:
+            if len(numbers) == most:
+                raise ValueError("it has more than one label")
             value, position = _varint(data, position)
             numbers.append(value - (1 << 64) if value >> 63 else value)
     return numbers

@@ -23,19 +23,22 @@ def grant(files: Iterable[Path]) -> None:
 
 def is_granted(file: Path) -> bool:
     """Return whether a file with this content may run."""
-    digest = _digest(file)
-    return digest in _TRUSTED or _mark(digest).exists()
+    return _may_run(_digest(file))
 
 
 def for_workers(files: Iterable[Path]) -> dict[str, str]:
     """Return the variable that lets workers run the files that may run here; none if there are none."""
-    digests = {_digest(file) for file in files if file.is_file() and is_granted(file)}
-    return {TRUSTED: ",".join(sorted(digests))} if digests else {}
+    digests = [*filter(_may_run, sorted(map(_digest, filter(Path.is_file, files))))]
+    return {TRUSTED: ",".join(digests)} if digests else {}
 
 
 def of_launcher(environment: Mapping[str, str]) -> None:
     """Let files run in this process that its launcher said may run."""
     _TRUSTED.update(filter(None, environment.get(TRUSTED, "").split(",")))
+
+
+def _may_run(digest: str) -> bool:
+    return digest in _TRUSTED or _mark(digest).exists()
 
 
 def _digest(file: Path) -> str:

@@ -184,11 +184,17 @@ def _pickled(given: Any, what: str) -> bytes:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
-def _sources(value: Any, name: str, seen: dict[int, Any]) -> list[str]:
-    """Return what identifies an object and all that it uses: the source of functions and classes, or the value."""
+def _sources(value: Any, name: str, seen: dict[int, tuple[str, Any]]) -> list[str]:
+    """Return what identifies an object and all that it uses: the source of functions and classes, or the value.
+
+    What was described under another name is referred to by it: `seen` has that name, and the object, which so keeps
+    its id.
+    """
+    if _is_plain(value) or (isinstance(value, list | tuple) and all(map(_is_plain, value))):
+        return [f"{name} = {value!r}"]
     if id(value) in seen:
-        return []
-    seen[id(value)] = value  # kept alive, so that no other object gets its id
+        return [f"{name} = {seen[id(value)][0]}"]
+    seen[id(value)] = name, value
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     own = module is not None and _is_local(module)
     parts: Mapping[str, Any] = {}
@@ -224,13 +230,20 @@ def _sources(value: Any, name: str, seen: dict[int, Any]) -> list[str]:
         return [f"{name} = {type(value).__qualname__}", *_sources_of({"class": type(value), **vars(value)}, seen)]
     if isinstance(value, Mapping):
         return [f"{name} = mapping", *_sources_of({repr(key): item for key, item in value.items()}, seen)]
-    if isinstance(value, list | tuple) and not all(isinstance(item, str | int | float) for item in value):
+    if isinstance(value, list | tuple):
         return [f"{name} = sequence", *_sources_of({f"{k:09}": item for k, item in enumerate(value)}, seen)]
+    if isinstance(value, set | frozenset):
+        return [f"{name} = set {sorted(map(repr, value))}"]
     text = repr(value)
     return [f"{name} = {type(value).__qualname__ if ' at 0x' in text else text}"]
 
 
-def _sources_of(parts: Mapping[str, Any], seen: dict[int, Any]) -> list[str]:
+def _is_plain(value: Any) -> bool:
+    """Return whether the text of a value says all of it; it is chance whether two equal ones are one object."""
+    return isinstance(value, str | bytes | int | float | None)
+
+
+def _sources_of(parts: Mapping[str, Any], seen: dict[int, tuple[str, Any]]) -> list[str]:
     return [text for key in sorted(parts) for text in _sources(parts[key], key, seen)]
 
 

@@ -76,7 +76,7 @@ def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Grou
     recalls = right[true > 0] / true[true > 0]
     f1 = 2 * right / np.maximum(true + guesses, 1)
     return {
-        "accuracy": len(labels[hits]) / len(labels),
+        "accuracy": int(hits.sum()) / len(labels),
         "interval": clusters.interval(hits, of := clusters.numbers(groups)),
         **({} if of is None else clusters.by_design_effect(of)),
         **({"top5": float((num_above < 5).mean()) if finite else None} if many else {}),

@@ -67,10 +67,19 @@ def finder(
     """
 
     def find(source: Source, *, augmentations: Sequence[str], split: str) -> FeatureSet:
-        root = setup.run.path.parent / "features"
-        places = source, prefix, augmentations, root, split, setup.parallel
+        todo = extraction.Extraction(
+            source,
+            prefix=prefix,
+            augmentations=augmentations,
+            root=setup.run.path.parent / "features",
+            split=split,
+            parallel=setup.parallel,
+            stop_requested=stop_requested,
+            say=say,
+            threads=setup.threads,
+        )
         try:
-            features = extraction.Extraction(*places, stop_requested, say, setup.threads).features()
+            features = todo.features()
         except Stopped:
             raise StopRequested from None
         if setup.is_first:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,18 @@ def test_examples_are_parsed_whatever_the_order_and_form_of_their_features() -> 
 def test_an_example_without_image_or_label_is_named(record: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse(example_of(record))
+
+
+def test_a_record_of_a_million_labels_is_refused_at_the_second() -> None:
+    data = example_of({"image/encoded": b"i", "image/class/label": [1] * 1_000_000})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than one label"):
+            parse(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
 
 
 def test_parsing_any_bytes_ends_in_a_value_or_a_value_error() -> None:

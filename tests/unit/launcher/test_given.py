@@ -1,5 +1,8 @@
 """An object from Python is the same where what it computes is the same, however it was made, and another where not."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,9 @@ PAIRS = {
     "a table": lambda k: looks_up({"exponents": table_of(k)}),
     "an array of a list": lambda k: looks_up([1.0, table_of(k)]),
     "a class of a prompt": lambda k: class_with(k)().call,
+    "a list that repeats": lambda k: looks_up([(one := table_of(2.0)), (two := table_of(3.0)), one if k > 2 else two]),
+    "a list that begins alike": lambda k: looks_up([None, True, None][: int(k)]),
+    "a set": lambda k: looks_up({"squared", f"to the power of {k}", "halved"}),
     "an inherited method": lambda k: type("Heir", (class_with(k),), {})().call,
     "a loss of Keras": lambda k: looks_up({"loss": class_with(k, keras.losses.Loss)()}),
     "of a prompt": lambda k: typed(f"lambda targets, outputs: abs(targets - outputs) ** {k}"),
@@ -76,6 +82,16 @@ def test_what_computes_something_else_has_another_name(
     first, again, other = (given._name_of(PAIRS[kind](k), "loss") for k in (2.0, 2.0, 3.0))
     assert first == again != other
     assert Path(first.rpartition(":")[0]).name == "loss.function"
+
+
+def test_a_set_has_one_name_whatever_its_order() -> None:
+    """Which hashes of strings, and so each process, decide."""
+    code = "from tl_dist.launcher import given; print(given._sources({'a', 'b', 'c', 'd', 'e'}, 'x', {}))"
+    names = {
+        subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2", "3")
+    }
+    assert len(names) == 1
 
 
 def test_a_project_whose_name_begins_like_ours_is_the_users(tmp_path: Path) -> None:

@@ -67,9 +67,20 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
     shape = own.model.input_shape
-    size, answer = int(shape[1]), compiled(predict, shape)
-    about = run.name, own.checkpoint.step, own.class_names, size, answer, decoder(size, cfg.data.square)
-    return _checked(Served(*about, temperature is not None, own.decision, tasks.of(cfg)))
+    size = int(shape[1])
+    return _checked(
+        Served(
+            name=run.name,
+            version=own.checkpoint.step,
+            class_names=own.class_names,
+            image_size=size,
+            predict=compiled(predict, shape),
+            decode=decoder(size, cfg.data.square),
+            calibrated=temperature is not None,
+            decision=own.decision,
+            task=tasks.of(cfg),
+        )
+    )
 
 
 def of_export(directory: Path, *, cores: int) -> Served:
