@@ -1,4 +1,4 @@
-"""What predictions are written to was named, is this user's alone, and is no file of others; no name is obeyed."""
+"""What predictions are written to was named and is no file of others; sorted images are private; no name is obeyed."""
 
 import os
 from contextlib import suppress
@@ -80,11 +80,16 @@ OTHERS = {
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in OURS for text in OURS[kind]])
 def test_a_file_of_predictions_is_replaced(tmp_path: Path, kind: str, text: str) -> None:
+    """The umask says who may read the file, since the user asked for it."""
     file = tmp_path / f"p.{kind}"
     file.write_text(text)
-    with written(file, columns(1)) as write:
-        write([Row("a", ["b"], [np.float32(0.5)])])
-    assert file.read_text().count("b") and file.stat().st_mode & 0o777 == 0o600
+    before = os.umask(0o027)
+    try:
+        with written(file, columns(1)) as write:
+            write([Row("a", ["b"], [np.float32(0.5)])])
+    finally:
+        os.umask(before)
+    assert file.read_text().count("b") and file.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in OTHERS for text in OTHERS[kind]])
